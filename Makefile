@@ -1,0 +1,43 @@
+# Needs Python >= 3.11 with venv and pip, nothing else. PYTHON=python3.12 takes another one;
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu fetches the small CPU build of torch.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_INDEX ?=
+
+.PHONY: demo test check bench notebooks clean
+
+demo: $(VENV)/.demo
+	$(BIN)/inat demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest --cov=inat --cov-report=term
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_floors.py
+
+# Speed against the named peers, in one run; takes some 15 minutes.
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/benchmarks/ -s --override-ini=addopts=
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python tests/run_notebooks.py
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet torch torchvision --index-url $(TORCH_INDEX))
+	touch $@
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/.torch
+	$(BIN)/pip install --quiet --editable ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.torch
+	$(BIN)/pip install --quiet --editable ".[demo,dev]"
+	touch $@ $(VENV)/.demo

@@ -1,0 +1,75 @@
+"""inat: from a folder of labelled species photos to a scored Kaggle submission."""
+
+from typing import TYPE_CHECKING
+
+from inat.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from inat.adjusting import adjust
+    from inat.config import Config, read_config
+    from inat.data.annotations import Split, load_split
+    from inat.data.loader import build_loader, to_device
+    from inat.demo import demo
+    from inat.errors import FaultsFound, InatError, InputError, WorldError
+    from inat.evaluation.evaluate import Evaluation, evaluate
+    from inat.prediction.predict import predict, predict_photos
+    from inat.prediction_file import PredictionFile, read_prediction
+    from inat.run_folder import Run, open_run
+    from inat.training.loop import dry_run, train
+
+__all__ = [
+    "Config",
+    "Evaluation",
+    "FaultsFound",
+    "InatError",
+    "InputError",
+    "PredictionFile",
+    "Run",
+    "Split",
+    "WorldError",
+    "adjust",
+    "build_loader",
+    "demo",
+    "dry_run",
+    "evaluate",
+    "load_split",
+    "open_run",
+    "predict",
+    "predict_photos",
+    "read_config",
+    "read_prediction",
+    "to_device",
+    "train",
+]
+
+_find = lazy_names(
+    __name__,
+    {
+        "Config": "inat.config",
+        "Evaluation": "inat.evaluation.evaluate",
+        "FaultsFound": "inat.errors",
+        "InatError": "inat.errors",
+        "InputError": "inat.errors",
+        "PredictionFile": "inat.prediction_file",
+        "Run": "inat.run_folder",
+        "Split": "inat.data.annotations",
+        "WorldError": "inat.errors",
+        "adjust": "inat.adjusting",
+        "build_loader": "inat.data.loader",
+        "demo": "inat.demo",
+        "dry_run": "inat.training.loop",
+        "evaluate": "inat.evaluation.evaluate",
+        "load_split": "inat.data.annotations",
+        "open_run": "inat.run_folder",
+        "predict": "inat.prediction.predict",
+        "predict_photos": "inat.prediction.predict",
+        "read_config": "inat.config",
+        "read_prediction": "inat.prediction_file",
+        "to_device": "inat.data.loader",
+        "train": "inat.training.loop",
+    },
+)
+
+
+def __getattr__(name: str) -> object:
+    return _find(name)

@@ -1,0 +1,498 @@
+"""The command line: one verb, one function that parses, calls and prints.
+
+Nothing heavy is imported here: a verb imports what it calls, so that --help answers at once.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.argument import ArgumentCollection, update_argument_collection
+
+from inat.config import Config, check_keys, one_line, read_yaml
+from inat.errors import InatError, InputError
+
+CheckpointName = Literal["last", "best"]
+Weights = Literal["auto", "ema", "raw"]
+
+app = App(
+    name="inat",
+    help="Fine-grained species classification: from long-tailed photos to a scored Kaggle "
+    "submission.",
+    version_flags=["--version"],
+)
+data = App(name="data", help="Make, import and look at data sets.")
+submission = App(name="submission", help="Write, check and score Kaggle's submission files.")
+app.command(data)
+app.command(submission)
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), seed: int = 0) -> None:
+    """The whole road in five minutes: a synthetic world, two models, a scored submission.
+
+    From Python: inat.demo.
+
+    Parameters
+    ----------
+    out
+        Folder for the world and the runs.
+    seed
+        Seed of the world and of the trainings.
+    """
+    from inat.demo import demo as run_demo
+
+    for line in run_demo(out, seed=seed).lines():
+        print(line)
+
+
+@data.command
+def synth(
+    *,
+    out: Path,
+    profile: Literal["tiny", "small", "inat2018"] = "small",
+    seed: int = 0,
+    photos: int | None = None,
+    workers: int | None = None,
+) -> None:
+    """Write a synthetic species world with known truth, in the iNat layout.
+
+    From Python: inat.data.synth.
+
+    Parameters
+    ----------
+    out
+        Folder of the world.
+    profile
+        tiny (36 species, 256 px), small (64 species, 800 px), inat2018 (8,142 species, the real
+        competition's shape).
+    seed
+        Seed of everything in it.
+    photos
+        Photo files that the rows of inat2018 share; unset: 2,000.
+    workers
+        Processes that draw; 0 draws in this one; unset: one a processor.
+    """
+    from inat.data.synthetic import synth as make_world
+
+    world = make_world(out, profile=profile, seed=seed, photos=photos, workers=workers)
+    print(
+        f"{world.root}: {world.n_species:,} species, {world.n_train:,} train, "
+        f"{world.n_val:,} val, {world.n_test:,} test, {world.n_photo_files:,} photo files"
+    )
+
+
+@data.command(name="import")
+def import_(
+    *,
+    train: Path,
+    out: Path,
+    test: Path | None = None,
+    val_share: float = 0.1,
+    imbalance_factor: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Turn folders of photos, one a species, into a data set in the iNat layout.
+
+    From Python: inat.data.import_folders.
+
+    Parameters
+    ----------
+    train
+        Folder with one folder of photos a species.
+    out
+        Folder of the new data set.
+    test
+        Folder of test photos, or of species' folders; labels then go to solution.csv.
+    val_share
+        Share of each species' photos that becomes val; 0 makes none.
+    imbalance_factor
+        Thin the species out exponentially, until the first has so many times the photos of the
+        last; unset keeps all.
+    seed
+        Seed of the val share and of the thinning.
+    """
+    from inat.data.importing import import_folders
+
+    made = import_folders(
+        train, out, test=test, val_share=val_share, imbalance_factor=imbalance_factor, seed=seed
+    )
+    print(
+        f"{made.root}: {made.n_species:,} species, {made.n_train:,} train, {made.n_val:,} val, "
+        f"{made.n_test:,} test"
+    )
+
+
+@data.command
+def describe(
+    root: Path, *, plot: Path | None = None, competition: str = "inaturalist-2018"
+) -> None:
+    """Print the tail profile of a data set and draw it to a PNG.
+
+    From Python: inat.data.describe.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set.
+    plot
+        The PNG; unset: tail_profile.png in this folder.
+    competition
+        Kaggle name; it decides the names of the annotation files.
+    """
+    from inat.data.describe import describe as look
+    from inat.data.describe import draw_profile
+
+    profile = look(root, competition=competition)
+    for line in profile.lines():
+        print(line)
+    plot = plot or Path("tail_profile.png")
+    draw_profile(profile, plot)
+    print(f"drawn             {plot}")
+
+
+@app.command
+def train(
+    config: Path,
+    *,
+    run: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    settings: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
+) -> None:
+    """Train what a config says, and leave a run folder.
+
+    Every field of the config is a flag below; a flag overrules the file. From Python:
+    inat.train.
+
+    Parameters
+    ----------
+    config
+        A YAML file (configs/...).
+    run
+        The run folder; unset: runs/ and the config file's name.
+    resume
+        Go on from the last whole epoch.
+    overwrite
+        Throw away the run that is there.
+    dry_run
+        Print the plan, run one batch, print the peak memory, and stop.
+    """
+    from inat import training
+
+    if dry_run:
+        for line in training.dry_run(settings):
+            print(line)
+        return
+    trained = training.train(
+        settings, run or Path("runs") / config.stem, resume=resume, overwrite=overwrite
+    )
+    print(f"{trained.path}: trained; next: inat predict {trained.path} --split test")
+
+
+@app.command
+def predict(
+    run: Path,
+    *,
+    split: str = "test",
+    photos: Path | None = None,
+    checkpoint: CheckpointName = "last",
+    weights: Weights = "auto",
+    name: str | None = None,
+    root: Annotated[Path | None, Parameter(name="--data.root")] = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Predict a split into RUN/predictions/NAME, or print the likeliest species of photos.
+
+    From Python: inat.predict, inat.predict_photos.
+
+    Parameters
+    ----------
+    run
+        A folder that inat train made.
+    split
+        test, val, train, holdout or fold:i/K.
+    photos
+        A folder of photos: print the three likeliest species of each instead.
+    checkpoint
+        last, or best on the held-out part of train.
+    weights
+        ema (moving average) or raw; auto: ema where the run kept one.
+    name
+        Name of the prediction; unset: the split's.
+    root
+        Folder of the data set, where it is another than the run's.
+    batch_size
+        Photos a forward pass; unset: twice the run's.
+    workers
+        Threads or processes that read photos; unset: the run's.
+    overwrite
+        Replace a prediction of that name that was made with other settings.
+    """
+    from inat.prediction.predict import predict as predict_split
+    from inat.prediction.predict import predict_photos
+
+    if photos is not None:
+        guesses, unreadable = predict_photos(run, photos, checkpoint=checkpoint, weights=weights)
+        for guess in guesses:
+            likely = zip(guess.names, guess.probabilities, strict=True)
+            print(f"{guess.path}: " + ", ".join(f"{who} {share:.1%}" for who, share in likely))
+        for event in unreadable:
+            print(f"not read: {event}", file=sys.stderr)
+        return
+    made = predict_split(
+        run,
+        split,
+        checkpoint=checkpoint,
+        weights=weights,
+        name=name,
+        root=root,
+        batch_size=batch_size,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+    for event in made.meta["bad_photos"]:
+        print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
+
+
+@app.command
+def adjust(
+    prediction: Path,
+    *,
+    out: Path,
+    tau: float | None = None,
+    target: str | None = None,
+    from_prior: str | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Move a prediction's logits to another class prior (post-hoc logit adjustment).
+
+    From Python: inat.adjust.
+
+    Parameters
+    ----------
+    prediction
+        A prediction file.
+    out
+        The new prediction file.
+    tau
+        Subtract tau log(prior); 1 takes the whole prior off.
+    target
+        uniform, or a CSV category_id,prior: the prior to move to.
+    from_prior
+        uniform, counts, or a CSV: what the logits carry, where the file does not know.
+    overwrite
+        Replace what stands at --out.
+    """
+    from inat.adjusting import adjust as move_prior
+
+    made, notes = move_prior(
+        prediction, out, tau=tau, target=target, from_prior=from_prior, overwrite=overwrite
+    )
+    for note in notes:
+        print(note)
+    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+
+
+@app.command
+def evaluate(
+    prediction: Path,
+    *predictions: Path,
+    solution: Path | None = None,
+    band_edges: tuple[int, int] = (20, 100),
+    chosen_here: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+) -> None:
+    """Print and save accuracy, top-3 error and shot bands of predictions.
+
+    From Python: inat.evaluate.
+
+    Parameters
+    ----------
+    prediction
+        A prediction file.
+    predictions
+        More of them; each is a row of the table.
+    solution
+        The organisers' CSV id,expected,usage, where the prediction knows no labels.
+    band_edges
+        few has fewer training photos than the first, many has more than the second.
+    chosen_here
+        Evaluate even on photos on which something was chosen.
+    out
+        Folder for metrics.json and per_class.csv; unset: evaluation/ in each prediction.
+    """
+    from inat.evaluation.evaluate import evaluate as score_prediction
+    from inat.evaluation.table import evaluation_table, print_table
+
+    paths = [prediction, *predictions]
+    if out is not None and len(paths) > 1:
+        raise InputError("--out takes one prediction; without it each has its own evaluation/")
+    results = [
+        score_prediction(path, solution=solution, band_edges=band_edges, chosen_here=chosen_here)
+        for path in paths
+    ]
+    print_table(evaluation_table({str(result.prediction): result for result in results}))
+    for result in results:
+        folder = out or result.prediction / "evaluation"
+        result.save(folder)
+        for note in result.notes:
+            print(f"note: {result.prediction}: {note}")
+        print(f"saved {folder / 'metrics.json'}, {folder / 'per_class.csv'}")
+
+
+@submission.command
+def write(
+    prediction: Path,
+    *,
+    out: Path,
+    competition: str | None = None,
+) -> None:
+    """Write a prediction as the competition's CSV.
+
+    From Python: inat.submission.write.
+
+    Parameters
+    ----------
+    prediction
+        A prediction file of the test split.
+    out
+        The CSV file; one that is there is replaced.
+    competition
+        Kaggle name; unset: the prediction's own.
+    """
+    from inat.submission import write as write_csv
+
+    print(f"wrote {write_csv(prediction, out, competition=competition)}")
+
+
+@submission.command
+def check(
+    csv: Path,
+    *,
+    root: Annotated[Path, Parameter(name="--data.root")],
+    competition: str = "inaturalist-2018",
+) -> None:
+    """Refuse what Kaggle would refuse or silently score wrongly.
+
+    From Python: inat.submission.check.
+
+    Parameters
+    ----------
+    csv
+        The submission.
+    root
+        Folder of the data set, for its test photos and categories.
+    competition
+        Kaggle name.
+    """
+    from inat.submission import check as check_csv
+
+    print(f"{csv}: {check_csv(csv, root, competition=competition):,} rows, nothing wrong")
+
+
+@submission.command
+def score(csv: Path, *, solution: Path, competition: str = "inaturalist-2018") -> None:
+    """Score a submission as Kaggle does, public and private.
+
+    From Python: inat.submission.score.
+
+    Parameters
+    ----------
+    csv
+        The submission.
+    solution
+        The organisers' CSV id,expected,usage.
+    competition
+        Kaggle name.
+    """
+    from inat.competitions import find_competition
+    from inat.submission import score as score_csv
+
+    result = score_csv(csv, solution, competition=competition)
+    k = find_competition(competition).n_guesses
+    for usage, error in (("public", result.public), ("private", result.private)):
+        print(f"{usage} top-{k} error  {'–' if error is None else f'{error:.5f}'}")
+
+
+@dataclass
+class YamlSource:
+    """Feeds the YAML of `inat train CONFIG` to the parser, below the flags.
+
+    Attributes:
+        path: the file, once it was seen.
+    """
+
+    path: Path | None = None
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Called by cyclopts between the parsing of the tokens and their conversion."""
+        if commands != ("train",):
+            return
+        tokens = next(a.tokens for a in arguments if a.field_info.name == "config")
+        if not tokens:
+            return
+        self.path = Path(tokens[0].value)
+        tree = read_yaml(self.path)
+        check_keys(tree, str(self.path))
+        # Not by cyclopts.config.Dict: it leaves out keys that are also verbs, so that the
+        # config's section `data` would be ignored because there is an `inat data`.
+        update_argument_collection(
+            tree,
+            str(self.path),
+            arguments,
+            app.app_stack.stack[-1],
+            root_keys=(),
+            allow_unknown=False,
+        )
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Runs one command line; gives the exit status: 0, 1 (the world, faults found) or 2 (input)."""
+    words = list(sys.argv[1:] if tokens is None else tokens)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _run(words)
+    except InatError as error:
+        return _told(str(error), error.exit_status, debug=debug)
+    except KeyboardInterrupt:
+        return _told("interrupted", 130, debug=debug)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _told(f"{place}{error.strerror or error}", 1, debug=debug)
+    except Exception as error:
+        text = (
+            f"{type(error).__name__}: {one_line(error)} (a fault of the kit; --debug shows where)"
+        )
+        return _told(text, 1, debug=debug)
+
+
+def _run(words: list[str]) -> int:
+    source = YamlSource()
+    app.config = (source,)
+    try:
+        command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        raise InputError(one_line(error)) from None
+    except InputError as error:
+        # An error between two fields does not know the file that they came from.
+        known = source.path is None or str(error).startswith(str(source.path))
+        raise InputError(str(error) if known else f"{source.path}: {error}") from None
+    result: Any = command(*bound.args, **bound.kwargs)
+    return result if isinstance(result, int) else 0
+
+
+def _told(text: str, status: int, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"inat: {one_line(text)}", file=sys.stderr)
+    return status

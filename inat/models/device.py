@@ -1,0 +1,79 @@
+"""Which device and which arithmetic a model runs with."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA, then Apple's MPS, then the CPU; any other name is torch's own."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16; auto is bf16 where the processor has instructions for it, else fp32.
+
+    Asked of the processor, not measured: the same machine must always give the same answer.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        has_bf16 = (
+            getattr(torch.cpu, "_is_avx512_bf16_supported", bool),
+            getattr(torch.cpu, "_is_amx_tile_supported", bool),
+        )
+        return "bf16" if any(has() for has in has_bf16) else "fp32"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The context in which forward passes run at `precision`."""
+    return torch.autocast(
+        device.type, dtype=PRECISIONS.get(precision), enabled=precision in PRECISIONS
+    )
+
+
+def to_device_format(network: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
+    """Moves a network to `device` and lays its convolutions out for images in channels_last."""
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    return network.to(device).to(memory_format=memory)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keeps glibc from giving large freed blocks back to the system after every operation.
+
+    A training step on a CPU allocates and frees the same hundreds of megabytes each time; by
+    default each goes through mmap and munmap, and its pages are zeroed anew. Measured on two
+    virtual cores, EfficientNet-Lite0 at 160 px trains at 36 images/s with this and 24 without.
+    On leaving, the memory is given back and the thresholds are what glibc's own adjustment would
+    have reached; other C libraries are left alone.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        set_option, trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError, TypeError):
+        yield
+        return
+    set_option(M_MMAP_THRESHOLD, 2**30)
+    set_option(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        set_option(M_MMAP_THRESHOLD, 32 * 2**20)
+        set_option(M_TRIM_THRESHOLD, 64 * 2**20)
+        trim(0)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h

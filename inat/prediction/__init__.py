@@ -1,0 +1,1 @@
+"""From photos to logits: forward passes and prediction files."""

@@ -1,0 +1,95 @@
+"""A run's network with the weights of one of its checkpoints."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from inat.errors import InputError
+from inat.files import read_json, sha256
+from inat.models.backbone import Triple, build_backbone, read_weights
+from inat.models.device import pick_device, resolve_precision, to_device_format
+from inat.run_folder import CheckpointName, Run
+
+Weights = Literal["auto", "ema", "raw"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file that a model's weights are read from.
+
+    Attributes:
+        name: last or best.
+        weights: ema (moving average) or raw.
+        path: the weights' file.
+        epoch: epochs that were trained.
+        chosen: what was chosen on the held-out photos to get here; empty for last.
+    """
+
+    name: CheckpointName
+    weights: Literal["ema", "raw"]
+    path: Path
+    epoch: int
+    chosen: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights' file."""
+        return sha256(self.path)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network in eval mode on its device, with what its input and arithmetic must be."""
+
+    network: nn.Module
+    mean: Triple
+    std: Triple
+    precision: str
+
+
+def find_checkpoint(
+    run: Run, name: CheckpointName = "last", weights: Weights = "auto"
+) -> Checkpoint:
+    """The checkpoint of that name; auto takes the moving average where the run kept one.
+
+    Raises:
+        InputError: the run has no such checkpoint or no moving average.
+    """
+    folder = run.checkpoint(name)
+    if name == "best" and run.config.data.holdout == "none":
+        raise InputError(
+            f"{run.path}: there is no best checkpoint, since data.holdout none validates nothing; "
+            "use --checkpoint last, or train with data.holdout 0.2"
+        )
+    if not folder.is_dir():
+        raise InputError(f"{run.path}: there is no checkpoint {name}; let an epoch end")
+    has_ema = (folder / "ema.safetensors").is_file()
+    if weights == "ema" and not has_ema:
+        raise InputError(f"{run.path}: no moving average was kept (optim.ema_decay was off)")
+    kind: Literal["ema", "raw"] = "ema" if has_ema and weights != "raw" else "raw"
+    file_name = "ema.safetensors" if kind == "ema" else "model.safetensors"
+    state = read_json(folder / "state.json")
+    chosen = {}
+    if name == "best":
+        chosen = {"epoch": "mean class accuracy on the held-out part of train"}
+    return Checkpoint(name, kind, folder / file_name, state["epoch"], chosen)
+
+
+def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
+    """Builds the run's network with the weights of `checkpoint`."""
+    config, facts = run.config, run.model
+    backbone = build_backbone(
+        replace(config.model, weights="none"), len(facts["category_ids"]), seed=0
+    )
+    backbone.network.load_state_dict(dict(read_weights(checkpoint.path)))
+    device = pick_device(config.runtime.device)
+    return TrainedModel(
+        network=to_device_format(
+            backbone.network, device, channels_last=config.runtime.channels_last
+        ).eval(),
+        mean=tuple(facts["mean"]),
+        std=tuple(facts["std"]),
+        precision=resolve_precision(config.runtime.precision, device),
+    )

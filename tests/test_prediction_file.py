@@ -1,0 +1,251 @@
+"""Prediction files: what is written is read, whole or not at all, and damage is told in a line."""
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from predictions import make_prediction
+
+from inat import prediction_file
+from inat.errors import InputError
+from inat.files import read_json, write_json
+from inat.prediction_file import read_prediction, store, write_prediction
+
+PARTS = {"logits.npy", "ids.npy", "labels.npy", "species.parquet", "photos.parquet", "meta.json"}
+LOGITS = np.random.default_rng(0).normal(0, 4, (5, 4)).astype(np.float32)
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- round trip ------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    labels, counts = [0, 3, -1, 2, 2], [30, 8, 3, 2]
+    make_prediction(path, LOGITS, labels, counts, ids=[9, 2, 40, 1, 7], chosen={"tau": "holdout"})
+    found = read_prediction(path)
+    assert {part.name for part in path.iterdir()} == PARTS
+    assert found.logits.dtype == np.float16
+    assert isinstance(found.logits, np.memmap)
+    assert found.logits.tobytes() == store(LOGITS).tobytes()
+    assert found.ids.tolist() == found.photos["id"].tolist() == [9, 2, 40, 1, 7]
+    assert found.labels.tolist() == labels
+    assert found.category_ids.tolist() == [2, 10, 28, 56]
+    assert found.train_counts.tolist() == counts
+    assert (len(found), found.n_classes) == (5, 4)
+    assert found.logits_prior is not None
+    assert found.logits_prior.tolist() == [n / 43 for n in counts]
+    assert found.meta["format"] == 1
+    assert found.meta["chosen"] == {"tau": "holdout"}
+
+
+def test_the_same_prediction_has_the_same_bytes(tmp_path: Path) -> None:
+    make_prediction(tmp_path / "a", LOGITS)
+    make_prediction(tmp_path / "b", LOGITS)
+    assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "b")
+
+
+def test_an_unknown_prior_is_none(tmp_path: Path) -> None:
+    assert make_prediction(tmp_path / "p", LOGITS, logits_prior=None).logits_prior is None
+
+
+def test_chunks_cover_every_image_once_and_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prediction = make_prediction(tmp_path / "p", LOGITS)
+    assert list(prediction.chunks()) == [slice(0, 5)]
+    monkeypatch.setattr(prediction_file, "CHUNK_BYTES", 2 * 4 * 4 + 1)
+    assert list(prediction.chunks()) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    monkeypatch.setattr(prediction_file, "CHUNK_BYTES", 1)
+    assert len(list(prediction.chunks())) == 5
+
+
+# --- float16 ---------------------------------------------------------------------------------
+
+
+def test_stored_logits_have_a_row_maximum_of_exactly_0_and_never_overflow() -> None:
+    logits = np.array([[1e5, 0.0, 1e5], [-1e9, 3.0, 2.5], [-np.inf, 1.0, 2.0]], np.float32)
+    before = logits.copy()
+    stored = store(logits)
+    assert stored.dtype == np.float16
+    assert stored.tolist() == [[0, -65504, 0], [-65504, 0, -0.5], [-65504, -1, 0]]
+    assert (logits == before).all()
+
+
+def test_stored_logits_keep_the_order_of_the_first_three() -> None:
+    logits = 5 * np.random.default_rng(1).normal(size=(100, 50)).astype(np.float32)
+    stored = store(logits).astype(np.float32)
+    assert (stored.max(axis=1) == 0).all()
+    for row, kept in zip(logits, stored, strict=True):
+        first, second, third = np.argsort(-row, kind="stable")[:3]
+        assert kept[first] >= kept[second] >= kept[third] >= np.sort(kept)[-3]
+        # Two logits can only become equal where they lie within one step of float16.
+        step = 2 * np.spacing(np.float16(abs(kept[third])))
+        assert kept[first] > kept[second] or row[first] - row[second] < step
+        assert kept[second] > kept[third] or row[second] - row[third] < step
+
+
+def test_stored_logits_are_within_half_a_step_of_float16_below_the_best() -> None:
+    logits = np.random.default_rng(2).normal(100, 4, (30, 20)).astype(np.float32)
+    below = logits - logits.max(axis=1, keepdims=True)
+    stored = store(logits)
+    steps = np.spacing(np.abs(stored)).astype(np.float32)
+    assert (np.abs(stored.astype(np.float32) - below) <= 0.5 * steps + 1e-9).all()
+
+
+# --- half-written ----------------------------------------------------------------------------
+
+
+def write_half(path: Path) -> None:
+    table = pd.DataFrame({"category_id": [2, 10], "name": ["a", "b"], "train_count": [1, 1]})
+    ids = np.array([1, 2, 3])
+    with write_prediction(
+        path, ids=ids, labels=ids, species=table, photos=table, meta={"split": "test"}
+    ) as rows:
+        rows[0] = 1
+        raise KeyboardInterrupt
+
+
+def test_a_prediction_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prediction_that_is_interrupted_leaves_the_old_one_as_it_was(tmp_path: Path) -> None:
+    make_prediction(tmp_path / "p", LOGITS)
+    before = all_bytes(tmp_path / "p")
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "p")
+    assert all_bytes(tmp_path / "p") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+# --- damage ----------------------------------------------------------------------------------
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda path: (path / name).unlink()
+
+
+def cut(name: str, by: int) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        content = (path / name).read_bytes()
+        (path / name).write_bytes(content[:-by])
+
+    return damage
+
+
+def put(name: str, content: bytes) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        (path / name).write_bytes(content)
+
+    return damage
+
+
+def save(name: str, values: Any, dtype: Any) -> Callable[[Path], None]:
+    return lambda path: np.save(path / name, np.array(values, dtype), allow_pickle=True)
+
+
+def without(name: str, column: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        pd.read_parquet(path / name).drop(columns=column).to_parquet(path / name)
+
+    return damage
+
+
+def of_format(number: Any) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        meta = read_json(path / "meta.json")
+        write_json(path / "meta.json", meta | {"format": number})
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("meta.json"), "{p}: no prediction file (a folder with logits.npy and meta.json)"),
+        (put("meta.json", b"[1]"), "{p}/meta.json: not of format 1; predict again"),
+        (of_format(2), "{p}/meta.json: not of format 1; predict again"),
+        (of_format("1"), "{p}/meta.json: not of format 1; predict again"),
+        (cut("meta.json", 9), "{p}/meta.json: not JSON, or cut off: .+; fetch or write the .*"),
+        (remove("logits.npy"), "{p}/logits.npy: there is no such file; predict again"),
+        (cut("logits.npy", 1), "{p}/logits.npy: no array, or cut off (.+); predict again"),
+        (cut("logits.npy", 100), "{p}/logits.npy: no array, or cut off (.+); predict again"),
+        (put("logits.npy", b""), "{p}/logits.npy: no array, or cut off (.+); predict again"),
+        (put("ids.npy", b"no array"), "{p}/ids.npy: no array, or cut off (.+); predict again"),
+        (cut("ids.npy", 3), "{p}/ids.npy: no array, or cut off (.+); predict again"),
+        (remove("ids.npy"), "{p}/ids.npy: there is no such file; predict again"),
+        (save("logits.npy", LOGITS, np.float32),
+         "{p}/logits.npy: holds float32, not float16; predict again"),
+        (save("labels.npy", [0, 1, 2, 3, 0], np.int32),
+         "{p}/labels.npy: holds int32, not int64; predict again"),
+        (save("labels.npy", ["0", "1"], str), "{p}/labels.npy: holds <U1, not int64; predict .*"),
+        (remove("species.parquet"), "{p}/species.parquet: there is no such file; predict again"),
+        (cut("species.parquet", 20), "{p}/species.parquet: no table, or cut off (.+); predict .*"),
+        (put("photos.parquet", b"id,role\n"), "{p}/photos.parquet: no table, or cut off (.+); .*"),
+        (without("species.parquet", "train_count"),
+         "{p}/species.parquet: has no column train_count; predict again"),
+        (without("photos.parquet", "role"),
+         "{p}/photos.parquet: has no column role; predict again"),
+        (save("labels.npy", [0, 1, 2, 3], np.int64),
+         "{p}: its parts disagree: logits (5, 4), ids and species (5, 4), labels 4, photos 5; "
+         "predict again"),
+        (save("logits.npy", LOGITS[:, :3], np.float16),
+         "{p}: its parts disagree: logits (5, 3), ids and species (5, 4), labels 5, photos 5; "
+         "predict again"),
+        (save("ids.npy", [1, 2], np.int64),
+         "{p}: its parts disagree: logits (5, 4), ids and species (2, 4), labels 5, photos 5; "
+         "predict again"),
+    ],
+)  # fmt: skip
+def test_a_damaged_part_gives_one_clear_line(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    path = tmp_path / "p"
+    make_prediction(path, LOGITS)
+    damage(path)
+    with pytest.raises(InputError) as caught:
+        read_prediction(path)
+    pattern = re.escape(message).replace(r"\.\+", ".+").replace(r"\.\*", ".*")
+    text = str(caught.value)
+    assert re.fullmatch(pattern.replace(r"\{p\}", re.escape(str(path))), text), text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["logits.npy", "ids.npy"])
+@pytest.mark.parametrize("in_npy", [True, False])
+def test_a_pickle_in_place_of_an_array_is_refused_and_not_run(
+    tmp_path: Path, name: str, in_npy: bool
+) -> None:
+    path, marker = tmp_path / "p", tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (marker,)
+
+    make_prediction(path, LOGITS)
+    if in_npy:
+        np.save(path / name, np.array([Bomb()], object), allow_pickle=True)
+    else:
+        (path / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match=re.escape(f"{path / name}: no array, or cut off")):
+        read_prediction(path)
+    assert not marker.exists()
+
+
+def test_what_is_no_folder_is_no_prediction_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no prediction file"):
+        read_prediction(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="no prediction file"):
+        read_prediction(str(tmp_path / "file"))

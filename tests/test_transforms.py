@@ -1,0 +1,307 @@
+"""Crop, flip and jitter: pure functions of the draw, and within their ranges."""
+
+import math
+import os
+import pickle
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from inat.config import TransformConfig
+from inat.data import transforms
+from inat.data.annotations import load_split
+from inat.data.loader import build_loader
+from inat.data.photos import Box
+from inat.data.transforms import (
+    ATTEMPTS,
+    BLOCK,
+    Draw,
+    EpochDraws,
+    EvalTransform,
+    TrainTransform,
+    centre_crop,
+    random_resized_crop,
+)
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+N_DRAWS = 3 * BLOCK
+
+
+@pytest.fixture(scope="module")
+def draws() -> list[Draw]:
+    epoch = EpochDraws(0, 0)
+    return [epoch[k] for k in range(N_DRAWS)]
+
+
+@pytest.fixture(scope="module")
+def photo() -> bytes:
+    y, x = np.mgrid[:60, :80]
+    pixels = np.stack([3 * x, 4 * y, 120 + x - y], axis=2).astype(np.uint8)
+    content: bytes = simplejpeg.encode_jpeg(pixels, 95)
+    return content
+
+
+def columns(draws: list[Draw]) -> dict[str, np.ndarray]:
+    """Every random number of a draw but the crops' later attempts, one array a number."""
+    return {
+        "area": np.array([draw.shape[0, 0] for draw in draws]),
+        "aspect": np.array([draw.shape[0, 1] for draw in draws]),
+        "second area": np.array([draw.shape[1, 0] for draw in draws]),
+        "top": np.array([draw.place[0] for draw in draws]),
+        "left": np.array([draw.place[1] for draw in draws]),
+        "flip": np.array([draw.flip for draw in draws]),
+        "use": np.array([draw.use[0] for draw in draws]),
+        "seed": np.array([int(draw.seeds[0]) / 2**63 for draw in draws]),
+    }
+
+
+def same(a: Draw, b: Draw) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# The draws
+
+
+def test_draw_k_is_the_same_in_whatever_order_draws_are_read(draws: list[Draw]) -> None:
+    order = np.random.default_rng(0).permutation(N_DRAWS)[:100].tolist()
+    mixed = EpochDraws(0, 0)
+    for k in [*order, 0, BLOCK, BLOCK - 1, N_DRAWS - 1]:
+        assert same(mixed[k], draws[k])
+        assert same(EpochDraws(0, 0)[k], draws[k])
+
+
+def test_draws_change_with_seed_epoch_and_block(draws: list[Draw]) -> None:
+    for other in (EpochDraws(1, 0)[5], EpochDraws(0, 1)[5], draws[BLOCK + 5], draws[6]):
+        assert not same(other, draws[5])
+        assert other.flip != draws[5].flip
+        assert other.seeds[0] != draws[5].seeds[0]
+
+
+def test_the_numbers_of_a_draw_are_uniform_and_uncorrelated(draws: list[Draw]) -> None:
+    numbers = columns(draws)
+    # Of independent columns a correlation has a spread of 1 / sqrt(n) = 0.018.
+    correlations = np.corrcoef(list(numbers.values()))
+    assert np.abs(correlations - np.eye(len(numbers))).max() < 4.5 / math.sqrt(N_DRAWS)
+    for name, column in numbers.items():
+        assert column.min() >= 0 and column.max() < 1, name
+        assert abs(column.mean() - 0.5) < 4.5 * math.sqrt(1 / 12 / N_DRAWS), name
+        following = np.corrcoef(column[:-1], column[1:])[0, 1]
+        assert abs(following) < 4.5 / math.sqrt(N_DRAWS), name
+
+
+def test_the_coins_of_flip_and_jitter_agree_half_the_time(draws: list[Draw]) -> None:
+    agree = np.mean([(draw.flip < 0.5) == (draw.use[0] < 0.5) for draw in draws])
+    assert abs(agree - 0.5) < 4.5 * 0.5 / math.sqrt(N_DRAWS)
+
+
+def test_every_draw_has_its_own_transform_seed(draws: list[Draw]) -> None:
+    assert len({int(draw.seeds[0]) for draw in draws}) == N_DRAWS
+    assert draws[0].shape.shape == (ATTEMPTS, 2)
+
+
+# The crops
+
+
+def slow_crop(height: int, width: int, draw: Draw, scale: tuple[float, float]) -> Box:
+    """torchvision's RandomResizedCrop.get_params, line by line, with our numbers."""
+    area = height * width
+    for u_area, u_aspect in draw.shape:
+        target_area = area * (scale[0] + (scale[1] - scale[0]) * float(u_area))
+        low, high = math.log(RATIO[0]), math.log(RATIO[1])
+        aspect_ratio = math.exp(low + (high - low) * float(u_aspect))
+        w = round(math.sqrt(target_area * aspect_ratio))
+        h = round(math.sqrt(target_area / aspect_ratio))
+        if 0 < w <= width and 0 < h <= height:
+            i = math.floor(float(draw.place[0]) * (height - h + 1))
+            j = math.floor(float(draw.place[1]) * (width - w + 1))
+            return Box(i, j, h, w)
+    in_ratio = width / height
+    if in_ratio < min(RATIO):
+        w, h = width, round(width / min(RATIO))
+    elif in_ratio > max(RATIO):
+        h, w = height, round(height * max(RATIO))
+    else:
+        w, h = width, height
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+SHAPES = [(60, 80), (480, 640), (30, 400), (500, 20), (1, 1), (2, 3), (224, 224)]
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+@pytest.mark.parametrize("scale", [SCALE, (0.3, 1.0), (1.0, 1.0)])
+def test_a_random_crop_is_torchvisions_with_the_numbers_of_the_draw(
+    draws: list[Draw], height: int, width: int, scale: tuple[float, float]
+) -> None:
+    for draw in draws[:300]:
+        expected = slow_crop(height, width, draw, scale)
+        assert random_resized_crop(height, width, draw, scale, RATIO) == expected
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_a_random_crop_lies_inside_the_photo(draws: list[Draw], height: int, width: int) -> None:
+    for draw in draws:
+        box = random_resized_crop(height, width, draw, SCALE, RATIO)
+        assert box.height >= 1 and box.width >= 1
+        assert box.top >= 0 and box.top + box.height <= height
+        assert box.left >= 0 and box.left + box.width <= width
+
+
+def test_area_and_aspect_of_a_random_crop_are_within_their_ranges(draws: list[Draw]) -> None:
+    height, width = 480, 640
+    boxes = [random_resized_crop(height, width, draw, SCALE, RATIO) for draw in draws]
+    areas = np.array([box.height * box.width / (height * width) for box in boxes])
+    aspects = np.array([box.width / box.height for box in boxes])
+    slack = 1.01  # sides are whole pixels
+    assert areas.min() > SCALE[0] / slack and areas.max() <= SCALE[1]
+    assert aspects.min() > RATIO[0] / slack and aspects.max() < RATIO[1] * slack
+    assert areas.min() < 0.1 and areas.max() > 0.9
+    tops = np.array([box.top / max(1, height - box.height) for box in boxes])
+    assert abs(tops.mean() - 0.5) < 0.05
+
+
+def test_a_photo_in_which_no_attempt_fits_gives_its_largest_centre_crop(
+    draws: list[Draw],
+) -> None:
+    whole = (1.0, 1.0)
+    assert random_resized_crop(30, 400, draws[0], whole, RATIO) == Box(0, 180, 30, 40)
+    assert random_resized_crop(400, 30, draws[0], whole, RATIO) == Box(180, 0, 40, 30)
+    assert random_resized_crop(100, 100, draws[0], whole, (1.0, 1.0)) == Box(0, 0, 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "crop_pct", "box"),
+    [
+        (100, 200, 1.0, Box(0, 50, 100, 100)),
+        (200, 100, 0.5, Box(75, 25, 50, 50)),
+        (64, 64, 0.875, Box(4, 4, 56, 56)),
+        (5, 9, 0.5, Box(1.25, 3.25, 2.5, 2.5)),
+    ],
+)
+def test_a_centre_crop_is_the_middle_square(
+    height: int, width: int, crop_pct: float, box: Box
+) -> None:
+    assert centre_crop(height, width, crop_pct) == box
+
+
+# The transforms
+
+
+def test_the_same_draw_gives_the_same_bytes_in_any_object_and_order(
+    photo: bytes, draws: list[Draw]
+) -> None:
+    recipe = TransformConfig(image_size=32)
+    first, second = TrainTransform(recipe), TrainTransform(recipe)
+    images = [first(photo, draw).pixels for draw in draws[:20]]
+    for k in range(19, -1, -1):
+        assert second(photo, draws[k]).pixels.tobytes() == images[k].tobytes()
+    assert len({image.tobytes() for image in images}) == 20
+
+
+def still(**fields: float) -> TransformConfig:
+    """A recipe that takes the whole photo, whose crop depends on no draw."""
+    return TransformConfig(image_size=60, scale=(1, 1), ratio=(4 / 3, 4 / 3), **fields)
+
+
+def test_a_jitter_differs_with_its_seed_and_with_nothing_else(
+    photo: bytes, draws: list[Draw]
+) -> None:
+    transform = TrainTransform(still(flip=0.0, jitter=0.4))
+    a, b = draws[0], draws[1]
+    once = transform(photo, a).pixels
+    assert not np.array_equal(once, transform(photo, b).pixels)
+    assert np.array_equal(once, transform(photo, b._replace(seeds=a.seeds)).pixels)
+
+
+def test_a_jitter_is_used_as_often_as_its_probability_says(
+    photo: bytes, draws: list[Draw]
+) -> None:
+    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    transform = TrainTransform(still(flip=0.0, jitter=0.4, jitter_probability=0.25))
+    for draw in draws[:60]:
+        untouched = np.array_equal(transform(photo, draw).pixels, plain)
+        assert untouched == (draw.use[0] >= 0.25)
+
+
+def test_a_jitter_changes_brightness_within_its_strength(
+    photo: bytes, draws: list[Draw]
+) -> None:
+    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    transform = TrainTransform(still(flip=0.0, jitter=0.1))
+    shares = [transform(photo, draw).pixels.mean() / plain.mean() for draw in draws[:60]]
+    assert min(shares) > 0.88 and max(shares) < 1.12
+    assert min(shares) < 0.95 and max(shares) > 1.05
+
+
+def test_a_flip_mirrors_the_crop(photo: bytes, draws: list[Draw]) -> None:
+    transform = TrainTransform(still(flip=0.5, jitter=0.0))
+    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    for draw in draws[:40]:
+        pixels = transform(photo, draw).pixels
+        assert np.array_equal(pixels, plain[:, ::-1] if draw.flip < 0.5 else plain)
+
+
+def test_a_test_image_depends_on_no_draw(photo: bytes, draws: list[Draw]) -> None:
+    transform = EvalTransform(TransformConfig(image_size=32, eval_image_size=48))
+    crop = transform(photo, draws[0]).pixels
+    assert crop.shape == (48, 48, 3)
+    assert np.array_equal(crop, transform(photo, draws[1]).pixels)
+
+
+def test_a_transform_goes_to_another_process_and_back(photo: bytes, draws: list[Draw]) -> None:
+    transform = TrainTransform(TransformConfig(image_size=32))
+    pixels = transform(photo, draws[3]).pixels  # its albumentations object stays behind
+    again = pickle.loads(pickle.dumps(transform))
+    assert np.array_equal(again(photo, draws[3]).pixels, pixels)
+
+
+# No global is left changed
+
+
+@pytest.mark.parametrize("before", [None, "0", "yes"])
+def test_the_environment_variable_of_albumentations_is_put_back(
+    monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    name = "NO_ALBUMENTATIONS_UPDATE"
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    with transforms._albumentations():
+        assert os.environ[name] == "1"
+    assert os.environ.get(name) == before
+    with pytest.raises(ValueError), transforms._albumentations():
+        raise ValueError
+    assert os.environ.get(name) == before
+
+
+@pytest.fixture
+def generators() -> Iterator[None]:
+    """The global generators of Python and NumPy, put back after the test."""
+    python, numpy = random.getstate(), np.random.get_state()
+    yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+@pytest.mark.usefixtures("generators")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_iteration_leaves_the_generators_of_python_and_numpy_alone(
+    world: Path, workers: int
+) -> None:
+    loader = build_loader(
+        load_split(world), image_size=16, training=True, batch_size=8, workers=workers
+    )
+    random.seed(7)
+    np.random.seed(7)
+    expected = random.random(), np.random.random()
+    random.seed(7)
+    np.random.seed(7)
+    images = [batch["image"].numpy().tobytes() for batch in loader]
+    assert (random.random(), np.random.random()) == expected
+    random.seed(8)
+    np.random.seed(8)
+    assert [batch["image"].numpy().tobytes() for batch in loader] == images
