@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from inat.config import Config, read_config
     from inat.data.annotations import Split, load_split
     from inat.data.loader import build_loader, to_device
-    from inat.demo import demo
+    from inat.demo import run_demo
     from inat.errors import FaultsFound, InatError, InputError, WorldError
     from inat.evaluation.evaluate import Evaluation, evaluate
     from inat.prediction.predict import predict, predict_photos
@@ -29,7 +29,6 @@ __all__ = [
     "WorldError",
     "adjust",
     "build_loader",
-    "demo",
     "dry_run",
     "evaluate",
     "load_split",
@@ -38,6 +37,7 @@ __all__ = [
     "predict_photos",
     "read_config",
     "read_prediction",
+    "run_demo",
     "to_device",
     "train",
 ]
@@ -56,7 +56,6 @@ _find = lazy_names(
         "WorldError": "inat.errors",
         "adjust": "inat.adjusting",
         "build_loader": "inat.data.loader",
-        "demo": "inat.demo",
         "dry_run": "inat.training.loop",
         "evaluate": "inat.evaluation.evaluate",
         "load_split": "inat.data.annotations",
@@ -65,6 +64,7 @@ _find = lazy_names(
         "predict_photos": "inat.prediction.predict",
         "read_config": "inat.config",
         "read_prediction": "inat.prediction_file",
+        "run_demo": "inat.demo",
         "to_device": "inat.data.loader",
         "train": "inat.training.loop",
     },

@@ -35,7 +35,7 @@ app.command(submission)
 def demo(*, out: Path = Path("demo"), seed: int = 0) -> None:
     """The whole road in five minutes: a synthetic world, two models, a scored submission.
 
-    From Python: inat.demo.
+    From Python: inat.run_demo.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def demo(*, out: Path = Path("demo"), seed: int = 0) -> None:
     seed
         Seed of the world and of the trainings.
     """
-    from inat.demo import demo as run_demo
+    from inat.demo import run_demo
 
     for line in run_demo(out, seed=seed).lines():
         print(line)
@@ -144,8 +144,8 @@ def describe(
     competition
         Kaggle name; it decides the names of the annotation files.
     """
-    from inat.data.describe import describe as look
-    from inat.data.describe import draw_profile
+    from inat.data.tail_profile import describe as look
+    from inat.data.tail_profile import draw_profile
 
     profile = look(root, competition=competition)
     for line in profile.lines():

@@ -7,8 +7,8 @@ from typing import Any
 
 from inat.adjusting import adjust
 from inat.config import Config, build
-from inat.data.describe import describe
 from inat.data.synthetic import synth
+from inat.data.tail_profile import describe
 from inat.evaluation.evaluate import Evaluation, evaluate
 from inat.evaluation.table import evaluation_table, plain_lines
 from inat.metrics import FEW_BELOW, Interval, bootstrap_interval
@@ -20,13 +20,11 @@ from inat.training.loop import train
 CE, POST_HOC, ADJUSTED = "CE", "CE, adjusted post hoc", "logit-adjusted loss"
 
 SETTINGS: dict[str, Any] = {
-    "epochs": 7,
+    "epochs": 6,
     "batch_size": 32,
     "data": {"holdout": "none"},
     "transforms": {
-        "image_size": 112,
-        "eval_image_size": 128,
-        "crop_pct": 1.0,
+        "image_size": 96,
         "scale": [0.3, 1.0],
         "jitter": 0.2,
         "jitter_probability": 0.5,
@@ -88,7 +86,7 @@ class Demo:
         ]
 
 
-def demo(out: Path | str = "demo", *, seed: int = 0) -> Demo:
+def run_demo(out: Path | str = "demo", *, seed: int = 0) -> Demo:
     """Runs the whole road: world, CE, CE adjusted post hoc, logit-adjusted loss, submission.
 
     What an earlier call with the same seed left in `out` is used again.

@@ -90,24 +90,18 @@ def read_prediction(path: Path | str) -> PredictionFile:
     meta = read_json(path / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise InputError(f"{path / 'meta.json'}: not of format {FORMAT}; predict again")
-    prediction = PredictionFile(
-        path=path,
-        logits=_read_array(path / "logits.npy", np.float16, mmap_mode="r"),
-        ids=_read_array(path / "ids.npy", np.int64),
-        labels=_read_array(path / "labels.npy", np.int64),
-        species=_read_table(path / "species.parquet", ("category_id", "name", "train_count")),
-        photos=_read_table(path / "photos.parquet", ("id", "file_name", "role")),
-        meta=meta,
-    )
-    n_images = len(prediction.ids)
-    expected = (n_images, prediction.n_classes)
-    parts = (len(prediction.labels), len(prediction.photos))
-    if prediction.logits.shape != expected or parts != (n_images, n_images):
+    logits = _read_array(path / "logits.npy", np.float16, mmap_mode="r")
+    ids = _read_array(path / "ids.npy", np.int64)
+    labels = _read_array(path / "labels.npy", np.int64)
+    species = _read_table(path / "species.parquet", ("category_id", "name", "train_count"))
+    photos = _read_table(path / "photos.parquet", ("id", "file_name", "role"))
+    expected = (len(ids), len(species))
+    if logits.shape != expected or not len(ids) == len(labels) == len(photos):
         raise InputError(
-            f"{path}: its parts disagree: logits {prediction.logits.shape}, ids and species "
-            f"{expected}, labels {parts[0]}, photos {parts[1]}; predict again"
+            f"{path}: its parts disagree: logits {logits.shape}, ids and species "
+            f"{expected}, labels {len(labels)}, photos {len(photos)}; predict again"
         )
-    return prediction
+    return PredictionFile(path, logits, ids, labels, species, photos, meta)
 
 
 @contextmanager

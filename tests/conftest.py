@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
+import jaxtyping
 import pytest
-from worlds import make_world
+
+# Before anything of inat is imported.
+jaxtyping.install_import_hook("inat", "checking.checked")
+
+from worlds import make_world  # noqa: E402
 
 
 @pytest.fixture(scope="session")

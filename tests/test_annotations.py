@@ -555,11 +555,11 @@ def test_no_species_loses_its_last_photo(holdout: str) -> None:
 @pytest.mark.parametrize("n_folds", [2, 3, 5])
 def test_folds_are_disjoint_and_cover_all_but_the_only_photos_of_a_species(n_folds: int) -> None:
     split = split_of(np.arange(60) % 7 + 1)
-    folds = [
-        cut_holdout(split, f"fold:{fold}/{n_folds}", 0)[1].image_ids.tolist()
+    joined = [
+        image_id
         for fold in range(1, n_folds + 1)
+        for image_id in cut_holdout(split, f"fold:{fold}/{n_folds}", 0)[1].image_ids.tolist()
     ]
-    joined = sum(folds, [])
     assert len(set(joined)) == len(joined)
     singletons = split.image_ids[split.class_counts[split.labels] == 1].tolist()
     assert sorted(joined + singletons) == sorted(split.image_ids.tolist())

@@ -114,7 +114,8 @@ def test_dropout_and_drop_path_reach_the_network_and_what_is_off_is_not_given(
 
     def create_model(name: str, **options: Any) -> nn.Module:
         given.append(options)
-        return create(name, **options)
+        network: nn.Module = create(name, **options)
+        return network
 
     monkeypatch.setattr(timm, "create_model", create_model)
     build_backbone(TINY, 3, 0)
@@ -142,9 +143,7 @@ def test_the_package_brings_its_own_statistics_and_says_what_it_is() -> None:
     built = build_backbone(LITE0, 3, seed=0)
     assert built.mean == (127 / 255,) * 3
     assert built.std == (128 / 255,) * 3
-    assert built.source == (
-        f"PyPI {PACKAGE} {metadata.version(PACKAGE)} (ImageNet-1k, Apache-2.0)"
-    )
+    assert built.source == (f"PyPI {PACKAGE} {metadata.version(PACKAGE)} (ImageNet-1k, Apache-2.0)")
 
 
 def test_the_package_for_another_backbone_is_refused() -> None:
@@ -160,7 +159,7 @@ def test_a_package_that_is_not_installed_says_how_to_install_it(
     def files(package: str) -> None:
         raise metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(backbone_module.metadata, "files", files)
+    monkeypatch.setattr(metadata, "files", files)
     # A tiny network stands in for the big one: its weights are never looked at.
     monkeypatch.setitem(
         backbone_module.PACKAGES,

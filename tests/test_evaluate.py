@@ -64,6 +64,13 @@ def test_figures_equal_slow_loops(prediction: PredictionFile) -> None:
     assert found.notes == ["1 of 6 species have no photo here"]
 
 
+def test_top_1_weighs_photos_and_mean_class_accuracy_weighs_species(tmp_path: Path) -> None:
+    logits = np.eye(4)[[0, 0, 0, 1, 1]]  # the last two are of label 2; labels 1 and 3 have none
+    found = evaluate(make_prediction(tmp_path / "p", logits, [0, 0, 0, 2, 2]))
+    assert found.top1.value == pytest.approx(3 / 5)
+    assert found.mean_class_accuracy.value == pytest.approx(1 / 2)
+
+
 def test_ties_go_to_the_lower_category_id(tmp_path: Path) -> None:
     prediction = make_prediction(tmp_path / "p", np.zeros((4, 4)), [0, 1, 2, 3])
     found = evaluate(prediction)

@@ -73,7 +73,7 @@ def imported(name: str, source: str, *, is_package: bool) -> Iterator[tuple[int,
 
 def points_up(importer: str, target: str) -> bool:
     """Whether a room asks one that stands above it, or below it in the list of its floor."""
-    if importer == target or importer == FACE:
+    if importer in (target, FACE):
         return False
     floor, target_floor = floor_of(importer), floor_of(target)
     if floor != target_floor or floor == 0:
@@ -92,9 +92,7 @@ def test_no_import_points_up(name: str) -> None:
     wrong = [
         f"{path}:{line}: {name} (floor {floor_of(room_of(name))}) imports {target} "
         f"(floor {floor_of(room_of(target))})"
-        for line, target in imported(
-            name, path.read_text(), is_package=path.name == "__init__.py"
-        )
+        for line, target in imported(name, path.read_text(), is_package=path.name == "__init__.py")
         if points_up(room_of(name), room_of(target))
     ]
     assert not wrong, "\n".join(wrong)

@@ -4,6 +4,7 @@ import io
 import re
 import struct
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -289,10 +290,10 @@ def test_stray_bytes_do_not_excuse_a_jpeg_that_is_cut_off() -> None:
     content = saved(Image.fromarray(textured()), "JPEG", progressive=True, quality=90)
     scans = [match.start() for match in re.finditer(b"\xff\xda", content)]
     # A scan later begins a table; the bytes between two scans are no one's.
-    for scan, following in zip(scans[1:], scans[2:], strict=False):
+    for scan, following in pairwise(scans[1:]):
         table = content.rfind(b"\xff\xc4", 0, scan)
         stray = content[:table] + b"\1\2\3\4" + content[table:]
-        with pytest.raises(BadPhoto, match="^(cut off or damaged|broken JPEG header): "):
+        with pytest.raises(BadPhoto, match=r"^(cut off or damaged|broken JPEG header): "):
             read_crop(stray[: (scan + following) // 2], whole, 32)
 
 

@@ -259,9 +259,7 @@ def test_a_file_that_is_missing_or_no_text_is_the_user_s_mistake(
     assert str(caught.value).startswith(f"{path}: not a CSV file of plain text (field larger")
 
 
-def test_text_without_any_comma_is_found_faulty_in_one_line(
-    world: Path, tmp_path: Path
-) -> None:
+def test_text_without_any_comma_is_found_faulty_in_one_line(world: Path, tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
     path.write_bytes(b"\x00\x01\x02\n" * 3)
     found = faults_of(submission.check, path, world)
@@ -281,9 +279,7 @@ def organisers_score(submission_path: Path, solution_path: Path, k: int) -> Scor
         mine = guesses[row["id"]]
         assert len(mine) >= k
         right[row["usage"]].append(row["expected"] in mine[:k])
-    error = {
-        usage: 1 - sum(hits) / len(hits) if hits else None for usage, hits in right.items()
-    }
+    error = {usage: 1 - sum(hits) / len(hits) if hits else None for usage, hits in right.items()}
     return Score(error["Public"], error["Private"])
 
 

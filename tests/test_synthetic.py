@@ -15,9 +15,9 @@ import pytest
 
 from inat.data import creatures, synthetic
 from inat.data.synthetic import PROFILES, Profile, World, synth, train_counts
-from inat.metrics import shot_bands
 from inat.errors import InputError
 from inat.files import read_json
+from inat.metrics import shot_bands
 
 MINI = Profile(9, 3, 64, ((0, 8), (8, 2)), n_test=20)
 SHARED = Profile(40, 5, 48, ((0, 110), (20, 19), (39, 2)), n_test=83, n_photo_files=24)

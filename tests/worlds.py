@@ -85,9 +85,7 @@ def category(label: int) -> dict[str, Any]:
     }
 
 
-def write_photo(
-    path: Path, label: int, size: tuple[int, int], rng: np.random.Generator
-) -> None:
+def write_photo(path: Path, label: int, size: tuple[int, int], rng: np.random.Generator) -> None:
     """Writes a JPEG with a gradient in the species' colour and some noise."""
     height, width = size
     colour = np.array([90 + 53 * label, 200 - 71 * label, 60 + 97 * label]) % 200 + 30

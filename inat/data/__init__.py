@@ -6,10 +6,10 @@ from inat.lazy import lazy_names
 
 if TYPE_CHECKING:
     from inat.data.annotations import Split, cut_holdout, load_split
-    from inat.data.describe import TailProfile, describe, draw_profile
     from inat.data.importing import Imported, import_folders
     from inat.data.loader import Loader, build_loader, to_device
     from inat.data.synthetic import World, synth
+    from inat.data.tail_profile import TailProfile, describe, draw_profile
 
 __all__ = [
     "Imported",
@@ -33,12 +33,12 @@ _find = lazy_names(
         "Imported": "inat.data.importing",
         "Loader": "inat.data.loader",
         "Split": "inat.data.annotations",
-        "TailProfile": "inat.data.describe",
+        "TailProfile": "inat.data.tail_profile",
         "World": "inat.data.synthetic",
         "build_loader": "inat.data.loader",
         "cut_holdout": "inat.data.annotations",
-        "describe": "inat.data.describe",
-        "draw_profile": "inat.data.describe",
+        "describe": "inat.data.tail_profile",
+        "draw_profile": "inat.data.tail_profile",
         "import_folders": "inat.data.importing",
         "load_split": "inat.data.annotations",
         "synth": "inat.data.synthetic",

@@ -426,7 +426,7 @@ def _paint_disc(
     canvas: Any, alpha: Any, center: tuple[float, float], radius: float, tone: Floats
 ) -> None:
     side = len(canvas)
-    x, y = _pixels(np.array([center]), side)[0]
+    x, y = _pixels(np.array([center], np.float64), side)[0]
     _disc(canvas, (x, y), radius * side * 0.48, tone)
     _disc(alpha, (x, y), radius * side * 0.48, _WHITE)
 
@@ -540,7 +540,7 @@ def _fixed(points: Floats) -> npt.NDArray[np.int32]:
     return np.round(points * (1 << _SUBPIXEL)).astype(np.int32)
 
 
-def _fill(image: Any, outline: Floats, tone: Floats) -> None:
+def _fill(image: Any, outline: Floats, tone: npt.NDArray[Any]) -> None:
     cv2.fillPoly(image, [_fixed(outline)], tone.tolist(), cv2.LINE_AA, _SUBPIXEL)
 
 

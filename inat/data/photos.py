@@ -21,7 +21,8 @@ MOST_SCANS = 500
 # An MPO is opened by the JPEG reader; Pillow has none of that name and would raise at it.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
-Pixels = UInt8[np.ndarray, "height width 3"]
+# Height and width have no names: a crop comes out of its function in another size.
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 class BadPhoto(Exception):

@@ -4,7 +4,7 @@ An epoch's order is an array drawn from (seed, epoch); draw k of the epoch is it
 the order is the same for any number of workers and processes, and a resume jumps into it.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64
 from inat.errors import InputError, unknown_name
 
 
+@runtime_checkable  # beartype checks it while tests run
 class Sampler(Protocol):
     """Draws photos of a labelled list; made from the labels of the photos and the class count."""
 

@@ -63,7 +63,7 @@ class Taxonomy:
         return codes.astype(np.int64), len(groups)
 
 
-def read_taxonomy(categories: Sequence[Mapping[str, Any]], source: str) -> Taxonomy:
+def read_taxonomy(categories: Sequence[Any], source: str) -> Taxonomy:
     """Builds the taxonomy from the `categories` of an annotation file.
 
     Raises:

@@ -1,0 +1,359 @@
+"""Training, resume and prediction on a tiny world with a tiny network."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import torch
+from safetensors.torch import load_file
+from worlds import category_id, make_world
+
+import inat
+from inat.data.annotations import cut_holdout, load_split
+from inat.errors import InputError, WorldError
+from inat.priors import count_prior
+from inat.run_folder import Run
+
+SETTINGS: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 8,
+    "data.workers": 0,
+    "data.holdout": "none",
+    "transforms.image_size": 32,
+    "model.backbone": "test_efficientnet",
+    "model.weights": "none",
+    "model.dropout": 0.3,
+    "model.drop_path": 0.1,
+    "optim.warmup_epochs": 0.5,
+    "runtime.log_every": 2,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    return path
+
+
+def trained(config: Path, world: Path, run: Path, **settings: Any) -> Run:
+    overrides = {**SETTINGS, "data.root": world, **settings}
+    return inat.train(config, run, overrides=overrides)
+
+
+def weights(run: Run, name: str = "last", kind: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint(name) / f"{kind}.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def log_lines(run: Run) -> list[dict[str, Any]]:
+    lines = [orjson.loads(line) for line in run.metrics_path.read_bytes().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def held_out_run(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "empty.yaml").write_text("")
+    settings = {"data.holdout": "0.3", "optim.ema_decay": 0.5, "epochs": 3}
+    return trained(folder / "empty.yaml", world, folder / "held", **settings)
+
+
+def test_the_same_seed_gives_the_same_weights_with_any_workers(
+    config: Path, world: Path, tmp_path: Path
+) -> None:
+    plain = trained(config, world, tmp_path / "a")
+    threaded = trained(config, world, tmp_path / "b", **{"data.workers": 2})
+    other = trained(config, world, tmp_path / "c", seed=1)
+    assert same(weights(plain), weights(threaded))
+    assert log_lines(plain) == log_lines(threaded)
+    assert not same(weights(plain), weights(other))
+
+
+def test_a_resumed_run_ends_as_one_never_interrupted(
+    config: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"epochs": 3, "optim.ema_decay": 0.9, "data.holdout": "0.3"}
+    whole = trained(config, world, tmp_path / "whole", **settings)
+
+    from inat.training import loop
+
+    def unplugged(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    save = loop.save_checkpoint
+
+    def save_twice(folder: Path, state: Any, *rest: Any) -> None:
+        save(folder, state, *rest)
+        if state.epoch == 2 and folder.name == "last":
+            monkeypatch.setattr(loop, "_step", unplugged)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save_twice)
+    step = loop._step
+    with pytest.raises(KeyboardInterrupt):
+        trained(config, world, tmp_path / "cut", **settings)
+    monkeypatch.setattr(loop, "_step", step)
+    with pytest.raises(InputError, match="there is an unfinished run; --resume goes on with it"):
+        trained(config, world, tmp_path / "cut", **settings)
+    overrides = {**SETTINGS, "data.root": world, **settings}
+    resumed = inat.train(config, tmp_path / "cut", overrides=overrides, resume=True)
+    for kind in ("model", "ema", "optimizer"):
+        assert same(weights(whole, kind=kind), weights(resumed, kind=kind))
+    assert log_lines(whole) == log_lines(resumed)
+
+
+def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(
+    config: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(config, world, tmp_path / "a")
+    before = (run.checkpoint("last") / "model.safetensors").stat().st_mtime_ns
+    trained(config, world, tmp_path / "a")
+    assert (run.checkpoint("last") / "model.safetensors").stat().st_mtime_ns == before
+    assert "trained already; --overwrite trains it again" in capsys.readouterr().err
+    with pytest.raises(InputError) as refused:
+        trained(config, world, tmp_path / "a", **{"optim.weight_decay": 0.5})
+    assert str(refused.value) == (
+        f"{tmp_path / 'a'}: the run there was made with other settings (optim.weight_decay); "
+        "give another --run, or --overwrite to throw it away"
+    )
+
+
+def test_a_folder_that_is_no_run_is_not_written_to(
+    config: Path, world: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="the folder is not empty and holds no run"):
+        trained(config, world, tmp_path / "mine")
+
+
+def test_the_logits_prior_is_what_the_loss_leaves_of_the_draws(
+    config: Path, world: Path, tmp_path: Path
+) -> None:
+    counts = np.array([30, 8, 3, 2])
+    cases = {
+        "ce": ({"loss.name": "ce"}, count_prior(counts)),
+        "la": ({"loss.name": "logit_adjusted"}, np.full(4, 0.25)),
+        "balanced": ({"sampler.name": "class_balanced"}, np.full(4, 0.25)),
+        "half": (
+            {"loss.name": "logit_adjusted", "loss.tau": 0.5},
+            np.sqrt(counts) / np.sqrt(counts).sum(),
+        ),
+    }
+    for name, (settings, expected) in cases.items():
+        run = trained(config, world, tmp_path / name, epochs=1, **settings)
+        prediction = inat.predict(run.path, "val")
+        assert prediction.logits_prior == pytest.approx(expected), name
+
+
+def test_no_global_generator_thread_count_or_folder_is_changed(world: Path, tmp_path: Path) -> None:
+    # In a process of its own: the type checker of the tests draws from `random` itself.
+    (tmp_path / "empty.yaml").write_text("")
+    overrides = {**SETTINGS, "data.root": str(world), "data.workers": 2, "epochs": 1}
+    code = f"""
+import os, random
+import numpy as np, torch
+torch.manual_seed(5); np.random.seed(5); random.seed(5)
+def state():
+    numpy_state = np.random.get_state()
+    return (torch.get_rng_state().tolist(), numpy_state[1].tolist(), random.getstate(),
+            torch.get_num_threads(), os.getcwd(), dict(os.environ))
+import inat
+import accelerate  # its own variables may appear
+before = state()
+run = inat.train("empty.yaml", "run", overrides={overrides!r})
+inat.predict(run.path, "val")
+after = state()
+assert before[:5] == after[:5]
+assert {{k: v for k, v in after[5].items() if not k.startswith("ACCELERATE")}} == before[5]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_a_run_keeps_config_environment_and_metrics(held_out_run: Run, world: Path) -> None:
+    assert inat.read_config(held_out_run.path / "config.yaml") == held_out_run.config
+    assert held_out_run.config.data.root == world.resolve()
+    environment = orjson.loads((held_out_run.path / "environment.json").read_bytes())
+    assert {"torch", "timm", "numpy"} <= set(environment["versions"])
+    assert held_out_run.model["weights_source"] == "none: random weights"
+    lines = log_lines(held_out_run)
+    validations = [line for line in lines if line["kind"] == "validation"]
+    assert [line["epoch"] for line in validations] == [1, 2, 3]
+    assert set(validations[0]["bands"]) == {"many", "medium", "few"}
+    assert validations[0]["bands"]["many"] is None
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert steps == sorted(steps)
+
+
+def test_the_best_checkpoint_is_the_epoch_with_the_best_class_mean(held_out_run: Run) -> None:
+    scores = [
+        line["mean_class_accuracy"]
+        for line in log_lines(held_out_run)
+        if line["kind"] == "validation"
+    ]
+    best = orjson.loads((held_out_run.checkpoint("best") / "state.json").read_bytes())
+    assert best["epoch"] == 1 + int(np.argmax(scores))
+    assert best["best_score"] == max(scores)
+
+
+def test_the_last_validation_is_what_evaluate_says_of_the_held_out_part(held_out_run: Run) -> None:
+    evaluation = inat.evaluate(inat.predict(held_out_run.path, "holdout"))
+    line = [line for line in log_lines(held_out_run) if line["kind"] == "validation"][-1]
+    assert evaluation.top1.value == pytest.approx(line["top1"])
+    assert evaluation.mean_class_accuracy.value == pytest.approx(line["mean_class_accuracy"])
+
+
+def test_predictions_know_what_training_made_of_each_photo(held_out_run: Run, world: Path) -> None:
+    trained_on, held_out = cut_holdout(load_split(world), "0.3", 0)
+    roles = {
+        split: inat.predict(held_out_run.path, split).photos.set_index("id")["role"]
+        for split in ("train", "val", "holdout")
+    }
+    assert set(roles["val"]) == {"unseen"}
+    assert set(roles["holdout"]) == {"held out"}
+    assert (roles["train"][trained_on.image_ids] == "trained on").all()
+    assert (roles["train"][held_out.image_ids] == "held out").all()
+    best = inat.predict(held_out_run.path, "holdout", checkpoint="best", name="best")
+    assert set(best.photos["role"]) == {"chosen on"}
+    with pytest.raises(InputError, match="something was chosen"):
+        inat.evaluate(best)
+    with pytest.raises(InputError, match="were trained on"):
+        inat.evaluate(held_out_run.prediction("train"))
+
+
+def test_best_is_refused_where_nothing_was_held_out(
+    config: Path, world: Path, tmp_path: Path
+) -> None:
+    run = trained(config, world, tmp_path / "a", epochs=1)
+    with pytest.raises(InputError) as refused:
+        inat.predict(run.path, "val", checkpoint="best")
+    assert str(refused.value) == (
+        f"{run.path}: there is no best checkpoint, since data.holdout none validates nothing; "
+        "use --checkpoint last, or train with data.holdout 0.2"
+    )
+    with pytest.raises(InputError, match=r"no moving average was kept \(optim.ema_decay was off\)"):
+        inat.predict(run.path, "val", weights="ema")
+    with pytest.raises(InputError, match=r"data\.holdout is none: nothing is held out"):
+        inat.predict(run.path, "holdout")
+
+
+def test_ema_and_raw_weights_predict_differently_and_auto_is_ema(held_out_run: Run) -> None:
+    logits = {
+        kind: inat.predict(held_out_run.path, "val", weights=kind, name=f"val-{kind}").logits
+        for kind in ("auto", "ema", "raw")
+    }
+    assert (logits["auto"] == logits["ema"]).all()
+    assert not (logits["auto"] == logits["raw"]).all()
+
+
+def test_a_prediction_made_with_other_settings_is_not_overwritten(held_out_run: Run) -> None:
+    first = inat.predict(held_out_run.path, "val", name="twice")
+    again = inat.predict(held_out_run.path, "val", name="twice")
+    assert (first.logits == again.logits).all()
+    with pytest.raises(InputError, match="there is a prediction with another checkpoint_sha256"):
+        inat.predict(held_out_run.path, "val", name="twice", weights="raw")
+    inat.predict(held_out_run.path, "val", name="twice", weights="raw", overwrite=True)
+
+
+def test_predictions_do_not_depend_on_batch_size_or_workers(held_out_run: Run) -> None:
+    one = inat.predict(held_out_run.path, "test", name="one", batch_size=1, workers=0)
+    all_ = inat.predict(held_out_run.path, "test", name="all", batch_size=64, workers=2)
+    assert (one.ids == all_.ids).all()
+    assert np.abs(one.logits.astype(float) - all_.logits.astype(float)).max() < 0.01
+    assert (one.labels == -1).all()
+
+
+def broken_world(folder: Path, split: str) -> tuple[Path, int]:
+    """A world in which the first photo of a split is cut off; gives its image id."""
+    world = make_world(folder / "world", counts=(30, 12, 6, 4))
+    image = orjson.loads((world / f"{split}2018.json").read_bytes())["images"][0]
+    path = world / image["file_name"]
+    path.write_bytes(path.read_bytes()[:200])
+    return world, image["id"]
+
+
+def test_a_bad_photo_stops_training_with_its_path(config: Path, tmp_path: Path) -> None:
+    world, image_id = broken_world(tmp_path, "train")
+    with pytest.raises(WorldError) as stopped:
+        trained(config, world, tmp_path / "run")
+    assert f"{world.resolve()}/train_val2018/" in str(stopped.value)
+    assert f"(image {image_id}): " in str(stopped.value)
+    assert "go on without it (on_bad_photo skip)" in str(stopped.value)
+
+
+def test_a_skipped_photo_is_listed_in_the_run_up_to_the_limit(config: Path, tmp_path: Path) -> None:
+    world, image_id = broken_world(tmp_path, "train")
+    settings = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.1, "epochs": 1}
+    settings["sampler.epoch_size"] = 104  # two rounds: the photo is met for sure
+    run = trained(config, world, tmp_path / "run", **settings)
+    listed = orjson.loads((run.path / "bad_photos.json").read_bytes())
+    assert [event["image_id"] for event in listed["skipped"]] == [image_id]
+    settings["data.bad_photo_limit"] = 0.001
+    with pytest.raises(WorldError, match="1 of 52 photos cannot be read, more than"):
+        trained(config, world, tmp_path / "other", **settings)
+
+
+def test_an_unreadable_test_photo_is_predicted_as_the_class_prior(
+    config: Path, tmp_path: Path
+) -> None:
+    world, image_id = broken_world(tmp_path, "test")
+    settings = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.5, "epochs": 1}
+    run = trained(config, world, tmp_path / "run", **settings)
+    prediction = inat.predict(run.path, "test")
+    row = int(np.flatnonzero(prediction.ids == image_id)[0])
+    prior = count_prior(np.array([30, 12, 6, 4]))
+    assert prediction.logits[row] == pytest.approx(np.log(prior / prior.max()), abs=2e-3)
+    assert len(prediction.meta["bad_photos"]) == 1
+    assert f"(image {image_id})" in prediction.meta["bad_photos"][0]
+
+
+def test_photos_of_a_folder_get_three_names_and_probabilities(
+    held_out_run: Run, world: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    some = sorted((world / "test2018").iterdir())[:2]
+    (folder / "a.jpg").write_bytes(some[0].read_bytes())
+    (folder / "deep" / "b.JPG").write_bytes(some[1].read_bytes())
+    (folder / "c.png").write_bytes(b"no photo")
+    guesses, unreadable = inat.predict_photos(held_out_run.path, folder)
+    assert [guess.path.name for guess in guesses] == ["a.jpg", "b.JPG"]
+    assert [event.path for event in unreadable] == [str(folder / "c.png")]
+    for guess in guesses:
+        assert guess.probabilities == sorted(guess.probabilities, reverse=True)
+        assert sum(guess.probabilities) <= 1
+        assert set(guess.category_ids) <= {category_id(label) for label in range(4)}
+        assert all("species" in name for name in guess.names)
+    with pytest.raises(InputError, match="there is no photo in it"):
+        inat.predict_photos(held_out_run.path, tmp_path / "deep")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config: Path, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorldError, match=r"the loss is (nan|inf) at step \d+ \(learning rate"):
+        trained(
+            config,
+            world,
+            tmp_path / "a",
+            **{"optim.lr_per_256": 1e30, "optim.name": "sgd", "runtime.log_every": 1},
+        )
+
+
+def test_a_run_of_other_species_refuses_the_data(held_out_run: Run, tmp_path: Path) -> None:
+    other = make_world(tmp_path / "other", counts=(5, 4, 3))
+    with pytest.raises(InputError, match="its 3 species are not the 4 that"):
+        inat.predict(held_out_run.path, "val", root=other, name="other")
+
+
+def test_class_balanced_logit_adjustment_says_it_is_plain_ce(config: Path, world: Path) -> None:
+    overrides = {**SETTINGS, "data.root": world, "loss.name": "logit_adjusted"}
+    lines = inat.dry_run(config, overrides={**overrides, "sampler.name": "class_balanced"})
+    assert any("which is plain ce under class_balanced draws" in line for line in lines)
