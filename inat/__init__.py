@@ -1,5 +1,6 @@
 """inat: from a folder of labelled species photos to a scored Kaggle submission."""
 
+import importlib
 from typing import TYPE_CHECKING
 
 from inat.lazy import lazy_names
@@ -71,5 +72,9 @@ _find = lazy_names(
 )
 
 
+_PACKAGES = ("data", "evaluation", "submission", "training")
+
+
 def __getattr__(name: str) -> object:
-    return _find(name)
+    # `import inat; inat.data.synth(...)` needs no further import.
+    return importlib.import_module(f"inat.{name}") if name in _PACKAGES else _find(name)

@@ -37,8 +37,8 @@ def adjust(
         tau: subtract tau log(prior that the logits carry); 1 makes it uniform (Menon et al.
             2021, eq. 9).
         target: uniform, or a CSV `category_id,prior`: the prior to move to.
-        from_prior: what the logits carry, where the file does not know or to overrule it:
-            uniform, counts (of the train split), or a CSV.
+        from_prior: what the logits carry, where the file does not know: uniform, counts (of
+            the train split), or a CSV.
         overwrite: replace what stands at `out`.
 
     Returns:
@@ -55,6 +55,8 @@ def adjust(
         raise InputError("adjust takes one of --tau T and --target uniform|FILE")
     if out.resolve() == prediction.path.resolve():
         raise InputError(f"{out}: adjust does not write over its input; give another --out")
+    if prediction.path.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: holds the prediction that is adjusted; give another --out")
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists already; give another --out, or --overwrite")
     prior = _carried_prior(prediction, from_prior)
@@ -83,6 +85,7 @@ def adjust(
 
 
 def _carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
+    known = prediction.logits_prior
     if from_prior is not None:
         assumed = (
             count_prior(prediction.train_counts)
@@ -94,19 +97,23 @@ def _carried_prior(prediction: PredictionFile, from_prior: Path | str | None) ->
                 f"--from-prior {from_prior}: the prior of {(assumed <= 0).sum()} species is 0, "
                 "which cannot be taken off; give every species a prior above 0"
             )
+        if known is not None and not np.allclose(known, assumed, rtol=1e-4):
+            raise InputError(
+                f"{prediction.path}: which prior its logits carry is known, and --from-prior "
+                f"{from_prior} is another: that would correct twice, or wrongly; leave it away"
+            )
         return assumed
-    prior = prediction.logits_prior
-    if prior is None:
+    if known is None:
         raise InputError(
             f"{prediction.path}: which prior its logits carry is not known; "
             "say what to assume: --from-prior uniform|counts|FILE"
         )
-    if not (prior > 0).all():
+    if not (known > 0).all():
         raise InputError(
-            f"{prediction.path}: its logits carry a prior of 0 for {(prior <= 0).sum()} species, "
-            "which cannot be taken off; say what to assume: --from-prior counts"
+            f"{prediction.path}: its logits carry a prior of 0 for {(known <= 0).sum()} species, "
+            "which cannot be taken off; adjust the prediction that it was made from"
         )
-    return prior
+    return known
 
 
 def _named_prior(prediction: PredictionFile, name: Path | str) -> Prior:

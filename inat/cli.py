@@ -13,11 +13,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
-from inat.config import Config, check_keys, one_line, read_yaml
+from inat.config import CheckpointName, Config, Weights, check_keys, one_line, read_yaml
 from inat.errors import InatError, InputError
-
-CheckpointName = Literal["last", "best"]
-Weights = Literal["auto", "ema", "raw"]
 
 app = App(
     name="inat",
@@ -307,7 +304,7 @@ def evaluate(
     prediction: Path,
     *predictions: Path,
     solution: Path | None = None,
-    band_edges: tuple[int, int] = (20, 100),
+    band_edges: tuple[int, int] | None = None,
     chosen_here: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
 ) -> None:
@@ -324,7 +321,8 @@ def evaluate(
     solution
         The organisers' CSV id,expected,usage, where the prediction knows no labels.
     band_edges
-        few has fewer training photos than the first, many has more than the second.
+        few has fewer training photos than the first, many has more than the second; unset: the
+        run's data.band_edges.
     chosen_here
         Evaluate even on photos on which something was chosen.
     out

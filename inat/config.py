@@ -20,9 +20,13 @@ import yaml
 
 from inat.competitions import COMPETITIONS
 from inat.errors import InputError, unknown_name
+from inat.metrics import FEW_BELOW, MANY_ABOVE
 
 LARGEST_FILE = 1_000_000
 DEEPEST_LEVEL = 20
+
+CheckpointName = Literal["last", "best"]
+Weights = Literal["auto", "ema", "raw"]
 
 HOLDOUT_FORMS = "none, a share between 0 and 1 (0.2), or fold:i/K with 1 <= i <= K (fold:1/5)"
 
@@ -60,7 +64,21 @@ class DataConfig:
     bad_photo_limit: float = 0.001
     """Share of the photos of an epoch that may be skipped before the run stops after all."""
 
+    band_edges: tuple[int, int] = (FEW_BELOW, MANY_ABOVE)
+    """Shot bands: few has fewer training photos than the first, many has more than the second."""
+
     def __post_init__(self) -> None:
+        if not 0 < self.band_edges[0] <= self.band_edges[1]:
+            low, high = self.band_edges
+            raise InputError(
+                f"data.band_edges: {low} {high} are no edges; give two numbers above 0, the "
+                "smaller first"
+            )
+        if self.train_on == "train+val" and self.holdout != "none":
+            raise InputError(
+                f"data.train_on train+val is for the final fit and data.holdout {self.holdout} "
+                "keeps photos from it; set data.holdout none"
+            )
         if self.competition not in COMPETITIONS:
             raise InputError(unknown_name("data.competition", self.competition, COMPETITIONS))
         parse_holdout(self.holdout)
@@ -232,8 +250,8 @@ class OptimConfig:
 class RuntimeConfig:
     """What the machine is asked for; changes speed, not what is computed but for rounding."""
 
-    device: str = "auto"
-    """auto (CUDA, then Apple's MPS, then CPU), or a torch device name."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """auto: CUDA, then Apple's MPS, then the CPU. CUDA_VISIBLE_DEVICES chooses among several."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the forward pass. auto: bf16 where the processor has instructions for it,
@@ -307,12 +325,13 @@ class Config:
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with every field that changes the result.
 
-        Where the data lies, who reads it and how often a line is logged are left out.
+        Left out are where the data lies, who reads it, what a bad photo does and how often a
+        line is logged: a resume may change them.
         """
         plain = self.to_dict()
-        for name in ("root", "workers", "worker_kind"):
+        for name in ("root", "workers", "worker_kind", "on_bad_photo", "bad_photo_limit"):
             del plain["data"][name]
-        del plain["runtime"]["log_every"]
+        del plain["runtime"]["log_every"], plain["data"]["band_edges"]
         return hashlib.sha256(orjson.dumps(plain)).hexdigest()[:12]
 
 

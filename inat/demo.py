@@ -14,6 +14,7 @@ from inat.evaluation.table import evaluation_table, plain_lines
 from inat.metrics import FEW_BELOW, Interval, bootstrap_interval
 from inat.prediction.predict import predict
 from inat.progress import say
+from inat.run_folder import Run, is_run
 from inat.submission.csv_file import Score, check, score, write
 from inat.training.loop import train
 
@@ -62,8 +63,7 @@ class Demo:
         """The table, what it says, the score, and what to type next."""
         gains = [
             f"{name} against CE on species with fewer than {FEW_BELOW} photos: "
-            f"{100 * gain.value:+.1f} points, 95 % interval {100 * gain.low:+.1f} to "
-            f"{100 * gain.high:+.1f} (paired)"
+            f"{gain.points()} (paired)"
             for name, gain in self.gains.items()
         ]
         return [
@@ -136,7 +136,10 @@ def demo_config(world: Path, loss: str, seed: int) -> Config:
 
 
 def _train_and_predict(world: Path, folder: Path, loss: str, seed: int) -> Path:
-    run = train(demo_config(world, loss, seed), folder, resume=True)
+    # An earlier call's run is used again; one of another version of the demo is made anew.
+    config = demo_config(world, loss, seed)
+    kept = is_run(folder) and Run(folder).config.digest == config.digest
+    run = train(config, folder, resume=kept, overwrite=not kept)
     return predict(run.path, "test").path
 
 

@@ -15,11 +15,29 @@ BANDS = ("many", "medium", "few")
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval; low and high are None where nothing tells the spread."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    def points(self) -> str:
+        """A difference in percentage points: +3.1 points, 95 % interval +1.0 to +5.2."""
+        text = f"{100 * self.value:+.1f} points"
+        if self.low is None or self.high is None:
+            return text
+        return f"{text}, 95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}"
+
+    def within(self, least: float, most: float) -> "Interval":
+        """The interval cut to what the estimate can be."""
+        if self.low is None or self.high is None:
+            return self
+        return Interval(self.value, max(self.low, least), min(self.high, most))
 
 
 def top_k(logits: Float[np.ndarray, "images classes"], k: int) -> Int64[np.ndarray, "images k"]:
@@ -101,7 +119,7 @@ def bootstrap_interval(
         seed: of the resampling.
 
     Returns:
-        None where no member class has an image.
+        None where no member class has an image; without low and high where none has two.
     """
     values = values.astype(np.float64)
     n_classes = int(labels.max(initial=-1)) + 1 if members is None else len(members)
@@ -129,5 +147,7 @@ def bootstrap_interval(
             deviations = (resampled - rows.mean(axis=1)).sum(axis=1)
             total[begin : begin + n_now] += widening * deviations
     value = float(means[present].mean())
+    if counts[present].max() < 2:
+        return Interval(value, None, None)
     low, high = value + np.quantile(total / len(present), (0.025, 0.975))
     return Interval(value, float(low), float(high))

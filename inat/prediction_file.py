@@ -22,6 +22,7 @@ from inat.files import atomic_folder, read_json, write_json
 
 FORMAT = 1
 ROLES = ("unseen", "trained on", "held out", "chosen on")
+META_KEYS = ("competition", "split", "logits_prior", "chosen")
 CHUNK_BYTES = 64_000_000
 
 
@@ -90,6 +91,9 @@ def read_prediction(path: Path | str) -> PredictionFile:
     meta = read_json(path / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise InputError(f"{path / 'meta.json'}: not of format {FORMAT}; predict again")
+    for key in META_KEYS:
+        if key not in meta:
+            raise InputError(f"{path / 'meta.json'}: has no field '{key}'; predict again")
     logits = _read_array(path / "logits.npy", np.float16, mmap_mode="r")
     ids = _read_array(path / "ids.npy", np.int64)
     labels = _read_array(path / "labels.npy", np.int64)
@@ -100,6 +104,12 @@ def read_prediction(path: Path | str) -> PredictionFile:
         raise InputError(
             f"{path}: its parts disagree: logits {logits.shape}, ids and species "
             f"{expected}, labels {len(labels)}, photos {len(photos)}; predict again"
+        )
+    prior = meta["logits_prior"]
+    if prior is not None and (not isinstance(prior, list) or len(prior) != len(species)):
+        raise InputError(
+            f"{path / 'meta.json'}: 'logits_prior' is no list of {len(species)} numbers, one a "
+            "species; predict again"
         )
     return PredictionFile(path, logits, ids, labels, species, photos, meta)
 
@@ -118,6 +128,8 @@ def write_prediction(
 
     Nothing is left at `path` when the block raises.
     """
+    if path.exists() and not (path / "meta.json").is_file() and any(path.iterdir()):
+        raise InputError(f"{path}: the folder is not empty and holds no prediction; give another")
     with atomic_folder(path) as partial:
         shape = (len(ids), len(species))
         logits = open_memmap(partial / "logits.npy", mode="w+", dtype=np.float16, shape=shape)

@@ -6,17 +6,16 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from inat.config import Config, build, merge, read_yaml
+from inat.config import CheckpointName, Config, build, merge, read_yaml
 from inat.errors import InputError
 from inat.files import read_json, write_bytes, write_json
 
-CheckpointName = Literal["last", "best"]
 PACKAGES = ("torch", "timm", "numpy", "albumentations", "simplejpeg", "opencv-python-headless")
 
 
@@ -75,11 +74,16 @@ def open_run(path: Path | str) -> Run:
         InputError: there is no run, or it has no checkpoint yet.
     """
     run = Run(Path(path))
-    if not (run.path / "config.yaml").is_file():
+    if not is_run(run.path):
         raise InputError(f"{run.path}: no run (no config.yaml in it); inat train makes one")
     if not run.checkpoint("last").is_dir():
         raise InputError(f"{run.path}: the run has no checkpoint yet; let its first epoch end")
     return run
+
+
+def is_run(path: Path) -> bool:
+    """Whether the folder is one that `create_run` made."""
+    return all((path / name).is_file() for name in ("config.yaml", "environment.json"))
 
 
 def create_run(path: Path, config: Config) -> Run:

@@ -172,12 +172,20 @@ def test_an_unknown_prior_is_refused_unless_from_prior_says_what_to_assume(tmp_p
     assert found.logits.tolist() == slow_stored(unknown.logits, [-math.log(p) for p in PRIOR])
 
 
-def test_from_prior_overrules_what_the_file_says(
+def test_from_prior_is_refused_where_another_prior_is_known(
     prediction: PredictionFile, tmp_path: Path
 ) -> None:
-    uniform, notes = adjust(prediction, tmp_path / "uniform", tau=1.0, from_prior="uniform")
-    assert (uniform.logits == prediction.logits).all()
-    assert notes == ["this changes nothing: the logits carry a uniform prior already"]
+    with pytest.raises(InputError) as caught:
+        adjust(prediction, tmp_path / "out", tau=1.0, from_prior="uniform")
+    assert str(caught.value) == (
+        f"{prediction.path}: which prior its logits carry is known, and --from-prior uniform is "
+        "another: that would correct twice, or wrongly; leave it away"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_from_prior_says_what_the_file_does_not_know(tmp_path: Path) -> None:
+    prediction = make_prediction(tmp_path / "p", LOGITS, logits_prior=None)
     path = tmp_path / "prior.csv"
     path.write_text("category_id,prior\n2,4\n10,3\n28,2\n56,1\n")
     found, _ = adjust(prediction, tmp_path / "file", tau=1.0, from_prior=path)
@@ -191,7 +199,7 @@ def test_a_carried_prior_of_0_is_refused(tmp_path: Path) -> None:
         adjust(prediction, tmp_path / "out", tau=1.0)
     assert str(caught.value) == (
         f"{tmp_path / 'p'}: its logits carry a prior of 0 for 2 species, "
-        "which cannot be taken off; say what to assume: --from-prior counts"
+        "which cannot be taken off; adjust the prediction that it was made from"
     )
 
 

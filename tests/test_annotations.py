@@ -233,7 +233,8 @@ def test_train_plus_val_refuses_a_photo_that_is_in_both(papers: Path) -> None:
 
     rewrite(papers, change, "val")
     assert refusal(papers, "train+val") == (
-        f"ROOT: image id {image_id} stands 2 times in train and val together"
+        f"ROOT/val2018.json: image id {image_id} stands in train2018.json too; "
+        "ids must be unique in the whole data set"
     )
 
 
@@ -601,3 +602,29 @@ def test_worlds_have_gaps_and_another_order_than_that_of_digits(tmp_path: Path) 
     assert ids == sorted(ids) and list(map(str, ids)) != sorted(map(str, ids))
     assert len(np.unique(np.diff(np.sort(split.image_ids)))) > 1
     assert all(split.path(i).is_file() for i in range(len(split)))
+
+
+def test_a_geo_priors_copy_of_the_locations_is_read_too(papers: Path) -> None:
+    ids = load_split(papers).image_ids
+    rows = [{"id": int(i), "lat": 1.0, "lon": 2.0, "date_c": n / 100} for n, i in enumerate(ids)]
+    rows[3]["date_c"] = None
+    (papers / "train2018_locations.json").write_bytes(orjson.dumps(rows))
+    locations = load_split(papers).locations
+    assert locations is not None
+    assert locations["date_c"][:3].tolist() == [0.0, 0.01, 0.02]
+    assert np.isnan(locations["date_c"][3])
+
+
+def test_a_place_that_is_no_number_is_named(papers: Path) -> None:
+    ids = load_split(papers).image_ids
+    rows = [{"id": int(ids[0]), "lat": "north", "lon": 2.0, "date": None}]
+    (papers / "train2018_locations.json").write_bytes(orjson.dumps(rows))
+    assert refusal(papers) == ("ROOT/train2018_locations.json: [0]: 'lat' is 'north', not a number")
+
+
+def test_a_fingerprint_is_of_the_photos_and_species_not_of_their_order(world: Path) -> None:
+    split = load_split(world)
+    turned = split.select(np.arange(len(split))[::-1])
+    assert turned.fingerprint == split.fingerprint
+    assert split.select(np.arange(len(split) - 1)).fingerprint != split.fingerprint
+    assert load_split(world, "val").fingerprint != split.fingerprint

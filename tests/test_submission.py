@@ -105,19 +105,12 @@ def test_write_refuses_what_kaggle_cannot_score(tmp_path: Path) -> None:
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_write_keeps_a_file_that_it_may_not_replace(tmp_path: Path) -> None:
+def test_write_replaces_the_file_that_is_there(tmp_path: Path) -> None:
     prediction = make_prediction(tmp_path / "p", np.eye(3), ids=[1, 2, 3])
     path = tmp_path / "s.csv"
-    path.write_text("mine")
-    with pytest.raises(InputError) as caught:
-        submission.write(prediction, path, overwrite=False)
-    assert str(caught.value) == f"{path}: exists already; give another --out, or --overwrite"
-    assert path.read_text() == "mine"
+    path.write_text("old")
     submission.write(prediction, path)
-    assert path.read_text().startswith("id,predicted\n1,2 10 28\n")
-
-
-# --- check -----------------------------------------------------------------------------------
+    assert path.read_text().startswith("id,predicted\n1,")
 
 
 def test_a_valid_file_passes_and_gives_its_number_of_rows(

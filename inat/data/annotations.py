@@ -34,8 +34,9 @@ class Split:
         sizes: height and width in pixels as the annotations state them; 0 where they do not.
         taxonomy: the species.
         train_counts: photos of each species in the whole `train` split, whatever this split is.
-        locations: a row a photo with lat and lon in degrees and date (UTC), NaN or NaT where
-            unknown; None where the competition gives no locations.
+        locations: a row a photo with lat and lon in degrees and date (UTC), and date_c (share of
+            the year) where the file gives that; NaN or NaT where unknown; None where the
+            competition gives no locations.
     """
 
     name: str
@@ -61,6 +62,16 @@ class Split:
     def class_counts(self) -> Int64[np.ndarray, "classes"]:
         """Photos of each species in this split."""
         return np.bincount(self.labels[self.labels >= 0], minlength=self.n_classes)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over image ids and category ids, whatever the photos' order: two splits of the
+        same photos and species have the same."""
+        order = np.argsort(self.image_ids)
+        known = self.labels[order] >= 0
+        categories = np.where(known, self.taxonomy.category_ids[self.labels[order]], -1)
+        rows = np.stack([self.image_ids[order], categories])
+        return hashlib.sha256(rows.tobytes()).hexdigest()
 
     def path(self, index: int) -> Path:
         """Where photo number `index` lies."""
@@ -206,12 +217,16 @@ def _read_other(root: Path, name: str, spec: Competition, train: Split) -> Split
         split = _unlabelled(root, path, name, spec, document, train.taxonomy)
     else:
         split = _labelled(root, path, name, spec, document, train.taxonomy)
+    both = np.intersect1d(split.image_ids, train.image_ids)
+    if len(both):
+        raise InputError(
+            f"{path}: image id {both[0]} stands in {spec.annotation_files['train']} too; "
+            "ids must be unique in the whole data set"
+        )
     return replace(split, train_counts=train.train_counts)
 
 
 def _joined(first: Split, second: Split) -> Split:
-    both = np.concatenate([first.image_ids, second.image_ids])
-    _refuse_duplicates(both, f"{first.root}: image id", "in train and val together")
     locations = None
     if first.locations is not None and second.locations is not None:
         locations = pd.concat([first.locations, second.locations], ignore_index=True)
@@ -219,7 +234,7 @@ def _joined(first: Split, second: Split) -> Split:
         first,
         name="train+val",
         file_names=pa.concat_arrays([first.file_names, second.file_names]),
-        image_ids=both,
+        image_ids=np.concatenate([first.image_ids, second.image_ids]),
         labels=np.concatenate([first.labels, second.labels]),
         sizes=np.concatenate([first.sizes, second.sizes]),
         locations=locations,
@@ -356,14 +371,12 @@ def _read_locations(
         return None
     rows = read_json(root / file_name)
     ids = _whole_numbers(rows, "id", f"{root / file_name}: ")
+    columns = ["lat", "lon"]
+    if any("date_c" in row for row in rows):  # geo_prior's copy: share of the year, 0..1
+        columns.append("date_c")
     table = pd.DataFrame(
         {
-            "lat": pd.array([row.get("lat") for row in rows], "Float64").to_numpy(
-                float, na_value=np.nan
-            ),
-            "lon": pd.array([row.get("lon") for row in rows], "Float64").to_numpy(
-                float, na_value=np.nan
-            ),
+            **{column: _numbers_or_nan(rows, column, root / file_name) for column in columns},
             "date": pd.to_datetime(
                 pd.Series([row.get("date") for row in rows], ids, dtype="object"),
                 utc=True,
@@ -375,3 +388,14 @@ def _read_locations(
     )
     _refuse_duplicates(ids, f"{root / file_name}: id", "")
     return table.reindex(image_ids).reset_index(drop=True)
+
+
+def _numbers_or_nan(rows: Sequence[Any], field: str, path: Path) -> np.ndarray:
+    numbers = np.full(len(rows), np.nan)
+    for at, row in enumerate(rows):
+        value = row.get(field)
+        if value is not None:
+            if not isinstance(value, int | float):
+                raise InputError(f"{path}: [{at}]: '{field}' is {value!r:.40}, not a number")
+            numbers[at] = value
+    return numbers

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from inat.data.photos import PHOTO_ENDINGS
 from inat.errors import InputError
 from inat.files import atomic_file, write_json
-
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,9 @@ def import_folders(
         out: the data set's folder; must not exist or be empty.
         test: a folder of photos (test split without labels), or of species' folders as in
             `train`: its labels then become solution.csv.
-        val_share: share of every species' photos that becomes val; each keeps at least one.
+        val_share: share of every species' photos that becomes val, its fraction rounded up or
+            down by a draw, so that rare species are held out at the same rate; each keeps at
+            least one to train on.
         imbalance_factor: keep n_max f^(-j/(C-1)) photos of species j, in the order of the
             folders' names (the exponential profile of Cao et al. 2019): the first has f times
             the photos of the last. None keeps all.
@@ -77,19 +78,21 @@ def import_folders(
     tested, labelled = _test_photos(Path(test), list(classes)) if test else ([], False)
     writer = _Writer(out)
     categories = [
-        {"id": label, "name": name, "supercategory": train.name}
+        {"id": label, "name": name, "supercategory": train.resolve().name}
         for label, name in enumerate(classes)
     ]
-    n_train = writer.split("train", "train_val2018", kept, categories)
-    n_val = writer.split("val", "train_val2018", held, categories)
-    # Shuffled, so that neither ids nor rows tell the species.
+    # The test photos shuffled, so that neither ids nor rows tell the species; train last: a data
+    # set with train2018.json is whole.
     writer.test([tested[i] for i in rng.permutation(len(tested))], labelled=labelled)
+    n_val = writer.split("val", "train_val2018", held, categories)
+    n_train = writer.split("train", "train_val2018", kept, categories)
     return Imported(out, len(classes), n_train, n_val, len(tested))
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
+    _refuse_loose(folder)
     classes = {sub.name: _photos(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
     if not classes:
         raise InputError(f"{folder}: has no folders; it needs one folder of photos a species")
@@ -97,6 +100,16 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
         if not photos:
             raise InputError(f"{folder / name}: there is no photo in it; remove it or add one")
     return classes
+
+
+def _refuse_loose(folder: Path) -> None:
+    """Photos beside the species' folders would be left out without a word."""
+    loose = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in PHOTO_ENDINGS]
+    if loose and any(sub.is_dir() for sub in folder.iterdir()):
+        raise InputError(
+            f"{folder}: {len(loose)} photos lie beside the species' folders (first: "
+            f"{loose[0].name}); put them into one or elsewhere"
+        )
 
 
 def _photos(folder: Path) -> list[Path]:
@@ -124,7 +137,7 @@ def _cut_val(
     kept: list[tuple[int, Path]] = []
     held: list[tuple[int, Path]] = []
     for label, photos in enumerate(classes.values()):
-        n_held = min(round(share * len(photos)), len(photos) - 1)
+        n_held = min(int(share * len(photos) + rng.random()), len(photos) - 1)
         chosen = set(rng.permutation(len(photos))[:n_held].tolist())
         for place, photo in enumerate(photos):
             (held if place in chosen else kept).append((label, photo))
@@ -140,6 +153,7 @@ def _test_photos(folder: Path, names: Sequence[str]) -> tuple[list[tuple[int, Pa
         if not photos:
             raise InputError(f"{folder}: there is no photo in it")
         return [(-1, photo) for photo in photos], False
+    _refuse_loose(folder)
     label_of = {name: label for label, name in enumerate(names)}
     for sub in subfolders:
         if sub.name not in label_of:

@@ -350,9 +350,13 @@ def build_loader(
             its batch and lists it in `loader.bad_photos`.
 
     Raises:
-        InputError: an unknown sampler, no labels to draw by, an epoch smaller than a batch.
+        InputError: a batch size below 1, an unknown sampler, no labels to draw by, an epoch
+            smaller than a batch.
         WorldError: while iterating, at a photo that cannot be read.
     """
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers or 0, 0)):
+        if value < least:
+            raise InputError(f"{name}: {value} is less than {least}; give {least} or more")
     recipe = recipe or LOADER_RECIPE
     sizes: dict[str, Any] = {"image_size": image_size, "eval_image_size": image_size}
     recipe = TransformConfig(**{**vars(recipe), **sizes})

@@ -19,6 +19,9 @@ MOST_SCANS = 500
 """Scans of a progressive JPEG; cameras write about 10, a file made to be slow has thousands."""
 
 # An MPO is opened by the JPEG reader; Pillow has none of that name and would raise at it.
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+"""Endings, in lower case, of the files that a search for photos takes."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
 # Height and width have no names: a crop comes out of its function in another size.

@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from inat.competitions import find_competition
 from inat.data.annotations import load_split
 from inat.data.taxonomy import RANKS
+from inat.errors import InputError
 from inat.files import atomic_file
 from inat.metrics import FEW_BELOW, MANY_ABOVE, shot_bands
 
@@ -89,6 +90,8 @@ def describe(root: Path | str, *, competition: str = "inaturalist-2018") -> Tail
 
 def draw_profile(profile: TailProfile, path: Path) -> None:
     """Draws the sorted counts, coloured by shot band, to a PNG."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: the picture is a PNG; let its name end in .png")
     from matplotlib.figure import Figure  # here: slow to import, and no other verb draws
 
     counts = np.sort(profile.counts)[::-1]

@@ -36,6 +36,7 @@ class Evaluation:
         mean_class_accuracy: mean over the species that have photos of their top-1.
         bands: the same over the species of each shot band; None where a band has no photo.
         band_species: number of species with photos in each band.
+        band_edges: few is below the first, many above the second.
         per_class: a row a species: category_id, name, lineage, train_count, band, n, hits.
         hits: top-1 hit of each scored photo.
         labels: species of each scored photo.
@@ -49,6 +50,7 @@ class Evaluation:
     mean_class_accuracy: Interval
     bands: dict[str, Interval | None]
     band_species: dict[str, int]
+    band_edges: tuple[int, int]
     per_class: pd.DataFrame
     hits: Bool[np.ndarray, "images"]
     labels: Int64[np.ndarray, "images"]
@@ -64,6 +66,7 @@ class Evaluation:
             "mean_class_accuracy": vars(self.mean_class_accuracy),
             "bands": {b: None if i is None else vars(i) for b, i in self.bands.items()},
             "band_species": self.band_species,
+            "band_edges": list(self.band_edges),
             "notes": self.notes,
         }
 
@@ -78,7 +81,7 @@ def evaluate(
     prediction: Path | str | PredictionFile,
     *,
     solution: Path | str | None = None,
-    band_edges: tuple[int, int] = (FEW_BELOW, MANY_ABOVE),
+    band_edges: tuple[int, int] | None = None,
     chosen_here: bool = False,
 ) -> Evaluation:
     """Scores a prediction.
@@ -86,7 +89,8 @@ def evaluate(
     Args:
         prediction: a prediction file.
         solution: CSV `id,expected,usage` for photos whose labels the prediction does not know.
-        band_edges: few has fewer training photos than the first, many has more than the second.
+        band_edges: few has fewer training photos than the first, many has more than the second;
+            None: the run's data.band_edges.
         chosen_here: evaluate even on photos on which something was chosen, and say so.
 
     Raises:
@@ -95,7 +99,7 @@ def evaluate(
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
-    few_below, many_above = band_edges
+    few_below, many_above = band_edges or prediction.meta.get("band_edges", (FEW_BELOW, MANY_ABOVE))
     if not 0 < few_below <= many_above:
         raise InputError(
             f"band edges {few_below} {many_above}: give two numbers above 0, the smaller first"
@@ -106,8 +110,13 @@ def evaluate(
     hits = hits_at(guesses, labels, 1)
     bands = shot_bands(prediction.train_counts, few_below=few_below, many_above=many_above)
     tested = np.bincount(labels, minlength=prediction.n_classes)
-    mean_class = bootstrap_interval(hits, labels, np.ones(prediction.n_classes, bool))
+    mean_class = _interval(hits, labels, np.ones(prediction.n_classes, bool))
     assert mean_class is not None
+    if alone := int((tested == 1).sum()):
+        notes.append(
+            f"{alone} species have one photo here: they count in the figures, but nothing tells "
+            "their spread, so the intervals (±) are too narrow by theirs"
+        )
     if untested := int((tested == 0).sum()):
         notes.append(f"{untested} of {prediction.n_classes} species have no photo here")
     return Evaluation(
@@ -116,13 +125,23 @@ def evaluate(
         top1=_photo_interval(hits, labels),
         top3_error=1 - float(hits_at(guesses, labels, 3).mean()),
         mean_class_accuracy=mean_class,
-        bands={band: bootstrap_interval(hits, labels, members) for band, members in bands.items()},
+        bands={band: _interval(hits, labels, members) for band, members in bands.items()},
         band_species={band: int((members & (tested > 0)).sum()) for band, members in bands.items()},
+        band_edges=(few_below, many_above),
         per_class=_per_class(prediction, hits, labels, bands),
         hits=hits,
         labels=labels,
         notes=notes,
     )
+
+
+def _interval(
+    hits: Bool[np.ndarray, "images"],
+    labels: Int64[np.ndarray, "images"],
+    members: Bool[np.ndarray, "classes"],
+) -> Interval | None:
+    interval = bootstrap_interval(hits, labels, members)
+    return None if interval is None else interval.within(0, 1)
 
 
 def guess(prediction: PredictionFile, k: int) -> Int64[np.ndarray, "images k"]:
@@ -186,7 +205,7 @@ def _photo_interval(
     weight = len(counts[counts > 0]) * counts / len(labels)
     interval = bootstrap_interval(hits * weight[labels], labels)
     assert interval is not None
-    return interval
+    return interval.within(0, 1)
 
 
 def _per_class(

@@ -19,9 +19,9 @@ def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold")
-    first = next(iter(results.values()))
     for name in ("top-1", "top-3 error", "mean class", *BANDS):
-        count = f"\n{first.band_species[name]} species" if name in BANDS else "\n%"
+        sizes = {result.band_species.get(name) for result in results.values()}
+        count = f"\n{sizes.pop()} species" if name in BANDS and len(sizes) == 1 else "\n%"
         table.add_column(name + count, justify="right", no_wrap=True)
     for name, result in results.items():
         table.add_row(
@@ -38,7 +38,9 @@ def percent(interval: Interval | None) -> str:
     """81.4 ±2.1, or – where there is nothing to measure."""
     if interval is None:
         return "–"
-    return f"{100 * interval.value:.1f} ±{50 * (interval.high - interval.low):.1f}"
+    if interval.half_width is None:
+        return f"{100 * interval.value:.1f}"
+    return f"{100 * interval.value:.1f} ±{100 * interval.half_width:.1f}"
 
 
 def print_table(table: Table) -> None:

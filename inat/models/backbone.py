@@ -63,10 +63,13 @@ class Backbone:
         return {id(parameter) for parameter in network.get_classifier().parameters()}
 
 
-def build_backbone(config: ModelConfig, n_classes: int, seed: int) -> Backbone:
+def build_backbone(
+    config: ModelConfig, n_classes: int, seed: int, image_size: int | None = None
+) -> Backbone:
     """Builds the network that `config` names, with its weights and a new classifier.
 
     Random weights depend on `seed` alone; torch's global generator is left as it was.
+    `image_size` (pixels) is for networks that are built for one size, as most ViTs are.
 
     Raises:
         InputError: an unknown backbone, a weights file that is missing or of another network, a
@@ -79,7 +82,7 @@ def build_backbone(config: ModelConfig, n_classes: int, seed: int) -> Backbone:
         raise InputError(unknown_backbone(base_name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _create(config, n_classes)
+        network = _create(config, n_classes, image_size)
     if config.weights == "none":
         return _with_own_statistics(network, "none: random weights")
     if config.weights == "hub":
@@ -140,8 +143,14 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _create(config: ModelConfig, n_classes: int) -> nn.Module:
-    options = {"drop_rate": config.dropout, "drop_path_rate": config.drop_path}
+def _create(config: ModelConfig, n_classes: int, image_size: int | None) -> nn.Module:
+    options: dict[str, Any] = {"drop_rate": config.dropout, "drop_path_rate": config.drop_path}
+    try:
+        known = timm.get_pretrained_cfg(config.backbone)
+    except RuntimeError as error:
+        raise InputError(f"model.backbone {config.backbone}: {_first_line(error)}") from None
+    if known is not None and known.fixed_input_size:
+        options["img_size"] = image_size  # most transformers must be told
     # Not every network knows every option; one that is off need not be given.
     given = {name: value for name, value in options.items() if value}
     try:

@@ -7,16 +7,32 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
+from inat.errors import InputError
+
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: CUDA, then Apple's MPS, then the CPU; any other name is torch's own."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """auto: CUDA, then Apple's MPS, then the CPU; or the one that is named.
+
+    Raises:
+        InputError: the device that is named is not there.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, available in there.items() if available)
+    if not there.get(name, False):
+        found = ", ".join(kind for kind, available in there.items() if available)
+        raise InputError(
+            f"runtime.device: torch finds no {name} here; it finds {found}, or say auto"
+        )
+    if name == "cuda":
+        return torch.device(name, torch.cuda.current_device())
+    return torch.device(name)
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

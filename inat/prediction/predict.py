@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from inat.config import Config
+from inat.config import CheckpointName, Config, Weights
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.loader import Loader, PhotoEvent, build_loader
+from inat.data.photos import PHOTO_ENDINGS
 from inat.data.taxonomy import Taxonomy
 from inat.errors import InputError, WorldError
 from inat.metrics import top_k
@@ -19,16 +20,13 @@ from inat.prediction.forward import iterate_logits
 from inat.prediction.trained_model import (
     Checkpoint,
     TrainedModel,
-    Weights,
     find_checkpoint,
     load_model,
 )
 from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
 from inat.priors import log_softmax
 from inat.progress import progress_bar
-from inat.run_folder import CheckpointName, Run, open_run, versions, with_root
-
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+from inat.run_folder import Run, open_run, versions, with_root
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,9 @@ def predict(
     """
     opened = open_run(run)
     config = with_root(opened.config, root)
+    name = name or split.replace(":", "-").replace("/", "-of-")
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(f"--name {name!r} is no plain name; it becomes a folder in {run}")
     chosen = find_checkpoint(opened, checkpoint, weights)
     photos = load_split(
         config.data.root or Path(),
@@ -88,7 +89,7 @@ def predict(
         competition=config.data.competition,
     )
     _refuse_other_species(opened, photos)
-    path = opened.prediction(name or split.replace(":", "-").replace("/", "-of-"))
+    path = opened.prediction(name)
     meta = _meta(opened, config, chosen, photos)
     if (path / "meta.json").is_file() and not overwrite:
         return _same_or_refused(path, meta)
@@ -150,7 +151,7 @@ def _write(
     loader = _eval_loader(
         config,
         photos,
-        batch_size or 2 * config.batch_size,
+        2 * config.batch_size if batch_size is None else batch_size,
         config.data.workers if workers is None else workers,
         config.data.on_bad_photo,
     )
@@ -159,7 +160,7 @@ def _write(
         ids=photos.image_ids,
         labels=photos.labels,
         species=run.species,
-        photos=_photo_table(photos, config, checkpoint),
+        photos=_photo_table(run, photos, config, checkpoint),
         meta=meta,
     ) as rows:
         _fill(rows, model, loader, photos, np.log(run.draws_prior), f"predict {photos.name}")
@@ -236,7 +237,8 @@ def _meta(run: Run, config: Config, checkpoint: Checkpoint, photos: Split) -> di
         "weights_source": run.model["weights_source"],
         "chosen": checkpoint.chosen,
         "adjusted": [],
-        "data_root": str(photos.root),
+        "data_root": str(photos.root.resolve()),
+        "band_edges": config.data.band_edges,
         "config_digest": config.digest,
         "versions": versions(),
     }
@@ -245,7 +247,7 @@ def _meta(run: Run, config: Config, checkpoint: Checkpoint, photos: Split) -> di
 def _same_or_refused(path: Path, meta: dict[str, Any]) -> PredictionFile:
     """The prediction that is there already, if it is the one asked for."""
     there = read_prediction(path)
-    for key in ("split", "checkpoint_sha256", "data_root", "views"):
+    for key in ("split", "checkpoint", "checkpoint_sha256", "chosen", "data_root", "views"):
         if there.meta.get(key) != meta[key]:
             raise InputError(
                 f"{path}: there is a prediction with another {key} ({there.meta.get(key)}); "
@@ -254,7 +256,7 @@ def _same_or_refused(path: Path, meta: dict[str, Any]) -> PredictionFile:
     return there
 
 
-def _photo_table(photos: Split, config: Config, checkpoint: Checkpoint) -> pd.DataFrame:
+def _photo_table(run: Run, photos: Split, config: Config, checkpoint: Checkpoint) -> pd.DataFrame:
     """What the run's training made of each photo: unseen, trained on, held out, chosen on."""
     data = config.data
     trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
@@ -263,6 +265,12 @@ def _photo_table(photos: Split, config: Config, checkpoint: Checkpoint) -> pd.Da
         trained, held = cut_holdout(trained, data.holdout, data.holdout_seed)
         role[np.isin(photos.image_ids, held.image_ids)] = (
             "chosen on" if checkpoint.chosen else "held out"
+        )
+    if trained.fingerprint != run.model["trained"]:
+        raise InputError(
+            f"{data.root}: its {data.train_on} photos are not those that {run.path} was trained "
+            "on, so which photos it has seen cannot be told; give the data set it was trained on "
+            "(--data.root)"
         )
     role[np.isin(photos.image_ids, trained.image_ids)] = "trained on"
     return pd.DataFrame(

@@ -6,13 +6,12 @@ from typing import Literal
 
 from torch import nn
 
+from inat.config import CheckpointName, Weights
 from inat.errors import InputError
 from inat.files import read_json, sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
 from inat.models.device import pick_device, resolve_precision, to_device_format
-from inat.run_folder import CheckpointName, Run
-
-Weights = Literal["auto", "ema", "raw"]
+from inat.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,10 @@ def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
     """Builds the run's network with the weights of `checkpoint`."""
     config, facts = run.config, run.model
     backbone = build_backbone(
-        replace(config.model, weights="none"), len(facts["category_ids"]), seed=0
+        replace(config.model, weights="none"),
+        len(facts["category_ids"]),
+        seed=0,
+        image_size=config.transforms.image_size,
     )
     backbone.network.load_state_dict(dict(read_weights(checkpoint.path)))
     device = pick_device(config.runtime.device)
@@ -91,5 +93,8 @@ def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
         ).eval(),
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
-        precision=resolve_precision(config.runtime.precision, device),
+        # The decision is kept with the run; on a device of another kind it is taken anew.
+        precision=facts["precision"]
+        if device.type == facts["device"]
+        else resolve_precision(config.runtime.precision, device),
     )

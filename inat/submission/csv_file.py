@@ -33,7 +33,6 @@ def write(
     out: Path | str,
     *,
     competition: str | None = None,
-    overwrite: bool = True,
 ) -> Path:
     """Writes a prediction's best guesses in the competition's format.
 
@@ -42,13 +41,11 @@ def write(
 
     Args:
         prediction: of the test split.
-        out: the CSV file.
+        out: the CSV file; one that is there is replaced.
         competition: Kaggle name; None: the prediction's own.
-        overwrite: replace a file that is there.
 
     Raises:
-        InputError: no prediction, or not of the test split, or `out` exists and may not be
-            replaced.
+        InputError: no prediction, or not of the test split.
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
@@ -64,8 +61,6 @@ def write(
             f"{prediction.path}: {spec.slug} wants {spec.n_guesses} guesses a row, "
             f"and there are {prediction.n_classes} species"
         )
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; give another --out, or --overwrite")
     guesses = prediction.category_ids[guess(prediction, spec.n_guesses)]
     with atomic_file(out) as partial, partial.open("w", encoding="ascii", newline="") as handle:
         handle.write(spec.header + "\n")

@@ -23,7 +23,7 @@ from inat.competitions import find_competition
 from inat.config import Config, build, merge, read_config
 from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, to_device
 from inat.errors import InputError, WorldError
-from inat.files import atomic_file, write_json
+from inat.files import atomic_file, read_json, write_json
 from inat.losses import build_loss
 from inat.models.backbone import Backbone, build_backbone, rule_warning
 from inat.models.device import (
@@ -33,7 +33,7 @@ from inat.models.device import (
     to_device_format,
 )
 from inat.progress import progress_bar, say
-from inat.run_folder import Run, create_run, differing_fields
+from inat.run_folder import Run, create_run, differing_fields, is_run
 from inat.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, make_plan
@@ -89,18 +89,21 @@ def train(
         InputError: anything wrong with config or data; a run folder that is in use.
         WorldError: the loss is not finite, or a photo cannot be read.
     """
-    config, run = _resolved(config, run, overrides)
+    config, path = _resolved(config, run, overrides)
+    if resume and overwrite:
+        raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
     plan = make_plan(config)
-    folder = _claim(Path(run), plan.config, resume=resume, overwrite=overwrite)
-    if folder is None:
-        say(f"{run}: this config is trained already; --overwrite trains it again")
-        return Run(Path(run))
+    if _is_finished(path, plan, resume=resume, overwrite=overwrite):
+        say(f"{path}: this config is trained already; --overwrite trains it again")
+        return Run(path)
     for line in plan.describe():
         say(line)
     with _engine(config) as (accelerator, precision):
         trainer = _build_trainer(plan, accelerator, precision)
         say(f"weights    {trainer.backbone.source}")
         say(f"device     {accelerator.device}, {precision}")
+        # Not before here: what is wrong with model or weights must not cost the old run.
+        folder = Run(path) if is_run(path) and not overwrite else _fresh_run(path, plan.config)
         _write_facts(folder, trainer)
         _run_epochs(trainer, folder)
     return folder
@@ -140,32 +143,46 @@ def _resolved(
     return read_config(config, overrides), Path(run or Path("runs") / Path(config).stem)
 
 
-def _claim(path: Path, config: Config, *, resume: bool, overwrite: bool) -> Run | None:
-    """A fresh run folder, or the one to go on with; None if there is nothing left to train."""
-    run = Run(path)
-    if not (path / "config.yaml").is_file():
-        if path.exists() and any(path.iterdir()):
+def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is nothing left to train.
+
+    Raises:
+        InputError: the folder holds anything that this training may not go on with.
+    """
+    if not is_run(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(
                 f"{path}: the folder is not empty and holds no run; give another --run"
             )
-        return create_run(path, config)
+        return False
     if overwrite:
-        shutil.rmtree(path)
-        return create_run(path, config)
-    if run.config.digest != config.digest:
-        fields = ", ".join(differing_fields(run.config, config))
+        return False
+    run = Run(path)
+    if run.config.digest != plan.config.digest:
+        fields = ", ".join(differing_fields(run.config, plan.config))
         raise InputError(
             f"{path}: the run there was made with other settings ({fields}); "
             "give another --run, or --overwrite to throw it away"
         )
+    if (path / "model.json").is_file() and run.model["trained"] != plan.trained.fingerprint:
+        raise InputError(
+            f"{path}: the run there was trained on other photos than those of "
+            f"{plan.config.data.root}; give another --run, or --overwrite to throw it away"
+        )
     state = run.checkpoint("last") / "state.json"
-    if state.is_file() and f'"epoch": {config.epochs},' in state.read_text():
-        return None
+    if state.is_file() and read_json(state)["epoch"] == plan.config.epochs:
+        return True
     if not resume:
         raise InputError(
             f"{path}: there is an unfinished run; --resume goes on with it, --overwrite starts anew"
         )
-    return run
+    return False
+
+
+def _fresh_run(path: Path, config: Config) -> Run:
+    if is_run(path):
+        shutil.rmtree(path)
+    return create_run(path, config)
 
 
 @contextmanager
@@ -190,7 +207,9 @@ def _engine(config: Config) -> Iterator[tuple[Accelerator, str]]:
 
 def _build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trainer:
     config = plan.config
-    backbone = build_backbone(config.model, plan.trained.n_classes, config.seed)
+    backbone = build_backbone(
+        config.model, plan.trained.n_classes, config.seed, config.transforms.image_size
+    )
     warning = rule_warning(config.model, backbone.source, find_competition(config.data.competition))
     if warning:
         say(f"warning: {warning}")
@@ -254,6 +273,8 @@ def _write_facts(run: Run, trainer: Trainer) -> None:
             "std": backbone.std,
             "weights_source": backbone.source,
             "precision": trainer.precision,
+            "device": trainer.accelerator.device.type,
+            "trained": plan.trained.fingerprint,
             "learning_rate": plan.learning_rate,
             "category_ids": plan.trained.taxonomy.category_ids,
             "draws_prior": plan.draws_prior,
@@ -274,11 +295,12 @@ def _run_epochs(trainer: Trainer, run: Run) -> None:
     try:
         while state.epoch < trainer.plan.config.epochs:
             _train_epoch(trainer, state, log)
-            _list_bad_photos(trainer, run)
             state.epoch += 1
             is_best = _validate(trainer, state, log)
+            _list_bad_photos(trainer, run)
             state.metrics_bytes = log.n_bytes
-            for name in ("last", "best") if is_best else ("last",):
+            # best first: a last that knows the best score must never stand alone.
+            for name in ("best", "last") if is_best else ("last",):
                 save_checkpoint(
                     run.path / "checkpoints" / name,
                     state,
@@ -298,6 +320,8 @@ def _train_epoch(trainer: Trainer, state: LoopState, log: MetricsLog) -> None:
     title = f"epoch {state.epoch + 1}/{config.epochs}"
     with progress_bar(title, plan.steps_per_epoch * plan.global_batch, "images") as bar:
         for batch in trainer.loader:
+            if not len(batch["label"]):  # all its photos were unreadable
+                continue
             loss = _step(trainer, batch, state)
             state.step += 1
             n_images = len(batch["label"])
@@ -369,8 +393,8 @@ def _log_window(trainer: Trainer, state: LoopState, log: MetricsLog, window: _Wi
     learning_rate = min(group["lr"] for group in trainer.optimizer.param_groups)
     if not math.isfinite(loss):
         raise WorldError(
-            f"the loss is {loss} at step {state.step} (learning rate {learning_rate:.2g}); resume "
-            "with a lower optim.lr_per_256 or with optim.clip_grad_norm 1"
+            f"the loss is {loss} at step {state.step} (learning rate {learning_rate:.2g}); "
+            "train again with a lower optim.lr_per_256 or with optim.clip_grad_norm 1"
         )
     window.note = f"loss {loss:.3f}  lr {learning_rate:.2e}"
     log.write(
@@ -394,6 +418,7 @@ def _validate(trainer: Trainer, state: LoopState, log: MetricsLog) -> bool:
         std=trainer.backbone.std,
         precision=trainer.precision,
         train_counts=trainer.plan.trained.train_counts,
+        band_edges=trainer.plan.config.data.band_edges,
     )
     say(f"           {result}")
     log.write("validation", epoch=state.epoch, step=state.step, **vars(result))
@@ -405,18 +430,20 @@ def _validate(trainer: Trainer, state: LoopState, log: MetricsLog) -> bool:
 
 def _list_bad_photos(trainer: Trainer, run: Run) -> None:
     """Writes the photos that made trouble into the run, and stops it if they are too many."""
-    bad = _unique(trainer.loader.bad_photos)
-    recovered = _unique(trainer.loader.recovered_photos)
+    loaders = [loader for loader in (trainer.loader, trainer.held_out_loader) if loader]
+    bad = _unique([event for loader in loaders for event in loader.bad_photos])
+    recovered = _unique([event for loader in loaders for event in loader.recovered_photos])
     if bad or recovered:
         write_json(
             run.path / "bad_photos.json",
             {"skipped": [vars(e) for e in bad], "recovered": [vars(e) for e in recovered]},
         )
-    limit = trainer.plan.config.data.bad_photo_limit * len(trainer.plan.trained)
-    if len(bad) > limit:
+    plan = trainer.plan
+    n_photos = len(plan.trained) + (len(plan.held_out) if plan.held_out else 0)
+    if len(bad) > plan.config.data.bad_photo_limit * n_photos:
         raise WorldError(
-            f"{len(bad)} of {len(trainer.plan.trained)} photos cannot be read, more than "
-            f"data.bad_photo_limit allows; they are listed in {run.path / 'bad_photos.json'}"
+            f"{len(bad)} of {n_photos} photos cannot be read, more than data.bad_photo_limit "
+            f"allows; they are listed in {run.path / 'bad_photos.json'}"
         )
 
 

@@ -46,6 +46,7 @@ def validate(
     std: Triple,
     precision: str,
     train_counts: np.ndarray,
+    band_edges: tuple[int, int],
 ) -> Validation:
     """Scores every photo of the loader once; keeps guesses, not logits, so memory stays small."""
     guesses, labels = [], []
@@ -55,9 +56,10 @@ def validate(
     guessed, true = np.concatenate(guesses), np.concatenate(labels)
     top1 = hits_at(guessed, true, 1)
     by_class = class_means(top1, true, len(train_counts))
+    bands = shot_bands(train_counts, few_below=band_edges[0], many_above=band_edges[1])
     return Validation(
         top1=float(top1.mean()),
         top3_error=1 - float(hits_at(guessed, true, 3).mean()),
         mean_class_accuracy=mean_of(by_class, np.ones(len(train_counts), bool)) or 0.0,
-        bands={band: mean_of(by_class, m) for band, m in shot_bands(train_counts).items()},
+        bands={band: mean_of(by_class, members) for band, members in bands.items()},
     )
