@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import orjson
 import yaml
 
+from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.competitions import COMPETITIONS
 from inat.errors import InputError, unknown_name
-from inat.metrics import FEW_BELOW, MANY_ABOVE
 
 LARGEST_FILE = 1_000_000
 DEEPEST_LEVEL = 20

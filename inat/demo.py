@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from inat.adjusting import adjust
+from inat.bands import FEW_BELOW
 from inat.config import Config, build
 from inat.data.synthetic import synth
 from inat.data.tail_profile import describe
 from inat.evaluation.evaluate import Evaluation, evaluate
 from inat.evaluation.table import evaluation_table, plain_lines
-from inat.metrics import FEW_BELOW, Interval, bootstrap_interval
+from inat.metrics import Interval, bootstrap_interval
 from inat.prediction.predict import predict
 from inat.progress import say
 from inat.run_folder import Run, is_run

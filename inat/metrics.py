@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-FEW_BELOW = 20
-MANY_ABOVE = 100
-BANDS = ("many", "medium", "few")
+from inat.bands import FEW_BELOW, MANY_ABOVE
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.data import creatures
 from inat.errors import InputError, WorldError
 from inat.files import atomic_file, read_json, write_json
-from inat.metrics import FEW_BELOW, MANY_ABOVE
 from inat.progress import progress_bar
 
 Ints = npt.NDArray[np.int64]

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.competitions import find_competition
 from inat.data.annotations import load_split
 from inat.data.taxonomy import RANKS
 from inat.errors import InputError
 from inat.files import atomic_file
-from inat.metrics import FEW_BELOW, MANY_ABOVE, shot_bands
+from inat.metrics import shot_bands
 
 COLOURS = {"many": "#4c78a8", "medium": "#72b7b2", "few": "#e45756"}
 

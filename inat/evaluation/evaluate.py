@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int64
 
+from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.errors import InputError
 from inat.files import atomic_file, write_json
 from inat.metrics import (
-    FEW_BELOW,
-    MANY_ABOVE,
     Interval,
     bootstrap_interval,
     class_means,

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from inat.bands import BANDS
 from inat.evaluation.evaluate import Evaluation
-from inat.metrics import BANDS, Interval
+from inat.metrics import Interval
 
 PLAIN_WIDTH = 200
 

@@ -29,6 +29,8 @@ def plain_step(root: Path) -> Iterator[Step]:
 
     from inat.data.annotations import load_split
 
+    # As on a user's Linux: this process was itself spawned, and its children would be too.
+    torch.multiprocessing.set_start_method("fork", force=True)
     split = load_split(root)
     samples = [(split.path(i), int(split.labels[i])) for i in range(len(split))]
 
