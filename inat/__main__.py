@@ -1,5 +1,6 @@
 """`python -m inat` is the same as `inat`."""
 
+import os
 import sys
 
 
@@ -7,7 +8,14 @@ def run() -> None:
     """The console script: runs the command line and leaves with its exit status."""
     from inat.cli import main
 
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `inat ... | head` has read enough; Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -464,6 +464,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return _told(str(error), error.exit_status, debug=debug)
     except KeyboardInterrupt:
         return _told("interrupted", 130, debug=debug)
+    except BrokenPipeError:  # __main__ knows what to do with standard output
+        raise
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _told(f"{place}{error.strerror or error}", 1, debug=debug)

@@ -65,7 +65,7 @@ def test_figures_equal_slow_loops(prediction: PredictionFile) -> None:
 
 
 ONE_PHOTO = (
-    "{} species have one photo here: they count in the figures, but nothing tells their spread, "
+    "species with one photo here: {}; they count in the figures, but nothing tells their spread, "
     "so the intervals (±) are too narrow by theirs"
 )
 

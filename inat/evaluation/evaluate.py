@@ -113,7 +113,7 @@ def evaluate(
     assert mean_class is not None
     if alone := int((tested == 1).sum()):
         notes.append(
-            f"{alone} species have one photo here: they count in the figures, but nothing tells "
+            f"species with one photo here: {alone}; they count in the figures, but nothing tells "
             "their spread, so the intervals (±) are too narrow by theirs"
         )
     if untested := int((tested == 0).sum()):
