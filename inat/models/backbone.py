@@ -131,9 +131,9 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise InputError(f"{path}: no weights, or damaged ({_first_line(error)})") from None
-    except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
+    except Exception:  # pickle.UnpicklingError and whatever a hostile file provokes
         raise InputError(
-            f"{path}: refused, it holds more than tensors ({_first_line(error)})"
+            f"{path}: refused, it holds more than tensors; save its state dict as .safetensors"
         ) from None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
