@@ -430,7 +430,8 @@ def _validate(trainer: Trainer, state: LoopState, log: MetricsLog) -> bool:
 
 def _list_bad_photos(trainer: Trainer, run: Run) -> None:
     """Writes the photos that made trouble into the run, and stops it if they are too many."""
-    loaders = [loader for loader in (trainer.loader, trainer.held_out_loader) if loader]
+    both = (trainer.loader, trainer.held_out_loader)
+    loaders = [loader for loader in both if loader is not None]
     bad = _unique([event for loader in loaders for event in loader.bad_photos])
     recovered = _unique([event for loader in loaders for event in loader.recovered_photos])
     if bad or recovered:
