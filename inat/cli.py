@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
 from inat.config import CheckpointName, Config, Weights, check_keys, one_line, read_yaml
-from inat.errors import InatError, InputError
+from inat.errors import FaultsFound, InatError, InputError
 
 app = App(
     name="inat",
@@ -45,6 +45,41 @@ def demo(*, out: Path = Path("demo"), seed: int = 0) -> None:
 
     for line in run_demo(out, seed=seed).lines():
         print(line)
+
+
+@data.command
+def download(
+    competition: str,
+    *,
+    root: Path,
+    only: Literal["annotations", "train_val", "test", "locations"] | None = None,
+    base_url: str | None = None,
+    keep_archives: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Fetch a competition's data, check it and unpack it; go on where an earlier call stopped.
+
+    From Python: inat.data.download.
+
+    Parameters
+    ----------
+    competition
+        Kaggle name: inaturalist-2018, 160 GB.
+    root
+        Folder for the data; it, train_val2018 and test2018 in it may be links to a larger disk.
+    only
+        annotations, train_val (photos), test (photos) or locations; unset: all.
+    base_url
+        Address of a mirror; unset: the organisers'.
+    keep_archives
+        Leave the archives beside what they held.
+    """
+    from inat.data.downloading import download as fetch
+
+    done = fetch(competition, root, only=only, base_url=base_url, keep_archives=keep_archives)
+    print(
+        f"{root}: {done.n_files:,} files of {len(done.fetched)} archives, "
+        f"{len(done.complete)} archives were there already"
+    )
 
 
 @data.command
@@ -150,6 +185,90 @@ def describe(
     plot = plot or Path("tail_profile.png")
     draw_profile(profile, plot)
     print(f"drawn             {plot}")
+
+
+@data.command
+def pack(
+    root: Path,
+    *,
+    out: Path,
+    short_side: int = 384,
+    quality: int = 92,
+    part: str = "1/1",
+    workers: int | None = None,
+    competition: str = "inaturalist-2018",
+) -> None:
+    """Pack the photos of a data set into large files, which every verb takes for the folder.
+
+    Photos are shrunk to a short side; those small enough are stored byte for byte. Run again
+    after an interruption it goes on; N machines each pack one --part. From Python:
+    inat.data.pack_photos.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set.
+    out
+        Folder of the pack.
+    short_side
+        Short side of the shrunk photos, in pixels.
+    quality
+        JPEG quality of the shrunk photos, 1 to 100.
+    part
+        I/N: the I-th of N stretches of the sorted file names.
+    workers
+        Threads that read, shrink and encode; 0 does it in this one; unset: one a processor.
+    competition
+        Kaggle name; it decides the names of the annotation files.
+    """
+    from inat.data.packing import pack_photos
+
+    packed = pack_photos(
+        root,
+        out,
+        short_side=short_side,
+        quality=quality,
+        part=part,
+        workers=workers,
+        competition=competition,
+    )
+    print(packed.line())
+    if faults := packed.faults():
+        raise FaultsFound(faults)
+
+
+@data.command
+def verify(
+    root: Path,
+    *,
+    part: str = "1/1",
+    workers: int | None = None,
+    report: Path | None = None,
+    competition: str = "inaturalist-2018",
+) -> None:
+    """Look at every photo of a data set or pack: is it there, whole, and of the stated size?
+
+    Run again after an interruption it goes on. From Python: inat.data.verify.
+
+    Parameters
+    ----------
+    root
+        Folder of the data set, or a pack.
+    part
+        I/N: the I-th of N stretches of the sorted file names.
+    workers
+        Threads that read and decode; 0 does it in this one; unset: one a processor.
+    report
+        The JSON with all findings; unset: verify.json in ROOT.
+    competition
+        Kaggle name; it decides the names of the annotation files.
+    """
+    from inat.data.verifying import verify as look_at_all
+
+    verified = look_at_all(root, part=part, workers=workers, report=report, competition=competition)
+    print(verified.line())
+    if faults := verified.faults():
+        raise FaultsFound(faults)
 
 
 @app.command

@@ -90,15 +90,20 @@ class DataConfig:
 class SamplerConfig:
     """Which photos an epoch draws."""
 
-    name: Literal["instance", "class_balanced"] = "instance"
+    name: Literal["instance", "class_balanced", "class_balanced_cycling"] = "instance"
     """instance: every photo once an epoch; class_balanced: a species uniformly, then one of its
-    photos uniformly."""
+    photos uniformly; class_balanced_cycling: the same without replacement."""
 
     epoch_size: int | None = None
     """Photos an epoch draws. Unset: the number of photos trained on."""
 
     def __post_init__(self) -> None:
         _at_least("sampler.epoch_size", self.epoch_size, 1)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether every species is drawn equally often."""
+        return self.name.startswith("class_balanced")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,12 @@ class TransformConfig:
     jitter_probability: float = 1.0
     """Probability that a photo is jittered at all."""
 
+    blur: float = 0.0
+    """Probability of a Gaussian blur of .1 to 2 pixels; 0 is off."""
+
+    grayscale: float = 0.0
+    """Probability that a photo loses its colours; 0 is off."""
+
     def __post_init__(self) -> None:
         _at_least("transforms.image_size", self.image_size, 8)
         _at_least("transforms.eval_image_size", self.eval_image_size, 8)
@@ -137,6 +148,8 @@ class TransformConfig:
         _within("transforms.flip", self.flip, 0, 1)
         _within("transforms.jitter", self.jitter, 0, 1)
         _within("transforms.jitter_probability", self.jitter_probability, 0, 1)
+        _within("transforms.blur", self.blur, 0, 1)
+        _within("transforms.grayscale", self.grayscale, 0, 1)
         for name, (low, high) in {"scale": self.scale, "ratio": self.ratio}.items():
             if not 0 < low <= high:
                 raise InputError(
@@ -299,14 +312,14 @@ class Config:
             )
         if self._corrects_twice and not self.loss.correct_twice:
             raise InputError(
-                "sampler.name class_balanced and loss.prior counts correct for the long tail "
+                f"sampler.name {self.sampler.name} and loss.prior counts correct for the long tail "
                 "twice; use loss.prior draws, or say loss.correct_twice true if that is meant"
             )
 
     @property
     def _corrects_twice(self) -> bool:
         return (
-            self.sampler.name == "class_balanced"
+            self.sampler.is_balanced
             and self.loss.name == "logit_adjusted"
             and self.loss.prior == "counts"
             and self.loss.tau > 0

@@ -4,14 +4,14 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from inat.errors import InputError
+from inat.errors import InputError, WorldError
 
 
 @contextmanager
@@ -90,6 +90,50 @@ def sha256(path: Path) -> str:
     """The file's SHA-256 as 64 hexadecimal digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def md5(path: Path, advance: Callable[[int], object]) -> str:
+    """The file's MD5 as 32 hexadecimal digits.
+
+    Args:
+        path: the file.
+        advance: told the size of each piece that was read, in bytes.
+    """
+    digest = hashlib.md5(usedforsecurity=False)
+    for piece in read_pieces(path):
+        digest.update(piece)
+        advance(len(piece))
+    return digest.hexdigest()
+
+
+def read_pieces(path: Path) -> Iterator[bytes]:
+    """The file's bytes, a megabyte at a time."""
+    with path.open("rb") as handle:
+        while piece := handle.read(2**20):
+            yield piece
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds the lock file `path`; a process that ends, however it ends, lets go of it.
+
+    The empty file stays: removing it would let two processes hold two files of one name.
+
+    Raises:
+        WorldError: another process holds it; the text is `busy`.
+    """
+    # Costs 0.1 s, which those who only read or write need not pay.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise WorldError(busy) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _flush(path: Path) -> None:

@@ -50,6 +50,8 @@ transforms:
   flip: 0
   jitter: 0
   jitter_probability: 0.5
+  blur: 0.1
+  grayscale: 0.05
 model: {backbone: resnet18.a1_in1k, weights: none, dropout: 0.1, drop_path: 0.2}
 loss: {name: logit_adjusted, tau: 0.5, prior: counts, correct_twice: true, label_smoothing: 0.1}
 optim:

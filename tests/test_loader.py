@@ -1,8 +1,9 @@
 """Batches: the same bytes for any workers, ranks that share one order, bad photos as events."""
 
 import pickle
+import re
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from worlds import make_world
 
 from inat.config import TransformConfig
+from inat.data import loader as loader_module
 from inat.data.annotations import Split, load_split
 from inat.data.loader import (
     Batch,
@@ -20,10 +22,12 @@ from inat.data.loader import (
     PhotoEvent,
     Stretch,
     build_loader,
+    empty_images,
     read_stretch,
     to_device,
 )
-from inat.data.samplers import build_sampler, epoch_order
+from inat.data.photo_files import PhotoFiles
+from inat.data.samplers import SAMPLERS, build_sampler, epoch_order
 from inat.data.transforms import EpochDraws, TrainTransform
 from inat.errors import InputError, WorldError
 
@@ -99,10 +103,10 @@ def test_a_jump_into_an_epoch_gives_the_rest_of_its_batches(
 def test_a_jump_reads_no_photo_before_its_start(
     train: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = []
-    read_one = BatchReader._read_one
+    read: list[int] = []
+    read_one = PhotoFiles.read
     monkeypatch.setattr(
-        BatchReader, "_read_one", lambda self, *a: read.append(a[0]) or read_one(self, *a)
+        PhotoFiles, "read", lambda self, index: read.append(index) or read_one(self, index)
     )
     loader = loader_of(train)
     loader.set_epoch(0, start=32)
@@ -132,7 +136,7 @@ def test_batches_change_with_the_seed_and_the_epoch(train: Split) -> None:
 
 
 def test_training_draws_are_those_of_the_sampler(train: Split) -> None:
-    for name in ("instance", "class_balanced"):
+    for name in SAMPLERS:
         loader = loader_of(train, sampler=name, epoch_size=64, seed=5)
         loader.set_epoch(2)
         sampler = build_sampler(name, train.labels, train.n_classes)
@@ -305,10 +309,8 @@ def test_a_skipped_photo_is_left_out_of_its_batch_and_listed(
     assert torch.cat([b["label"] for b in batches]).tolist() == good.labels[kept].tolist()
     assert np.array_equal(images(batches), images(whole)[kept])
     assert loader.bad_photos == [
-        PhotoEvent(int(bad.image_ids[1]), str(bad.path(1)), CUT_OFF, recovered=False),
-        PhotoEvent(
-            int(bad.image_ids[4]), str(bad.path(4)), "No such file or directory", recovered=False
-        ),
+        PhotoEvent(int(bad.image_ids[1]), str(bad.path(1)), CUT_OFF, "bad"),
+        PhotoEvent(int(bad.image_ids[4]), str(bad.path(4)), "No such file or directory", "bad"),
     ]
 
 
@@ -327,8 +329,33 @@ def test_a_recovered_photo_is_used_and_listed_also_where_bad_photos_stop(
     assert content(batches) == content(expected)
     assert loader.bad_photos == []
     assert loader.recovered_photos == [
-        PhotoEvent(int(bad.image_ids[6]), str(bad.path(6)), "no end marker", recovered=True)
+        PhotoEvent(int(bad.image_ids[6]), str(bad.path(6)), "no end marker", "recovered")
     ]
+
+
+@forks
+@pytest.mark.parametrize(("workers", "kind"), [(0, "auto"), (2, "threads"), (1, "processes")])
+def test_a_photo_that_was_slow_is_used_and_reported_afterwards(
+    train: Split, monkeypatch: pytest.MonkeyPatch, workers: int, kind: Any
+) -> None:
+    quick = content(list(loader_of(train, training=False)))
+    read = PhotoFiles.read
+    slow_one = 5
+
+    def slowed(self: PhotoFiles, index: int) -> bytes:
+        if index == slow_one:
+            time.sleep(0.12)
+        return read(self, index)
+
+    monkeypatch.setattr(PhotoFiles, "read", slowed)
+    monkeypatch.setattr(loader_module, "SLOW_SECONDS", 0.1)
+    loader = loader_of(train, training=False, workers=workers, worker_kind=kind)
+    assert content(list(loader)) == quick
+    assert train.image_ids[slow_one] in [event.image_id for event in loader.slow_photos]
+    event = next(e for e in loader.slow_photos if e.image_id == train.image_ids[slow_one])
+    assert (event.kind, event.path) == ("slow", str(train.path(slow_one)))
+    assert re.fullmatch(r"took 0\.\d s", event.reason)
+    assert loader.bad_photos == []
 
 
 def test_a_batch_of_bad_photos_alone_is_empty(damaged: tuple[Split, Split]) -> None:
@@ -387,7 +414,8 @@ def test_an_iteration_leaves_torchs_generator_and_threads_alone(
          "an epoch of 15 photos is less than one global batch of 16; "
          "lower batch_size or raise sampler.epoch_size"),
         ({"sampler": "uniform"},
-         "sampler: unknown name 'uniform'; valid: class_balanced, instance"),
+         "sampler: unknown name 'uniform'; "
+         "valid: class_balanced, class_balanced_cycling, instance"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_met_are_refused(
@@ -411,7 +439,10 @@ def test_training_on_photos_without_labels_is_refused(world: Path) -> None:
 def test_a_reader_that_was_pickled_reads_the_same_bytes(train: Split, used: bool) -> None:
     reader = BatchReader(train, TrainTransform(TransformConfig(image_size=SIZE)), seed=3)
     stretch = Stretch(5, range(1020, 1030), np.arange(10))  # over the edge of a block of draws
-    read: Callable[[BatchReader], Batch] = lambda reader: read_stretch(reader, stretch)[0]  # noqa: E731
+
+    def read(reader: BatchReader) -> Batch:
+        return read_stretch(reader, stretch, empty_images)[0]
+
     if used:
         read(reader)
     again = pickle.loads(pickle.dumps(reader))

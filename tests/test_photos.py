@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 from PIL import Image, ImageOps
 
 from inat.data import photos
@@ -264,8 +265,24 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(photos.simplejpeg, "decode_jpeg", None)
-    content = jpeg(smooth()) + b"\xff\xda" * MOST_SCANS
-    assert refusal(content) == "more than 500 scans; save it as an ordinary JPEG"
+    message = "more than 500 scans; save it as an ordinary JPEG"
+    progressive = saved(Image.fromarray(smooth()), "JPEG", progressive=True)
+    assert refusal(progressive + b"\xff\xda" * MOST_SCANS) == message
+    ordinary = jpeg(smooth())
+    assert photos._look_through(ordinary + b"\xff\xda" * MOST_SCANS) == 1
+    components = ordinary.index(b"\xff\xda") + 4
+    a_scan_a_channel = ordinary[:components] + b"\1" + ordinary[components + 1 :]
+    with pytest.raises(BadPhoto) as caught:
+        photos._look_through(a_scan_a_channel + b"\xff\xda" * MOST_SCANS)
+    assert str(caught.value) == message
+
+
+def test_the_decoder_itself_refuses_a_second_scan_of_an_ordinary_jpeg() -> None:
+    content = jpeg(smooth())
+    scan = content[content.index(b"\xff\xda") : -2]
+    assert refusal(content[:-2] + scan + content[-2:]) == (
+        "cut off or damaged: Didn't expect more than one scan"
+    )
 
 
 # Recovered photos
@@ -312,15 +329,14 @@ def test_a_crop_is_never_enlarged_where_the_photo_has_the_pixels(
 ) -> None:
     height, width = 203, 301  # odd: the scaled pictures are rounded up
     content = jpeg(smooth(height, width))
-    resize = photos.cv2.resize
+    resize = photos.interpolate
     sources: list[tuple[int, int]] = []
 
-    def spy(crop: np.ndarray, size: tuple[int, int], **options: Any) -> np.ndarray:
-        sources.append(crop.shape[:2])
-        resized: np.ndarray = resize(crop, size, **options)
-        return resized
+    def spy(images: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        sources.append(tuple(images.shape[2:]))
+        return resize(images, *arguments, **options)
 
-    monkeypatch.setattr(photos.cv2, "resize", spy)
+    monkeypatch.setattr(photos, "interpolate", spy)
     rng = np.random.default_rng(0)
     for _ in range(300):
         size = int(rng.integers(4, 60)) * 2
@@ -346,7 +362,8 @@ def test_a_crop_is_never_enlarged_where_the_photo_has_the_pixels(
 def test_the_scale_is_the_smallest_power_of_two_that_leaves_the_crop_large_enough(
     box_height: float, box_width: float, size: int, factor: int
 ) -> None:
-    assert photos._decode_factor(Box(0, 0, box_height, box_width), size) == factor
+    assert photos.decode_factor(Box(0, 0, box_height, box_width), size, 1) == factor
+    assert photos.decode_factor(Box(0, 0, 1.5 * box_height, 1.5 * box_width), size, 1.5) == factor
     fits = [f for f in (1, 2, 4, 8) if min(box_height, box_width) / f >= size]
     assert factor == max(fits, default=1)
 
@@ -359,60 +376,63 @@ def test_a_jpeg_is_decoded_at_the_chosen_scale_and_no_other(factor: int) -> None
     assert recovered == ""
 
 
+def pillows(content: bytes, box: Box, size: int, filter_: Image.Resampling) -> np.ndarray:
+    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+    crop = Image.open(io.BytesIO(content)).crop(edges)
+    return np.asarray(crop.resize((size, size), filter_))
+
+
 BOXES = [
     (Box(0, 0, 384, 512), 32),
-    (Box(37, 101, 222, 301), 64),
+    (Box(36, 100, 222, 302), 64),
     (Box(20, 30, 130, 140), 64),
     (Box(11, 7, 70, 75), 64),
-    (Box(3.5, 64.25, 256.5, 256.5), 112),
+    (Box(4, 64, 256, 256), 112),
+    (Box(4, 6, 80, 16), 32),
+    (Box(4, 6, 16, 100), 32),
 ]
 
 
 @pytest.mark.parametrize(("box", "size"), BOXES)
+def test_a_crop_that_is_decoded_whole_is_pillows_antialiased_resize(box: Box, size: int) -> None:
+    for form in ("JPEG", "PNG"):
+        content = saved(Image.fromarray(textured(384, 512)), form)
+        crop = read_crop(content, lambda h, w: box, size, spare=100).pixels
+        expected = pillows(content, box, size, Image.Resampling.BILINEAR)
+        assert largest_difference(crop, expected) <= 1
+
+
+@pytest.mark.parametrize(("box", "size"), BOXES)
 @pytest.mark.parametrize(("draw", "bound"), [(smooth, 1.0), (textured, 6.0)])
-def test_a_crop_looks_like_pillows_antialiased_resize_of_the_same_crop(
+def test_a_crop_that_is_decoded_at_a_smaller_scale_looks_like_pillows_resize(
     draw: Any, bound: float, box: Box, size: int
 ) -> None:
     content = jpeg(draw(384, 512))
     crop = read_crop(content, lambda h, w: box, size).pixels
-    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-    original = Image.open(io.BytesIO(content))
-    expected, aliased = (
-        np.asarray(original.resize((size, size), filter_, box=edges))
-        for filter_ in (Image.Resampling.BILINEAR, Image.Resampling.NEAREST)
-    )
+    expected = pillows(content, box, size, Image.Resampling.BILINEAR)
     assert difference(crop, expected) < bound
-    if draw is textured:  # what skipping pixels would do
+    if draw is textured and min(box[2:]) > size:  # what skipping pixels would do
+        aliased = pillows(content, box, size, Image.Resampling.NEAREST)
         assert difference(aliased, expected) > 2.5 * difference(crop, expected)
 
 
-def slow_area(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Each pixel repeated `size` times, then the mean of every stretch that is one pixel."""
-    for _ in range(2):
-        n = len(pixels)
-        fine = np.repeat(pixels.astype(float), size, axis=0)
-        pixels = fine.reshape(size, n, *pixels.shape[1:]).mean(axis=1).swapaxes(0, 1)
-    return pixels
+def triangle(n: int, size: int) -> np.ndarray:
+    """The weight of each of `n` pixels in each of `size`: a tent as wide as two new pixels."""
+    scale = n / size
+    weights = np.zeros((size, n))
+    for new in range(size):
+        for old in range(n):
+            distance = abs(old + 0.5 - (new + 0.5) * scale) / max(scale, 1)
+            weights[new, old] = max(0, 1 - distance)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
-def test_every_pixel_of_a_shrunk_crop_counts_by_its_area() -> None:
+def test_every_pixel_of_a_shrunk_crop_counts_by_its_distance() -> None:
     content = saved(Image.fromarray(textured()), "PNG")
     crop = read_crop(content, lambda h, w: Box(11, 7, 70, 75), 32).pixels
-    assert np.abs(crop - slow_area(textured()[11:81, 7:82], 32)).max() <= 1
-
-
-@pytest.mark.parametrize("box", [Box(4, 6, 80, 16), Box(4, 6, 16, 100)])
-@pytest.mark.parametrize(("draw", "bound"), [(smooth, 1.0), (textured, 4.0)])
-def test_a_crop_that_shrinks_on_one_axis_alone_is_filtered_on_that_axis(
-    draw: Any, bound: float, box: Box
-) -> None:
-    content = jpeg(draw())
-    crop = read_crop(content, lambda h, w: box, 32).pixels
-    original = Image.open(io.BytesIO(content))
-    part = original.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    shrunk = part.resize((min(32, part.width), min(32, part.height)), Image.Resampling.BOX)
-    expected = shrunk.resize((32, 32), Image.Resampling.BILINEAR)
-    assert difference(crop, np.asarray(expected)) < bound
+    original = textured()[11:81, 7:82]
+    expected = np.einsum("yr,rsc,xs->yxc", triangle(70, 32), original, triangle(75, 32))
+    assert np.abs(crop - expected).max() <= 1
 
 
 def test_a_photo_smaller_than_the_crop_is_enlarged() -> None:

@@ -51,6 +51,45 @@ def test_class_balanced_frequencies_are_uniform_over_species_and_over_their_phot
             assert stats.chisquare(of_species).pvalue > 1e-3
 
 
+def slow_cycle(drawn: np.ndarray) -> None:
+    """Checks an order against the rules of the class-aware loop, draw by draw."""
+    species_left: set[int] = set()
+    photos_left: dict[int, set[int]] = {}
+    for photo in drawn.tolist():
+        species = int(LABELS[photo])
+        species_left = species_left or {s for s in range(6) if COUNTS[s]}
+        assert species in species_left
+        species_left.remove(species)
+        if not photos_left.get(species):
+            photos_left[species] = set(np.flatnonzero(species == LABELS).tolist())
+        assert photo in photos_left[species]
+        photos_left[species].remove(photo)
+
+
+@pytest.mark.parametrize("n_draws", [1, 4, 5, 23, 60, 400])
+def test_cycling_repeats_no_species_and_no_photo_before_all_were_drawn(n_draws: int) -> None:
+    drawn = order("class_balanced_cycling", n_draws)
+    assert len(drawn) == n_draws
+    slow_cycle(drawn)
+
+
+def test_cycling_draws_the_same_photos_again_in_another_order() -> None:
+    drawn = order("class_balanced_cycling", 5 * 12 * 2)  # twice the 12 photos of species 1
+    of_species = drawn[LABELS[drawn] == 1]
+    assert sorted(of_species[:12].tolist()) == sorted(of_species[12:].tolist())
+    assert of_species[:12].tolist() != of_species[12:].tolist()
+
+
+def test_cycling_draws_every_photo_of_a_species_equally_often() -> None:
+    firsts = [order("class_balanced_cycling", 5, seed=seed) for seed in range(2000)]
+    per_photo = np.bincount(np.concatenate(firsts), minlength=N)
+    for species in np.flatnonzero(COUNTS):
+        of_species = per_photo[species == LABELS]
+        assert of_species.sum() == 2000
+        if len(of_species) > 1:
+            assert stats.chisquare(of_species).pvalue > 1e-3
+
+
 def test_the_prior_is_the_probability_that_a_draw_is_of_each_species() -> None:
     instance = build_sampler("instance", LABELS, 6).prior
     balanced = build_sampler("class_balanced", LABELS, 6).prior
@@ -84,7 +123,7 @@ def test_an_unknown_sampler_lists_the_valid_ones() -> None:
         build_sampler("class_balance", LABELS, 6)
     assert str(caught.value) == (
         "sampler: unknown name 'class_balance'; did you mean class_balanced? "
-        "valid: class_balanced, instance"
+        "valid: class_balanced, class_balanced_cycling, instance"
     )
 
 

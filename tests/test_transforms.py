@@ -5,11 +5,15 @@ import os
 import pickle
 import random
 from collections.abc import Iterator
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
+import torch
+import torchvision.transforms.functional as torchvision_functional
 
 from inat.config import TransformConfig
 from inat.data import transforms
@@ -19,11 +23,14 @@ from inat.data.photos import Box
 from inat.data.transforms import (
     ATTEMPTS,
     BLOCK,
+    EXTRAS,
+    LUMA,
     Draw,
     EpochDraws,
     EvalTransform,
     TrainTransform,
     centre_crop,
+    jitter_matrix,
     random_resized_crop,
 )
 
@@ -54,8 +61,12 @@ def columns(draws: list[Draw]) -> dict[str, np.ndarray]:
         "top": np.array([draw.place[0] for draw in draws]),
         "left": np.array([draw.place[1] for draw in draws]),
         "flip": np.array([draw.flip for draw in draws]),
-        "use": np.array([draw.use[0] for draw in draws]),
-        "seed": np.array([int(draw.seeds[0]) / 2**63 for draw in draws]),
+        **{f"jitter {i}": np.array([draw.jitter[i] for draw in draws]) for i in range(4)},
+        **{f"use {i}": np.array([draw.use[i] for draw in draws]) for i in range(len(EXTRAS))},
+        **{
+            f"seed {i}": np.array([int(draw.seeds[i]) / 2**63 for draw in draws])
+            for i in range(len(EXTRAS))
+        },
     }
 
 
@@ -94,12 +105,14 @@ def test_the_numbers_of_a_draw_are_uniform_and_uncorrelated(draws: list[Draw]) -
 
 
 def test_the_coins_of_flip_and_jitter_agree_half_the_time(draws: list[Draw]) -> None:
-    agree = np.mean([(draw.flip < 0.5) == (draw.use[0] < 0.5) for draw in draws])
-    assert abs(agree - 0.5) < 4.5 * 0.5 / math.sqrt(N_DRAWS)
+    for coin in (lambda draw: draw.jitter[0], lambda draw: draw.use[0], lambda draw: draw.use[1]):
+        agree = np.mean([(draw.flip < 0.5) == (coin(draw) < 0.5) for draw in draws])
+        assert abs(agree - 0.5) < 4.5 * 0.5 / math.sqrt(N_DRAWS)
 
 
-def test_every_draw_has_its_own_transform_seed(draws: list[Draw]) -> None:
-    assert len({int(draw.seeds[0]) for draw in draws}) == N_DRAWS
+def test_every_draw_has_its_own_transform_seeds(draws: list[Draw]) -> None:
+    seeds = {int(seed) for draw in draws for seed in draw.seeds}
+    assert len(seeds) == N_DRAWS * len(EXTRAS)
     assert draws[0].shape.shape == (ATTEMPTS, 2)
 
 
@@ -207,14 +220,14 @@ def still(**fields: float) -> TransformConfig:
     return TransformConfig(image_size=60, scale=(1, 1), ratio=(4 / 3, 4 / 3), **fields)
 
 
-def test_a_jitter_differs_with_its_seed_and_with_nothing_else(
+def test_a_jitter_differs_with_its_numbers_and_with_nothing_else(
     photo: bytes, draws: list[Draw]
 ) -> None:
     transform = TrainTransform(still(flip=0.0, jitter=0.4))
     a, b = draws[0], draws[1]
     once = transform(photo, a).pixels
     assert not np.array_equal(once, transform(photo, b).pixels)
-    assert np.array_equal(once, transform(photo, b._replace(seeds=a.seeds)).pixels)
+    assert np.array_equal(once, transform(photo, b._replace(jitter=a.jitter)).pixels)
 
 
 def test_a_jitter_is_used_as_often_as_its_probability_says(photo: bytes, draws: list[Draw]) -> None:
@@ -222,7 +235,7 @@ def test_a_jitter_is_used_as_often_as_its_probability_says(photo: bytes, draws: 
     transform = TrainTransform(still(flip=0.0, jitter=0.4, jitter_probability=0.25))
     for draw in draws[:60]:
         untouched = np.array_equal(transform(photo, draw).pixels, plain)
-        assert untouched == (draw.use[0] >= 0.25)
+        assert untouched == (draw.jitter[0] >= 0.25)
 
 
 def test_a_jitter_changes_brightness_within_its_strength(photo: bytes, draws: list[Draw]) -> None:
@@ -231,6 +244,70 @@ def test_a_jitter_changes_brightness_within_its_strength(photo: bytes, draws: li
     shares = [transform(photo, draw).pixels.mean() / plain.mean() for draw in draws[:60]]
     assert min(shares) > 0.88 and max(shares) < 1.12
     assert min(shares) < 0.95 and max(shares) > 1.05
+
+
+@pytest.mark.parametrize("order", list(permutations(("brightness", "contrast", "saturation"))))
+def test_a_jitter_is_torchvisions_three_blends_in_any_order(order: tuple[str, ...]) -> None:
+    # Away from black and white: torchvision clips and rounds after each blend, this at the end.
+    pixels = np.random.default_rng(0).integers(90, 160, (20, 20, 3)).astype(np.uint8)
+    factors = {"brightness": 1.1, "contrast": 0.8, "saturation": 1.3}
+    adjusted = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    for name in order:
+        adjusted = getattr(torchvision_functional, f"adjust_{name}")(adjusted, factors[name])
+    expected = adjusted.permute(1, 2, 0).numpy() * 255
+    matrix = jitter_matrix(**factors, channel_means=pixels.mean(axis=(0, 1)).tolist())
+    assert np.abs(pixels @ matrix[:, :3].T + matrix[:, 3] - expected).max() < 0.2
+
+
+def test_each_kind_of_jitter_keeps_what_it_does_not_change() -> None:
+    means = [100.0, 120.0, 90.0]
+    pixel = np.array([50.0, 200.0, 130.0, 1.0])
+    close = partial(np.testing.assert_allclose, rtol=1e-6)
+    grey = np.dot(LUMA, pixel[:3])
+    close(jitter_matrix(1, 1, 1, means) @ pixel, pixel[:3])
+    close(jitter_matrix(1.5, 1, 1, means) @ pixel, 1.5 * pixel[:3])
+    close(jitter_matrix(1, 0, 1, means) @ pixel, [np.dot(LUMA, means)] * 3)
+    close(jitter_matrix(1, 1, 0, means) @ pixel, [grey] * 3)
+    assert np.dot(LUMA, jitter_matrix(1, 1, 1.7, means) @ pixel) == pytest.approx(grey)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_an_extra_is_used_as_often_as_its_probability_says(
+    photo: bytes, draws: list[Draw], name: str
+) -> None:
+    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    transform = TrainTransform(still(flip=0.0, jitter=0.0, **{name: 0.25}))
+    for draw in draws[:60]:
+        untouched = np.array_equal(transform(photo, draw).pixels, plain)
+        weak = name == "blur"  # a blur of a tenth of a pixel changes nothing
+        assert untouched == (draw.use[EXTRAS.index(name)] >= 0.25) or (weak and untouched)
+
+
+def test_a_grayscale_photo_has_three_equal_channels(photo: bytes, draws: list[Draw]) -> None:
+    pixels = TrainTransform(still(jitter=0.0, grayscale=1.0))(photo, draws[0]).pixels
+    assert np.array_equal(pixels[..., 0], pixels[..., 1])
+    assert np.array_equal(pixels[..., 0], pixels[..., 2])
+
+
+def test_a_blur_differs_with_its_seed_and_with_nothing_else(
+    photo: bytes, draws: list[Draw]
+) -> None:
+    transform = TrainTransform(still(flip=0.0, jitter=0.0, blur=1.0))
+    blurred = {transform(photo, draw).pixels.tobytes() for draw in draws[:10]}
+    assert len(blurred) > 5
+    same_seed = draws[1]._replace(seeds=draws[0].seeds)
+    once, again = (transform(photo, draw).pixels for draw in (draws[0], same_seed))
+    assert np.array_equal(once, again)
+
+
+def test_an_image_is_written_where_it_is_asked_for(photo: bytes, draws: list[Draw]) -> None:
+    recipe = TransformConfig(image_size=32, blur=0.5)
+    for transform in (TrainTransform(recipe), EvalTransform(recipe)):
+        for draw in draws[:20]:
+            out = np.zeros((32, 32, 3), np.uint8)
+            crop = transform(photo, draw, out)
+            assert crop.pixels is out
+            assert np.array_equal(out, transform(photo, draw).pixels)
 
 
 def test_a_flip_mirrors_the_crop(photo: bytes, draws: list[Draw]) -> None:

@@ -69,9 +69,48 @@ class ClassBalancedSampler:
         return (self._counts > 0) / len(self._present)
 
 
+class ClassBalancedCyclingSampler(ClassBalancedSampler):
+    """The same shares without replacement: every species once before any comes twice, and of
+    each species every photo once before any comes twice.
+
+    The class-aware sampler of Shen et al. 2016 (sec. 3.3), whose lists are shuffled anew when
+    they end, as arrays in place of its loop.
+    """
+
+    def draw(self, n_draws: int, rng: np.random.Generator) -> Int64[np.ndarray, "draws"]:
+        """Rounds through the species, cut at `n_draws`; each species goes through its photos."""
+        n_rounds = -(-n_draws // len(self._present))
+        rounds = np.tile(self._present, (n_rounds, 1))
+        drawn = rng.permuted(rounds, axis=1, out=rounds).ravel()[:n_draws]
+        times = np.bincount(drawn, minlength=len(self._counts))
+        lists, starts = self._shuffled_lists(times, rng)
+        # The k-th draw of a species takes element k of its list.
+        order = np.argsort(drawn.astype(np.min_scalar_type(len(times))), kind="stable")
+        k = np.empty(n_draws, np.int64)
+        k[order] = np.arange(n_draws) - np.repeat(np.cumsum(times) - times, times)
+        photos: Int64[np.ndarray, draws] = lists[starts[drawn] + k]
+        return photos
+
+    def _shuffled_lists(
+        self, times: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For each species its photos, shuffled, as often as `times` needs them; one list behind
+        the other, and where each begins."""
+        counts = self._counts
+        n_passes = -(-times // np.maximum(counts, 1))
+        lengths = n_passes * counts
+        starts = np.cumsum(lengths) - lengths
+        place = np.arange(lengths.sum()) - np.repeat(starts, lengths)
+        sizes = np.repeat(counts, lengths)
+        passes = np.repeat(np.cumsum(n_passes) - n_passes, lengths) + place // sizes
+        photos = self._by_class[np.repeat(self._starts, lengths) + place % sizes]
+        return photos[np.argsort(passes + rng.random(len(passes)))], starts
+
+
 SAMPLERS: dict[str, type[Sampler]] = {
     "instance": InstanceSampler,
     "class_balanced": ClassBalancedSampler,
+    "class_balanced_cycling": ClassBalancedCyclingSampler,
 }
 
 

@@ -7,7 +7,6 @@ machine, whatever the number of workers.
 
 import csv
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +21,7 @@ import orjson
 
 from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.data import creatures
+from inat.data.parts import usable_processors
 from inat.errors import InputError, WorldError
 from inat.files import atomic_file, read_json, write_json
 from inat.progress import progress_bar
@@ -159,7 +159,7 @@ def synth(
         return found
     write_json(out / _UNFINISHED, identity)
     if workers is None:
-        workers = os.cpu_count() or 1
+        workers = usable_processors()
     world = _write_world(out, plan, identity, n_files, workers)
     (out / _UNFINISHED).unlink()
     return world

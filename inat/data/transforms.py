@@ -1,16 +1,17 @@
 """What is done to a photo on its way into a batch, drawn so that draw k is always the same.
 
-Crop, flip and whether a photo is jittered at all are drawn as arrays from (seed, epoch) and
-indexed by k. The jitter itself is albumentations', reseeded for each photo it is used on.
+Crop, flip, jitter and whether a transform is used at all are drawn as arrays from (seed, epoch)
+and indexed by k. What follows the jitter is albumentations', reseeded for each photo it is used on.
 """
 
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from jaxtyping import Float32
 
@@ -19,8 +20,16 @@ from inat.data.photos import Box, Crop, Pixels, read_crop
 from inat.data.samplers import CROPS, TRANSFORM_SEEDS, stream
 
 BLOCK = 1024
+BLOCKS_KEPT = 4  # threads that read ahead stand in neighbouring blocks
 ATTEMPTS = 10
-N_TRANSFORMS = 1  # albumentations transforms that a recipe can hold: the jitter
+EXTRAS = ("blur", "grayscale")
+"""The albumentations transforms of a recipe, each a probability in `transforms`."""
+
+EVAL_SPARE = 1.5
+"""How much larger than the test image its JPEG is decoded at least (see `read_crop`)."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the grey of a pixel (ITU-R BT.601)."""
 
 
 class Draw(NamedTuple):
@@ -30,14 +39,16 @@ class Draw(NamedTuple):
         shape: uniform in [0, 1), a row an attempt: area and aspect of the crop.
         place: uniform in [0, 1): top and left of the crop.
         flip: uniform in [0, 1).
-        use: uniform in [0, 1), whether each transform is used.
-        seeds: seed of each transform.
+        jitter: uniform in [0, 1): whether there is one; brightness, contrast, saturation.
+        use: uniform in [0, 1), whether each of `EXTRAS` is used.
+        seeds: seed of each of `EXTRAS`.
     """
 
     shape: Float32[np.ndarray, "attempts 2"]
     place: Float32[np.ndarray, "2"]
     flip: float
-    use: Float32[np.ndarray, "transforms"]
+    jitter: Float32[np.ndarray, "4"]
+    use: Float32[np.ndarray, "extras"]
     seeds: np.ndarray
 
 
@@ -45,32 +56,34 @@ class EpochDraws:
     """The random numbers of all draws of an epoch, made a block at a time when they are asked for.
 
     A block's generator is keyed by (seed, epoch, block): reading draw k costs the same anywhere
-    in the epoch, and no worker holds more than a block.
+    in the epoch, and no worker holds more than a few blocks.
     """
 
     def __init__(self, seed: int, epoch: int) -> None:
         self.seed = seed
         self.epoch = epoch
-        self._block: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __getitem__(self, k: int) -> Draw:
-        # Threads share this object: they read the tuple once, and replace it as a whole.
-        block = self._block
-        if block is None or block[0] != k // BLOCK:
-            block = self._block = self._make(k // BLOCK)
-        numbers, seeds = block[1][k % BLOCK], block[2][k % BLOCK]
+        number, row = divmod(k, BLOCK)
+        # Threads share this object: they read the dict once, and replace it as a whole.
+        block = self._blocks.get(number)
+        if block is None:
+            block = self._make(number)
+            kept = list(self._blocks.items())[1 - BLOCKS_KEPT :]
+            self._blocks = dict([*kept, (number, block)])
+        numbers, seeds = block[0][row], block[1][row]
         shape = numbers[: 2 * ATTEMPTS].reshape(ATTEMPTS, 2)
         rest = numbers[2 * ATTEMPTS :]
-        return Draw(shape, rest[:2], float(rest[2]), rest[3:], seeds)
+        return Draw(shape, rest[:2], float(rest[2]), rest[3:7], rest[7:], seeds)
 
-    def _make(self, block: int) -> tuple[int, np.ndarray, np.ndarray]:
-        n_columns = 2 * ATTEMPTS + 3 + N_TRANSFORMS
+    def _make(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        n_columns = 2 * ATTEMPTS + 7 + len(EXTRAS)
         crops = stream(self.seed, self.epoch, CROPS, block)
         seeds = stream(self.seed, self.epoch, TRANSFORM_SEEDS, block)
         return (
-            block,
             crops.random((BLOCK, n_columns), np.float32),
-            seeds.integers(2**63, size=(BLOCK, N_TRANSFORMS)),
+            seeds.integers(2**63, size=(BLOCK, len(EXTRAS))),
         )
 
 
@@ -104,15 +117,45 @@ def centre_crop(height: int, width: int, crop_pct: float) -> Box:
     return Box((height - side) / 2, (width - side) / 2, side, side)
 
 
+def jitter_matrix(
+    brightness: float, contrast: float, saturation: float, channel_means: Sequence[float]
+) -> Float32[np.ndarray, "3 4"]:
+    """Brightness, contrast and saturation jitter as one affine map of a pixel's colour.
+
+    Each is a blend, as in torchvision's ColorJitter: with black, with the photo's mean grey, with
+    the pixel's own grey. Blends of colours are affine, and these three commute, since none moves
+    another's anchor; so one pass rounds and clips once, where three would do so three times.
+
+    Args:
+        brightness: factor; 1 changes nothing, as with the other two.
+        contrast: factor.
+        saturation: factor.
+        channel_means: mean red, green and blue of the photo.
+    """
+    # Plain numbers: on a dozen of them NumPy would cost as much as the map itself.
+    strength = brightness * contrast
+    own = strength * saturation
+    red, green, blue = (strength * (1 - saturation) * weight for weight in LUMA)
+    mean_grey = sum(weight * mean for weight, mean in zip(LUMA, channel_means, strict=True))
+    shift = (1 - contrast) * brightness * mean_grey
+    rows = (
+        (red + own, green, blue, shift),
+        (red, green + own, blue, shift),
+        (red, green, blue + own, shift),
+    )
+    return np.array(rows, np.float32)
+
+
 class TrainTransform:
-    """Random crop, flip and jitter of one photo; the same for the same draw."""
+    """Random crop, flip and colours of one photo; the same for the same draw."""
 
     def __init__(self, recipe: TransformConfig) -> None:
         self.recipe = recipe
         self.size = recipe.image_size
         self._local = threading.local()
 
-    def __call__(self, content: bytes, draw: Draw) -> Crop:
+    def __call__(self, content: bytes | memoryview, draw: Draw, out: Pixels | None = None) -> Crop:
+        """The image of one photo, in `out` where it is given: uint8 `[size, size, 3]`."""
         recipe = self.recipe
         crop = read_crop(
             content,
@@ -120,31 +163,27 @@ class TrainTransform:
             self.size,
         )
         pixels = crop.pixels
+        if recipe.jitter and draw.jitter[0] < recipe.jitter_probability:
+            brightness, contrast, saturation = (
+                1 + recipe.jitter * (2 * u - 1) for u in draw.jitter[1:].tolist()
+            )
+            matrix = jitter_matrix(brightness, contrast, saturation, cv2.mean(pixels)[:3])
+            pixels = cv2.transform(pixels, matrix)
+        for place, name in enumerate(EXTRAS):
+            if draw.use[place] < getattr(recipe, name):
+                pixels = self._apply(name, pixels, int(draw.seeds[place]))
         if draw.flip < recipe.flip:
-            pixels = pixels[:, ::-1]
-        if recipe.jitter and draw.use[0] < recipe.jitter_probability:
-            pixels = self._jitter(np.ascontiguousarray(pixels), int(draw.seeds[0]))
-        return Crop(pixels, crop.recovered)
+            pixels = cv2.flip(pixels, 1, dst=out)
+        return Crop(_placed(pixels, out), crop.recovered)
 
-    def _jitter(self, pixels: Pixels, seed: int) -> Pixels:
-        transform = self._transform()
-        transform.set_random_seed(seed)
-        jittered: Pixels = transform(image=pixels)["image"]
-        return jittered
-
-    def _transform(self) -> Any:
+    def _apply(self, name: str, pixels: Pixels, seed: int) -> Pixels:
         # One object a thread: an albumentations transform keeps its generators in itself.
-        if not hasattr(self._local, "transform"):
-            with _albumentations() as albumentations:
-                strength = self.recipe.jitter
-                self._local.transform = albumentations.ColorJitter(
-                    brightness=(1 - strength, 1 + strength),
-                    contrast=(1 - strength, 1 + strength),
-                    saturation=(1 - strength, 1 + strength),
-                    hue=(0, 0),
-                    p=1,
-                )
-        return self._local.transform
+        if not hasattr(self._local, name):
+            setattr(self._local, name, _extra(name))
+        transform = getattr(self._local, name)
+        transform.set_random_seed(seed)
+        transformed: Pixels = transform(image=pixels)["image"]
+        return transformed
 
     def __getstate__(self) -> dict[str, Any]:
         return {"recipe": self.recipe}
@@ -160,9 +199,26 @@ class EvalTransform:
         self.recipe = recipe
         self.size = recipe.test_size
 
-    def __call__(self, content: bytes, draw: Draw) -> Crop:
+    def __call__(self, content: bytes | memoryview, draw: Draw, out: Pixels | None = None) -> Crop:
+        """The image of one photo, in `out` where it is given: uint8 `[size, size, 3]`."""
         del draw  # nothing is random here
-        return read_crop(content, lambda h, w: centre_crop(h, w, self.recipe.crop_pct), self.size)
+        pct = self.recipe.crop_pct
+        crop = read_crop(content, lambda h, w: centre_crop(h, w, pct), self.size, spare=EVAL_SPARE)
+        return Crop(_placed(crop.pixels, out), crop.recovered)
+
+
+def _placed(pixels: Pixels, out: Pixels | None) -> Pixels:
+    if out is None or pixels is out:
+        return pixels
+    out[:] = pixels
+    return out
+
+
+def _extra(name: str) -> Any:
+    with _albumentations() as albumentations:
+        if name == "blur":  # SimCLR's (Chen et al. 2020, appendix A)
+            return albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=1)
+        return albumentations.ToGray(p=1)
 
 
 _importing = threading.Lock()

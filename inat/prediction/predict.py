@@ -172,6 +172,7 @@ def _write(
             )
         meta["bad_photos"] = [str(event) for event in loader.bad_photos]
         meta["recovered_photos"] = [str(event) for event in loader.recovered_photos]
+        meta["slow_photos"] = [str(event) for event in loader.slow_photos]
     return read_prediction(path)
 
 

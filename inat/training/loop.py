@@ -433,12 +433,13 @@ def _list_bad_photos(trainer: Trainer, run: Run) -> None:
     both = (trainer.loader, trainer.held_out_loader)
     loaders = [loader for loader in both if loader is not None]
     bad = _unique([event for loader in loaders for event in loader.bad_photos])
-    recovered = _unique([event for loader in loaders for event in loader.recovered_photos])
-    if bad or recovered:
-        write_json(
-            run.path / "bad_photos.json",
-            {"skipped": [vars(e) for e in bad], "recovered": [vars(e) for e in recovered]},
-        )
+    listed = {
+        "skipped": bad,
+        "recovered": _unique([e for loader in loaders for e in loader.recovered_photos]),
+        "slow": _unique([e for loader in loaders for e in loader.slow_photos]),
+    }
+    if any(listed.values()):
+        write_json(run.path / "bad_photos.json", listed)
     plan = trainer.plan
     n_photos = len(plan.trained) + (len(plan.held_out) if plan.held_out else 0)
     if len(bad) > plan.config.data.bad_photo_limit * n_photos:

@@ -51,8 +51,8 @@ class Plan:
         loss: str = config.loss.name
         if loss == "logit_adjusted":
             loss += f" (tau {config.loss.tau:g}, prior of the {config.loss.prior})"
-            if config.sampler.name == "class_balanced" and config.loss.prior == "draws":
-                loss += ", which is plain ce under class_balanced draws"
+            if config.sampler.is_balanced and config.loss.prior == "draws":
+                loss += f", which is plain ce under {config.sampler.name} draws"
         head = f", classifier x{optim.head_lr_factor:g}" if optim.head_lr_factor != 1 else ""
         return [
             f"data       {config.data.root}: {self.trained.n_classes} species, "
