@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,11 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from worlds import category, category_id, make_world
 
+from inat.data.annotation_files import parse_annotations, parse_dates
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.taxonomy import RANKS, read_taxonomy
 from inat.errors import InputError
@@ -150,6 +153,23 @@ def test_homonym_genera_are_counted_by_their_whole_lineage() -> None:
     assert list(taxonomy.table.columns[3:]) == list(RANKS)
 
 
+@pytest.mark.parametrize("rank", RANKS)
+def test_the_groups_of_a_rank_are_those_of_a_slow_loop_over_lineages(rank: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"id": n, "name": str(n), **{r: "abc"[rng.integers(3)] for r in RANKS}} for n in range(300)
+    ]
+    taxonomy = read_taxonomy(rows, "memory")
+    lineages: dict[tuple[str, ...], int] = {}
+    expected = []
+    for row in rows:
+        lineage = tuple(str(row[r]) for r in RANKS[: RANKS.index(rank) + 1])
+        expected.append(lineages.setdefault(lineage, len(lineages)))
+    codes, n_groups = taxonomy.rank_groups(rank)
+    assert codes.tolist() == expected
+    assert n_groups == len(lineages)
+
+
 def test_ranks_that_the_data_set_does_not_give_are_empty() -> None:
     table = read_taxonomy([{"id": 1, "name": "a", "genus": None}], "memory").table
     assert table.iloc[0].tolist() == [1, "a", "", "", "", "", "", "", ""]
@@ -164,6 +184,36 @@ def test_categories_json_replaces_the_species_of_the_training_file(papers: Path)
 def test_a_fault_in_categories_json_is_said_of_that_file(papers: Path) -> None:
     (papers / "categories.json").write_bytes(orjson.dumps([{"id": 2}]))
     assert refusal(papers) == "ROOT/categories.json: categories[0] has no field 'name'"
+
+
+def test_categories_json_that_lacks_a_species_is_one_sentence(papers: Path) -> None:
+    real = [category(label) for label in (0, 2)]
+    (papers / "categories.json").write_bytes(orjson.dumps(real))
+    assert refusal(papers) == (
+        "ROOT/categories.json: lacks 2 of the category ids in train2018.json (first: 10); it takes "
+        "the place of the 'categories' there, so it must list every species; fetch it again, or "
+        "remove it"
+    )
+
+
+def test_categories_json_with_more_species_than_photos_is_named(papers: Path) -> None:
+    real = [category(label) for label in range(6)]
+    (papers / "categories.json").write_bytes(orjson.dumps(real))
+    assert refusal(papers) == (
+        "ROOT/train2018.json: 2 of 6 species have no training photo (first: category 94, Genus2 "
+        "species4); add a photo of each or remove them from categories.json"
+    )
+
+
+@pytest.mark.parametrize("content", [b'{"id": 2, "name": "a"}', b"3", b"null"])
+def test_categories_json_that_is_no_list_is_refused(papers: Path, content: bytes) -> None:
+    (papers / "categories.json").write_bytes(content)
+    assert refusal(papers) == "ROOT/categories.json: is no list of species"
+
+
+def test_categories_json_cut_off_is_named(papers: Path) -> None:
+    (papers / "categories.json").write_bytes(b'[{"id": 2')
+    assert refusal(papers).startswith("ROOT/categories.json: not JSON, or cut off: ")
 
 
 # Locations
@@ -208,6 +258,74 @@ def test_a_photo_with_two_locations_is_refused(papers: Path) -> None:
     assert refusal(papers).startswith(
         f"ROOT/train2018_locations.json: id {image_id} stands 2 times"
     )
+
+
+def test_places_of_other_photos_are_left_out_and_the_order_does_not_matter(papers: Path) -> None:
+    ids = load_split(papers).image_ids.tolist()
+    rows = [{"id": i, "lat": i / 8, "lon": 0} for i in [10**6, *ids[::-1], -1]]
+    (papers / "train2018_locations.json").write_bytes(orjson.dumps(rows))
+    locations = load_split(papers).locations
+    assert locations is not None
+    assert locations["lat"].tolist() == [i / 8 for i in ids]
+
+
+def test_a_locations_file_without_a_row_gives_unknown_places(papers: Path) -> None:
+    (papers / "train2018_locations.json").write_text("[]")
+    locations = load_split(papers).locations
+    assert locations is not None
+    assert len(locations) == 43 and locations.isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{}", " is no list of places"),
+        ("3", " is no list of places"),
+        ('[{"id": 1}, 2]', " [1] has no field 'id'"),
+        ('[{"id": 1}, {"lat": 2}]', " [1] has no field 'id'"),
+        ('[{"id": 1.0}]', " [0]: 'id' is 1.0, not a whole number"),
+        ('[{"id": 1, "lon": [1]}]', " [0]: 'lon' is [1], not a number"),
+        ('[{"id": 1, "date_c": "May"}]', " [0]: 'date_c' is 'May', not a number"),
+    ],
+)
+def test_a_misshapen_locations_file_is_refused(papers: Path, content: str, sentence: str) -> None:
+    (papers / "train2018_locations.json").write_text(content)
+    assert refusal(papers) == f"ROOT/train2018_locations.json:{sentence}"
+
+
+def test_a_locations_file_cut_off_is_named(papers: Path) -> None:
+    (papers / "train2018_locations.json").write_text('[{"id": 1')
+    assert refusal(papers).startswith("ROOT/train2018_locations.json: not JSON, or cut off: ")
+
+
+DATES = [
+    "2017-05-01 08:30:00+10:00", "2017-05-01T08:30:00Z", "2017-05-01 08:30:00.5-0330",
+    "2017-05-01 08:30", "2017-05-01", "2017-05", "2017", "20170501", "2017/05/01 08:30",
+    "May 1, 2017", "1/2/2017 3:04 PM", "01.05.2017", " 2017-05-01", "2017-5-1",
+    "2017-05-01 08:30:00 UTC", "2017-05-01T08:30:00.123456", "1999-12-31 23:59:59",
+    "2017-02-30", "2017-13-01", "2017-05-01 24:00:00", "2017-05-01 23:59:60", "nonsense", "",
+    "NaT", "2017-05-01 08:30:00+25:00", None, 20170501, 1.5, True, [1], {},
+]  # fmt: skip
+
+
+def slow_date(value: object) -> pd.Timestamp:
+    """One date in whatever notation, by the general parser alone."""
+    one = pd.Series([value], dtype="object")
+    return pd.to_datetime(one, utc=True, errors="coerce", format="mixed").iloc[0]
+
+
+def test_dates_are_those_of_the_general_parser_one_by_one() -> None:
+    values = DATES * 3
+    dates = pd.Series(parse_dates(values)).dt.tz_localize("UTC")
+    for value, date in zip(values, dates, strict=True):
+        expected = slow_date(value)
+        assert (pd.isna(date) and pd.isna(expected)) or date == expected.floor("us"), value
+    assert dates.notna().sum() == 3 * 19
+
+
+@pytest.mark.parametrize("values", [[], [None, None], ["nonsense"], ["2017-05-01"]])
+def test_dates_are_to_the_microsecond_whatever_the_file_holds(values: list[object]) -> None:
+    assert parse_dates(values).dtype == np.dtype("datetime64[us]")
 
 
 # Names of splits
@@ -456,6 +574,92 @@ def test_a_file_name_that_is_no_path_is_refused(papers: Path, file_name: object)
 def test_a_file_name_that_only_looks_dangerous_is_taken(papers: Path, file_name: str) -> None:
     rewrite(papers, lambda document: document["images"][1].update(file_name=file_name))
     assert load_split(papers).path(1) == papers / file_name
+
+
+def slow_verdict(file_name: str) -> str:
+    """What is wrong with a file name, part by part."""
+    if "\0" in file_name:
+        return "no path"
+    parts = PurePosixPath(file_name.replace("\\", "/")).parts
+    if not parts:
+        return "no path"
+    unsafe = parts[0].startswith("/") or ":" in parts[0] or any(part == ".." for part in parts)
+    return "leads out" if unsafe else ""
+
+
+@given(st.text("ab./\\:\0ü\n", max_size=9))
+@example("a/.")
+@example("./c:a")
+@example("a/b:c")
+def test_file_names_are_judged_as_by_a_slow_loop_over_their_parts(file_name: str) -> None:
+    document = {"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": file_name}]}
+    try:
+        names = parse_annotations(Path("x"), orjson.dumps(document), "test").file_names
+    except InputError as error:
+        verdict = slow_verdict(file_name)
+        assert verdict and verdict in str(error)
+    else:
+        assert slow_verdict(file_name) == ""
+        assert names.to_pylist() == ["a.jpg", file_name]
+
+
+numbers = st.integers(-(2**63), 2**63 - 1)
+sizes = st.one_of(st.integers(-5, 2**33), st.sampled_from([None, True, 4.0, "48", []]))
+photos = st.fixed_dictionaries(
+    {"id": numbers, "file_name": st.text("abü", min_size=1)},
+    optional={"height": sizes, "width": sizes, "license": numbers},
+)
+
+
+def slow_size(value: object) -> int:
+    return value if type(value) is int and 0 < value < 2**31 else 0
+
+
+@given(st.lists(photos, min_size=1, max_size=9, unique_by=lambda row: row["id"]), st.data())
+def test_what_is_parsed_is_what_a_slow_loop_reads(
+    images: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    annotations = [
+        {"id": n, "image_id": row["id"], "category_id": data.draw(numbers)}
+        for n, row in enumerate(data.draw(st.permutations(images)))
+    ]
+    document = {"info": {}, "images": images, "annotations": annotations}
+    parsed = parse_annotations(Path("x"), orjson.dumps(document), "val")
+    assert parsed.image_ids.tolist() == [row["id"] for row in images]
+    assert parsed.file_names.to_pylist() == [row["file_name"] for row in images]
+    assert parsed.sizes.tolist() == [
+        [slow_size(row.get("height")), slow_size(row.get("width"))] for row in images
+    ]
+    assert parsed.sizes.dtype == np.int32
+    assert parsed.annotated.tolist() == [row["image_id"] for row in annotations]
+    assert parsed.category_ids.tolist() == [row["category_id"] for row in annotations]
+    assert parsed.categories == []
+
+
+@pytest.mark.parametrize("number", ["7.0", "7e0", "9223372036854775808", "true", "null", '"7"'])
+@pytest.mark.parametrize("field", ["image_id", "category_id"])
+def test_an_id_of_another_kind_than_a_whole_number_is_refused(
+    papers: Path, field: str, number: str
+) -> None:
+    rewrite(papers, lambda document: document["annotations"][3].update({field: "HERE"}))
+    path = papers / "train2018.json"
+    path.write_bytes(path.read_bytes().replace(b'"HERE"', number.encode()))
+    assert refusal(papers) == (
+        f"ROOT/train2018.json: annotations[3]: '{field}' is {orjson.loads(number)!r}, "
+        "not a whole number"
+    )
+
+
+def test_a_row_that_is_no_object_is_refused(papers: Path) -> None:
+    rewrite(papers, lambda document: document["annotations"].insert(2, 5))
+    assert refusal(papers) == "ROOT/train2018.json: annotations[2] has no field 'image_id'"
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_lists_that_a_split_does_not_need_may_hold_anything(papers: Path, split: str) -> None:
+    unneeded = {"categories": 3} if split == "val" else {"categories": 3, "annotations": [None]}
+    rewrite(papers, lambda document: document.update(unneeded), split)
+    assert len(load_split(papers, split)) > 0
 
 
 # The holdout

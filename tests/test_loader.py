@@ -1,7 +1,11 @@
 """Batches: the same bytes for any workers, ranks that share one order, bad photos as events."""
 
+import hashlib
+import os
 import pickle
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,6 +30,7 @@ from inat.data.loader import (
     read_stretch,
     to_device,
 )
+from inat.data.packing import pack_photos
 from inat.data.photo_files import PhotoFiles
 from inat.data.samplers import SAMPLERS, build_sampler, epoch_order
 from inat.data.transforms import EpochDraws, TrainTransform
@@ -447,3 +452,91 @@ def test_a_reader_that_was_pickled_reads_the_same_bytes(train: Split, used: bool
         read(reader)
     again = pickle.loads(pickle.dumps(reader))
     assert content([read(again)]) == content([read(reader)])
+
+
+# Worker processes
+
+BATCHES_IN_A_PROCESS = """
+import hashlib, sys, torch
+from inat.data.annotations import load_split
+from inat.data.loader import build_loader
+
+if __name__ == "__main__":
+    root, method = sys.argv[1:]
+    torch.multiprocessing.set_start_method(method)
+    loader = build_loader(load_split(root), image_size=16, training=True, batch_size=8,
+                          workers=1, worker_kind="processes")
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            print(hashlib.sha256(batch["image"].numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_processes_give_the_same_bytes_however_they_start(
+    world: Path, train: Split, tmp_path: Path, method: str
+) -> None:
+    script = tmp_path / "batches.py"
+    script.write_text(BATCHES_IN_A_PROCESS)
+    command = [sys.executable, str(script), str(world), method]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    expected = []
+    loader = loader_of(train)
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        expected += [hashlib.sha256(b["image"].numpy().tobytes()).hexdigest() for b in loader]
+    assert done.stdout.split() == expected
+
+
+def environment() -> dict[str, str]:
+    """This process's, with the kit on the path."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+@forks
+def test_worker_processes_stay_from_epoch_to_epoch(train: Split) -> None:
+    loader = loader_of(train, workers=1, worker_kind="processes")
+    pids = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        list(loader)
+        assert loader._processes is not None
+        pids.append([worker.pid for worker in loader._processes._iterator._workers])  # type: ignore[union-attr]
+    assert pids[0] == pids[1]
+
+
+@forks
+def test_an_epoch_that_is_left_early_does_not_reach_into_the_next(train: Split) -> None:
+    loader = loader_of(train, workers=1, worker_kind="processes")
+    batches = iter(loader)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    loader.set_epoch(1)
+    again = loader_of(train)
+    again.set_epoch(1)
+    assert content(list(loader)) == content(list(again))
+
+
+@forks
+def test_two_epochs_read_at_the_same_time_by_processes_keep_their_own_draws(train: Split) -> None:
+    loader = loader_of(train, workers=1, worker_kind="processes")
+    alone = []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        alone.append(content(list(loader)))
+    loader.set_epoch(0)
+    first = iter(loader)
+    begun = [next(first)]
+    loader.set_epoch(1)
+    together = [(a, b) for a, b in zip(first, loader, strict=False)]
+    assert content(begun + [a for a, _ in together]) == alone[0]
+    assert content([b for _, b in together]) == alone[1][:4]
+
+
+def test_a_pack_gives_the_batches_that_its_photos_give(world: Path, tmp_path: Path) -> None:
+    pack_photos(world, tmp_path / "pack", short_side=4096)
+    for name, training in (("train", True), ("test", False)):
+        packed = loader_of(load_split(tmp_path / "pack", name), training=training)
+        files = loader_of(load_split(world, name), training=training)
+        assert content(list(packed)) == content(list(files))

@@ -58,9 +58,11 @@ class Taxonomy:
         Two groups of one name below different parents are two groups: a group is keyed by its
         whole lineage.
         """
-        path = self.table[list(RANKS[: RANKS.index(rank) + 1])].agg("\0".join, axis=1)
-        codes, groups = pd.factorize(path)
-        return codes.astype(np.int64), len(groups)
+        groups = np.zeros(len(self), np.int64)
+        for column in RANKS[: RANKS.index(rank) + 1]:
+            own, names = pd.factorize(self.table[column])
+            groups, known = pd.factorize(groups * len(names) + own)
+        return groups.astype(np.int64), len(known)
 
 
 def read_taxonomy(categories: Sequence[Any], source: str) -> Taxonomy:
@@ -71,19 +73,27 @@ def read_taxonomy(categories: Sequence[Any], source: str) -> Taxonomy:
     """
     if not categories:
         raise InputError(f"{source}: 'categories' is empty; it must list the species")
-    rows = []
     for position, category in enumerate(categories):
-        place = f"{source}: categories[{position}]"
-        if not isinstance(category, Mapping):
-            raise InputError(f"{place} is no object with 'id' and 'name'")
-        for field in ("id", "name"):
-            if field not in category:
-                raise InputError(f"{place} has no field '{field}'")
-        if type(category["id"]) is not int:
-            raise InputError(f"{place}: 'id' is {category['id']!r:.40}, not a whole number")
-        rows.append((category["id"], *(str(category.get(column) or "") for column in COLUMNS[1:])))
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("category_id", ignore_index=True)
+        if fault := _fault(category):
+            raise InputError(f"{source}: categories[{position}]{fault}")
+    columns: dict[str, list[Any]] = {"category_id": [row["id"] for row in categories]}
+    for column in COLUMNS[1:]:
+        columns[column] = [str(row.get(column) or "") for row in categories]
+    table = pd.DataFrame(columns).sort_values("category_id", ignore_index=True)
     twice = table["category_id"][table["category_id"].duplicated()]
     if len(twice):
         raise InputError(f"{source}: category id {twice.iloc[0]} stands twice in 'categories'")
     return Taxonomy(table)
+
+
+def _fault(category: Any) -> str:
+    """What is wrong with one of the categories, or ""."""
+    if not isinstance(category, Mapping):
+        return " is no object with 'id' and 'name'"
+    for field in ("id", "name"):
+        if field not in category:
+            return f" has no field '{field}'"
+    number = category["id"]
+    if type(number) is not int or not -(2**63) <= number < 2**63:
+        return f": 'id' is {number!r:.40}, not a whole number"
+    return ""

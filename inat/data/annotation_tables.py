@@ -1,0 +1,241 @@
+"""The tables of a data set, photos, places and species: from its JSON once, then from a cache."""
+
+from datetime import UTC
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from jaxtyping import Int64
+
+from inat.competitions import Competition
+from inat.data.annotation_cache import AnnotationCache, digest, digest_of, key_of
+from inat.data.annotation_files import (
+    Annotations,
+    Places,
+    parse_annotations,
+    parse_categories,
+    parse_places,
+    read_content,
+    refuse_duplicates,
+)
+from inat.data.taxonomy import COLUMNS, Taxonomy, read_taxonomy
+from inat.errors import InputError
+
+
+class AnnotationTables:
+    """The tables of the data set in `root`.
+
+    A table's key follows from every file that it depends on: the labels of val are numbered by
+    the species of train, and its ids were compared with train's.
+
+    Args:
+        root: the data set's folder.
+        spec: it names the files.
+
+    Raises:
+        InputError: here, there is no such folder; from every method, a file that is missing,
+            cut off or contradicts another.
+    """
+
+    def __init__(self, root: Path, spec: Competition) -> None:
+        if not root.is_dir():
+            raise InputError(f"{root}: there is no such folder; data.root is the data set's folder")
+        self._root = root
+        self._spec = spec
+        self._cache = AnnotationCache(root)
+        self._train = root / spec.annotation_files["train"]
+        # The first release hid the species' names; categories.json brought the real list.
+        self._replacement = root / "categories.json"
+
+    def keep(self) -> None:
+        """Keeps what was parsed for the next time. Not done by itself, for of a data set with a
+        fault, which may show in the last of its files, nothing is kept."""
+        self._cache.write()
+
+    def read(self, name: str) -> tuple[pa.Table, pa.Table, str]:
+        """The photos of the split train, val or test, with the columns image_id, label,
+        file_name, height and width; the species, with those of a taxonomy and train_count; and
+        the key of the photos. Each column is one chunk."""
+        train_key = self._train_key
+        path = self._root / self._spec.annotation_files[name]
+        key = train_key if name == "train" else key_of(name, train_key, digest(path))
+        photos = self._cache.find(path.stem, key)
+        species = self._cache.find(self._species_name, train_key)
+        if photos is not None and species is not None:
+            return photos, species, key
+        return self._parse_train() if name == "train" else self._parse_other(name, path)
+
+    def places(self, name: str, photos: pa.Table, key: str) -> pa.Table | None:
+        """Where and when each photo of a split was taken, with the columns lat, lon, date (UTC,
+        in microseconds) and, where the file has it, date_c; None where there is no such file."""
+        file_name = self._spec.locations_files.get(name)
+        if file_name is None or not (self._root / file_name).is_file():
+            return None
+        path = self._root / file_name
+        table = self._cache.find(path.stem, key_of(key, digest(path)))
+        if table is None:
+            content = read_content(path)
+            table = _place_table(parse_places(path, content), photos["image_id"].to_numpy())
+            self._cache.add(path.stem, key_of(key, digest_of(content)), table)
+        return table
+
+    @cached_property
+    def _train_key(self) -> str:
+        return key_of("train", digest(self._train), digest(self._replacement))
+
+    @property
+    def _species_name(self) -> str:
+        return f"{self._train.stem}_species"
+
+    def _parse_train(self) -> tuple[pa.Table, pa.Table, str]:
+        path, source = self._train, self._train
+        content, replacement = read_content(path), None
+        annotations = parse_annotations(path, content, "train")
+        categories = annotations.categories
+        if self._replacement.is_file():
+            source, replacement = self._replacement, read_content(self._replacement)
+            categories = parse_categories(source, replacement)
+        taxonomy = read_taxonomy(categories, str(source))
+        labels = _labels(annotations, taxonomy, path, source)
+        counts = np.bincount(labels, minlength=len(taxonomy))
+        _refuse_empty_species(taxonomy, counts, path, source)
+        photos, species = _photo_table(annotations, labels), _species_table(taxonomy, counts)
+        # Of the very bytes that were parsed: a file may have changed since it was looked up.
+        key = key_of("train", digest_of(content), digest_of(replacement))
+        self._cache.add(path.stem, key, photos)
+        self._cache.add(self._species_name, key, species)
+        return photos, species, key
+
+    def _parse_other(self, name: str, path: Path) -> tuple[pa.Table, pa.Table, str]:
+        train, species, train_key = self.read("train")
+        content = read_content(path)
+        annotations = parse_annotations(path, content, name)
+        if name == "test":
+            labels = np.full(len(annotations.image_ids), -1)
+        else:
+            source = self._replacement if self._replacement.is_file() else path
+            labels = _labels(annotations, taxonomy_of(species), path, source)
+        ids = annotations.image_ids
+        both = ids[np.isin(ids, train["image_id"].to_numpy())]
+        if len(both):
+            raise InputError(
+                f"{path}: image id {both.min()} stands in {self._train.name} too; "
+                "ids must be unique in the whole data set"
+            )
+        photos = _photo_table(annotations, labels)
+        key = key_of(name, train_key, digest_of(content))
+        self._cache.add(path.stem, key, photos)
+        return photos, species, key
+
+
+def taxonomy_of(species: pa.Table) -> Taxonomy:
+    """The taxonomy that a table of species holds."""
+    return Taxonomy(species.select(COLUMNS).to_pandas())
+
+
+def locations_of(places: pa.Table) -> pd.DataFrame:
+    """The `locations` of a split that a table of places holds."""
+    columns = {name: places[name].to_numpy() for name in places.column_names}
+    dates = pd.DatetimeIndex(columns.pop("date").view("datetime64[us]")).tz_localize(UTC)
+    return pd.DataFrame({**columns, "date": dates})
+
+
+def _labels(
+    annotations: Annotations, taxonomy: Taxonomy, path: Path, source: Path
+) -> Int64[np.ndarray, "photos"]:
+    """The label of each photo. `source` is the file that lists the species."""
+    labels, unknown = taxonomy.labels_of(annotations.category_ids)
+    if len(unknown):
+        raise InputError(_unknown_category(annotations.category_ids, unknown, path, source))
+    annotated = annotations.annotated
+    place = _positions(annotations.image_ids, annotated)
+    stray = np.flatnonzero(place < 0)
+    if len(stray):
+        raise InputError(
+            f"{path}: annotations[{stray[0]}] is for image {annotated[stray[0]]}, "
+            "which is not in 'images'"
+        )
+    refuse_duplicates(annotated, f"{path}: image", "in 'annotations'; a photo has one species")
+    by_photo = np.full(len(annotations.image_ids), -1)
+    by_photo[place] = labels
+    if (by_photo < 0).any():
+        image_id = annotations.image_ids[np.argmin(by_photo)]
+        raise InputError(f"{path}: image {image_id} has no annotation")
+    return by_photo
+
+
+def _unknown_category(
+    category_ids: Int64[np.ndarray, "annotations"],
+    unknown: Int64[np.ndarray, "unknown"],
+    path: Path,
+    source: Path,
+) -> str:
+    at = unknown[0]
+    if source.name != "categories.json":
+        return (
+            f"{path}: annotations[{at}] has category_id {category_ids[at]}, "
+            "which is not in 'categories'"
+        )
+    missing = np.unique(category_ids[unknown])
+    return (
+        f"{source}: lacks {len(missing)} of the category ids in {path.name} (first: "
+        f"{missing[0]}); it takes the place of the 'categories' there, so it must list every "
+        "species; fetch it again, or remove it"
+    )
+
+
+def _refuse_empty_species(
+    taxonomy: Taxonomy, counts: Int64[np.ndarray, "classes"], path: Path, source: Path
+) -> None:
+    empty = taxonomy.table[counts == 0]
+    if len(empty):
+        listed = "'categories'" if source == path else source.name
+        raise InputError(
+            f"{path}: {len(empty)} of {len(taxonomy)} species have no training photo (first: "
+            f"category {empty['category_id'].iloc[0]}, {empty['name'].iloc[0]}); "
+            f"add a photo of each or remove them from {listed}"
+        )
+
+
+def _positions(
+    ids: Int64[np.ndarray, "n"], wanted: Int64[np.ndarray, "wanted"]
+) -> Int64[np.ndarray, "wanted"]:
+    """Where each of the `wanted` stands in `ids`; -1 where it does not."""
+    if np.array_equal(ids, wanted):  # most files keep the order of 'images' throughout
+        return np.arange(len(wanted))
+    if not len(ids):
+        return np.full(len(wanted), -1)
+    order = np.argsort(ids, kind="stable")
+    place = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
+    return np.where(ids[place] == wanted, place, -1)
+
+
+def _photo_table(annotations: Annotations, labels: Int64[np.ndarray, "photos"]) -> pa.Table:
+    return pa.table(
+        {
+            "image_id": annotations.image_ids,
+            "label": labels,
+            "file_name": annotations.file_names,
+            "height": annotations.sizes[:, 0],
+            "width": annotations.sizes[:, 1],
+        }
+    )
+
+
+def _species_table(taxonomy: Taxonomy, counts: Int64[np.ndarray, "classes"]) -> pa.Table:
+    columns = {name: pa.array(taxonomy.table[name].to_list()) for name in COLUMNS}
+    return pa.table({**columns, "train_count": counts})
+
+
+def _place_table(places: Places, image_ids: Int64[np.ndarray, "photos"]) -> pa.Table:
+    at = _positions(places.ids, image_ids)
+    columns = {**places.numbers, "date": places.dates}
+    unknown = {name: np.full(len(at), np.nan) for name in places.numbers}
+    unknown["date"] = np.full(len(at), "NaT", "datetime64[us]")
+    for name, values in unknown.items():
+        values[at >= 0] = columns[name][at[at >= 0]]
+    # As plain numbers: Arrow would hold the unknown dates as nulls, apart from the others.
+    unknown["date"] = unknown["date"].view(np.int64)
+    return pa.table(unknown)
