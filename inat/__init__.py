@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from inat.prediction.predict import predict, predict_photos
     from inat.prediction_file import PredictionFile, read_prediction
     from inat.run_folder import Run, open_run
+    from inat.stage_two.train import train_stage_two
     from inat.training.loop import dry_run, train
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "run_demo",
     "to_device",
     "train",
+    "train_stage_two",
 ]
 
 _find = lazy_names(
@@ -68,11 +70,12 @@ _find = lazy_names(
         "run_demo": "inat.demo",
         "to_device": "inat.data.loader",
         "train": "inat.training.loop",
+        "train_stage_two": "inat.stage_two.train",
     },
 )
 
 
-_PACKAGES = ("data", "evaluation", "submission", "training")
+_PACKAGES = ("data", "evaluation", "stage_two", "submission", "training")
 
 
 def __getattr__(name: str) -> object:

@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
-from inat.config import CheckpointName, Config, Weights, check_keys, one_line, read_yaml
+from inat.config import (
+    CheckpointName,
+    Config,
+    StageTwoMethod,
+    Weights,
+    check_keys,
+    one_line,
+    read_yaml,
+)
 from inat.errors import FaultsFound, InatError, InputError
 
 app = App(
@@ -279,7 +287,7 @@ def train(
     resume: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
-    settings: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
+    settings: Annotated[Config, Parameter(name="*", consume_multiple=True)] = Config(),  # noqa: B008
 ) -> None:
     """Train what a config says, and leave a run folder.
 
@@ -309,6 +317,98 @@ def train(
         settings, run or Path("runs") / config.stem, resume=resume, overwrite=overwrite
     )
     print(f"{trained.path}: trained; next: inat predict {trained.path} --split test")
+
+
+@app.command
+def stage_two(
+    run: Path,
+    *,
+    method: StageTwoMethod,
+    out: Path,
+    epochs: int | None = None,
+    epoch_size: int | None = None,
+    batch_size: int = 512,
+    lr_per_256: float = 0.1,
+    weight_decay: float = 1e-4,
+    tau: float | None = None,
+    feature_views: int = 2,
+    live: Annotated[bool, Parameter(negative="")] = False,
+    seed: int | None = None,
+    checkpoint: CheckpointName = "last",
+    weights: Weights = "auto",
+    root: Annotated[Path | None, Parameter(name="--data.root")] = None,
+    workers: int | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Give a trained run a new head, in a run of its own that every verb takes.
+
+    The backbone stays as it is; its features are extracted once and kept in RUN/features, with
+    batch norm at its stored statistics. From Python: inat.train_stage_two.
+
+    Parameters
+    ----------
+    run
+        A folder that inat train made.
+    method
+        crt (a new linear head on class-balanced draws), lws (a scale for each species on the old
+        head's logits), tau_norm (the old head's weights divided by their length to the power
+        tau, without its bias) or ncm (the nearest class mean).
+    out
+        The new run.
+    epochs
+        Of crt (unset: 30) and lws (unset: 5).
+    epoch_size
+        Draws an epoch of crt and lws; unset: the number of photos trained on.
+    batch_size
+        Draws a step of crt and lws, at most an epoch.
+    lr_per_256
+        Learning rate of crt and lws for a batch of 256, in proportion for others.
+    weight_decay
+        Of crt and lws, biases and scales included.
+    tau
+        Of tau_norm; unset: the one of 0, 0.1 ... 2 with the best mean class accuracy on the
+        held-out part.
+    feature_views
+        Features a photo: 1 the centre crop, 2 its mirror image too, more: passes of the run's
+        training recipe too.
+    live
+        The published form of crt and lws: augment as the head trains; batch norm goes on using
+        and gathering the statistics of each batch.
+    seed
+        Seed of the draws and the new head's weights; unset: the run's.
+    checkpoint
+        last, or best on the held-out part of train.
+    weights
+        ema (moving average) or raw; auto: ema where the run kept one.
+    root
+        Folder of the data set, where it is another than the run's.
+    workers
+        Threads or processes that read photos; unset: the run's.
+    overwrite
+        Throw away the run that is at --out.
+    """
+    from inat.stage_two import train_stage_two
+
+    made = train_stage_two(
+        run,
+        out,
+        method=method,
+        epochs=epochs,
+        epoch_size=epoch_size,
+        batch_size=batch_size,
+        lr_per_256=lr_per_256,
+        weight_decay=weight_decay,
+        tau=tau,
+        feature_views=feature_views,
+        live=live,
+        seed=seed,
+        checkpoint=checkpoint,
+        weights=weights,
+        root=root,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    print(f"{made.path}: {method} on {run}; next: inat predict {made.path} --split test")
 
 
 @app.command

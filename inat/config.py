@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -27,6 +29,7 @@ DEEPEST_LEVEL = 20
 
 CheckpointName = Literal["last", "best"]
 Weights = Literal["auto", "ema", "raw"]
+StageTwoMethod = Literal["crt", "lws", "tau_norm", "ncm"]
 
 HOLDOUT_FORMS = "none, a share between 0 and 1 (0.2), or fold:i/K with 1 <= i <= K (fold:1/5)"
 
@@ -61,6 +64,10 @@ class DataConfig:
     on_bad_photo: Literal["stop", "skip"] = "stop"
     """What a photo that cannot be read does: stop the run, or be skipped, counted and listed."""
 
+    keep_photos: bool = False
+    """Decode every photo once and keep it in memory, up to half of the machine's; training then
+    needs transforms.crop pad."""
+
     bad_photo_limit: float = 0.001
     """Share of the photos of an epoch that may be skipped before the run stops after all."""
 
@@ -90,20 +97,53 @@ class DataConfig:
 class SamplerConfig:
     """Which photos an epoch draws."""
 
-    name: Literal["instance", "class_balanced", "class_balanced_cycling"] = "instance"
+    name: Literal[
+        "instance",
+        "class_balanced",
+        "class_balanced_cycling",
+        "square_root",
+        "progressive",
+        "effective_number",
+        "repeat_factor",
+    ] = "instance"
     """instance: every photo once an epoch; class_balanced: a species uniformly, then one of its
-    photos uniformly; class_balanced_cycling: the same without replacement."""
+    photos uniformly; class_balanced_cycling: the same without replacement; square_root: a species
+    by the root of its photo count; progressive: from instance to class_balanced, a little every
+    epoch; effective_number: a photo by (1 - beta) / (1 - beta^n) of its species' count n;
+    repeat_factor: a photo max(1, sqrt(threshold / share of its species)) times a pass."""
 
     epoch_size: int | None = None
-    """Photos an epoch draws. Unset: the number of photos trained on."""
+    """Photos an epoch draws. Unset: the number of photos trained on; of repeat_factor the number
+    with their repeats."""
+
+    beta: float = 0.9999
+    """The beta of effective_number; 0 draws as instance does, near 1 as class_balanced."""
+
+    threshold: float = 0.001
+    """Share of the photos below which repeat_factor repeats a species' photos."""
+
+    after: str | None = None
+    """When these draws begin: a share of the training (80%, down to a whole epoch) or after so
+    many epochs (160); before that the draws are instance. Unset: from the start."""
 
     def __post_init__(self) -> None:
         _at_least("sampler.epoch_size", self.epoch_size, 1)
+        _within("sampler.beta", self.beta, 0, 0.999999)
+        _above("sampler.threshold", self.threshold)
+        _check_after("sampler.after", self.after)
+        if self.after is not None and self.name == "instance":
+            raise InputError(
+                f"sampler.after {self.after} waits for draws that sampler.name instance begins "
+                "with; name another sampler, or leave sampler.after unset"
+            )
 
     @property
-    def is_balanced(self) -> bool:
-        """Whether every species is drawn equally often."""
-        return self.name.startswith("class_balanced")
+    def changes(self) -> bool:
+        """Whether the share of each species changes during training."""
+        return self.name == "progressive" or self.after is not None
+
+    def __str__(self) -> str:
+        return self.name if self.after is None else f"{self.name} after {self.after}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +157,19 @@ class TransformConfig:
     """Side of the square test image, in pixels. Unset: image_size."""
 
     crop_pct: float = 0.875
-    """Share of the short side that the centre crop of a test image keeps; 1 crops no border."""
+    """Share of the short side that the centre crop of a test image keeps; 1 crops no border, nor
+    does crop pad."""
+
+    crop: Literal["random_resized", "pad"] = "random_resized"
+    """random_resized: a crop of random area and shape, resized; pad: one of image_size at a random
+    place of the photo and a black border around it, for photos of image_size alone (CIFAR)."""
+
+    pad: int = 4
+    """Width of that border, in pixels. Used by crop pad alone."""
 
     scale: tuple[float, float] = (0.08, 1.0)
     """Range of the share of a photo's area that a random crop covers; 1 1 always takes the
-    largest crop."""
+    largest crop. Used by crop random_resized alone, as is ratio."""
 
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of a random crop's width divided by its height."""
@@ -141,15 +189,45 @@ class TransformConfig:
     grayscale: float = 0.0
     """Probability that a photo loses its colours; 0 is off."""
 
+    policy: Literal["none", "rand_augment", "cifar10"] = "none"
+    """Photo operations (turn, shear, solarise ...) by a policy: rand_augment (Cubuk et al. 2020),
+    or AutoAugment's for CIFAR-10 (Cubuk et al. 2019)."""
+
+    policy_operations: int = 2
+    """Operations that rand_augment does to a photo."""
+
+    policy_magnitude: float = 9.0
+    """Strength of rand_augment's operations, of 30; 0 is none."""
+
+    mixup: float = 0.0
+    """Alpha of mixup's Beta(alpha, alpha); 0 is off. With cutmix too, each step takes one."""
+
+    cutmix: float = 0.0
+    """Alpha of CutMix's Beta(alpha, alpha); 0 is off."""
+
+    erasing: float = 0.0
+    """Probability that noise takes the place of a random box of the image; 0 is off."""
+
+    cutout: int = 0
+    """Side of the square of the image that the mean colour takes the place of, in pixels; 0 is
+    off."""
+
     def __post_init__(self) -> None:
         _at_least("transforms.image_size", self.image_size, 8)
         _at_least("transforms.eval_image_size", self.eval_image_size, 8)
         _within("transforms.crop_pct", self.crop_pct, 0.05, 1)
+        _at_least("transforms.pad", self.pad, 0)
         _within("transforms.flip", self.flip, 0, 1)
         _within("transforms.jitter", self.jitter, 0, 1)
         _within("transforms.jitter_probability", self.jitter_probability, 0, 1)
         _within("transforms.blur", self.blur, 0, 1)
         _within("transforms.grayscale", self.grayscale, 0, 1)
+        _at_least("transforms.policy_operations", self.policy_operations, 1)
+        _within("transforms.policy_magnitude", self.policy_magnitude, 0, 30)
+        _at_least("transforms.mixup", self.mixup, 0)
+        _at_least("transforms.cutmix", self.cutmix, 0)
+        _within("transforms.erasing", self.erasing, 0, 1)
+        _at_least("transforms.cutout", self.cutout, 0)
         for name, (low, high) in {"scale": self.scale, "ratio": self.ratio}.items():
             if not 0 < low <= high:
                 raise InputError(
@@ -162,6 +240,11 @@ class TransformConfig:
     def test_size(self) -> int:
         """Side of the square test image, in pixels."""
         return self.eval_image_size or self.image_size
+
+    @property
+    def test_crop_pct(self) -> float:
+        """Share of the short side that the centre crop of a test image keeps."""
+        return 1.0 if self.crop == "pad" else self.crop_pct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +264,20 @@ class ModelConfig:
     drop_path: float = 0.0
     """Probability that a residual branch is dropped (stochastic depth); 0 is off."""
 
+    head: Literal["linear", "cosine", "scaled", "nearest_mean"] = "linear"
+    """Classifier: linear, or cosine (head_scale times the cosine of feature and class weight, as
+    LDAM wants it). scaled and nearest_mean are what inat stage-two leaves."""
+
+    head_scale: float = 30.0
+    """Largest logit of the cosine head. Used by cosine alone."""
+
+    freeze: Literal["none", "backbone"] = "none"
+    """backbone: train the classifier alone. All else stands in eval mode: batch norm uses its
+    stored statistics and leaves them, and there is no dropout and no drop path. none: train
+    everything."""
+
     def __post_init__(self) -> None:
+        _above("model.head_scale", self.head_scale)
         _within("model.dropout", self.dropout, 0, 0.99)
         _within("model.drop_path", self.drop_path, 0, 0.99)
 
@@ -190,34 +286,101 @@ class ModelConfig:
 class LossConfig:
     """What is minimised."""
 
-    name: Literal["ce", "logit_adjusted"] = "ce"
+    name: Literal[
+        "ce", "logit_adjusted", "balanced_softmax", "ldam", "focal", "seesaw", "balanced_bce"
+    ] = "ce"
     """ce: cross-entropy; logit_adjusted: cross-entropy of logits + tau log prior (Menon et al.
-    2021, eq. 10)."""
+    2021, eq. 10); balanced_softmax: the same at tau 1 (Ren et al. 2020); ldam: a margin that is
+    larger for rarer species (Cao et al. 2019; needs model.head cosine); focal: easy photos count
+    less (Lin et al. 2017); seesaw: rare species are pushed down less by the photos of frequent
+    ones (Wang et al. 2021); balanced_bce: a sigmoid a species, adjusted (Xu et al. 2023)."""
 
     tau: float = 1.0
     """Strength of the logit adjustment; 0 is cross-entropy. Used by logit_adjusted alone."""
 
-    prior: Literal["draws", "counts"] = "draws"
-    """Prior that logit_adjusted takes off: that of the sampler's draws, or the photo counts."""
+    prior: str = "draws"
+    """Prior that logit_adjusted, balanced_softmax and balanced_bce take off: that of the sampler's
+    draws, counts (the photo counts), or a CSV category_id,prior."""
+
+    class_weights: Literal["none", "effective_number", "inverse"] = "none"
+    """Weight of a photo by its species' count n: effective_number is (1 - beta) / (1 - beta^n)
+    (Cui et al. 2019), inverse is 1 / n, none is off. For ce, focal and ldam."""
+
+    beta: float = 0.9999
+    """The beta of class_weights effective_number; 0 weighs all species alike."""
+
+    after: str | None = None
+    """When class_weights begin: a share of the training (80%, down to a whole epoch) or after so
+    many epochs (160). Unset: from the start."""
+
+    max_margin: float = 0.5
+    """Margin of the rarest species, as a cosine; the others have less, by n^(-1/4). Used by ldam
+    alone; 0 is off."""
+
+    gamma: float = 2.0
+    """How much less focal counts what is likely already: the power of 1 - p; 0 is off."""
+
+    mitigation: float = 0.8
+    """Power p of seesaw's ratio of counts, which spares rare species; 0 is off."""
+
+    compensation: float = 2.0
+    """Power q of seesaw's ratio of probabilities, which punishes wrong guesses; 0 is off."""
 
     correct_twice: bool = False
-    """Allow class_balanced draws together with an adjustment by photo counts, which corrects
-    for the long tail twice."""
+    """Allow draws other than instance together with class weights or an adjustment by photo
+    counts, which corrects for the long tail twice."""
 
     label_smoothing: float = 0.0
     """Probability mass spread evenly over all species; 0 is off."""
 
     def __post_init__(self) -> None:
         _within("loss.tau", self.tau, 0, 10)
+        _within("loss.beta", self.beta, 0, 0.999999)
+        _within("loss.max_margin", self.max_margin, 0, 1)
+        _within("loss.gamma", self.gamma, 0, 10)
+        _within("loss.mitigation", self.mitigation, 0, 10)
+        _within("loss.compensation", self.compensation, 0, 10)
         _within("loss.label_smoothing", self.label_smoothing, 0, 0.99)
+        _check_after("loss.after", self.after)
+        if self.name == "balanced_softmax" and self.tau != 1:
+            raise InputError(
+                f"loss.tau {self.tau:g}: balanced_softmax is logit_adjusted at tau 1; "
+                "set loss.name logit_adjusted"
+            )
+        if self.class_weights != "none" and self.name not in ("ce", "focal", "ldam"):
+            raise InputError(
+                f"loss.class_weights {self.class_weights} go with loss.name ce, focal and ldam; "
+                f"{self.name} corrects for the long tail by itself: set loss.class_weights none"
+            )
+        if self.after is not None and self.class_weights == "none":
+            raise InputError(
+                f"loss.after {self.after} waits for loss.class_weights, which are none; "
+                "set loss.class_weights, or leave loss.after unset"
+            )
+        if self.label_smoothing and not self.takes_soft_targets:
+            raise InputError(
+                f"loss.name {self.name} weighs every species against the one true species of a "
+                "photo, and label smoothing names them all; set loss.label_smoothing 0"
+            )
+
+    @property
+    def takes_soft_targets(self) -> bool:
+        """Whether a target may be spread over species, as mixup, CutMix and smoothing do."""
+        return self.name != "seesaw"
+
+    @property
+    def takes_prior_off(self) -> bool:
+        """Whether the loss adjusts the logits by `prior`."""
+        is_adjusted = self.name == "logit_adjusted" and self.tau > 0
+        return is_adjusted or self.name in ("balanced_softmax", "balanced_bce")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimiser and its schedule: linear warm-up, then a cosine to zero."""
+    """The optimiser and its schedule: linear warm-up, then a cosine to zero or steps."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """adamw, or sgd with Nesterov momentum."""
+    """adamw, or sgd with momentum."""
 
     lr_per_256: float = 1e-3
     """Peak learning rate for a global batch of 256 photos."""
@@ -229,14 +392,38 @@ class OptimConfig:
     head_lr_factor: float = 1.0
     """Learning rate of the new classifier as a multiple of the backbone's; 1 is off."""
 
+    layer_decay: float = 1.0
+    """Learning rate of each layer as a multiple of the next one's, from the classifier down; 1 is
+    off."""
+
     weight_decay: float = 0.05
-    """Weight decay; biases and norms have none. 0 is off."""
+    """Weight decay; biases and norms have none unless decay_norms says so. 0 is off."""
+
+    decay_norms: bool = False
+    """Whether biases, norms and other vectors are decayed too."""
 
     momentum: float = 0.9
     """Momentum of sgd; first beta of adamw."""
 
+    nesterov: bool = True
+    """Whether sgd's momentum is Nesterov's."""
+
+    schedule: Literal["cosine", "step"] = "cosine"
+    """cosine: warm-up and a cosine to zero, step by step; step: the learning rate of an epoch is
+    constant, rises in the warm-up's epochs and falls after the milestones."""
+
     warmup_epochs: float = 1.0
     """Epochs over which the learning rate rises from near zero; 0 is off."""
+
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate falls, ascending. Used by schedule step alone."""
+
+    step_factor: float = 0.01
+    """What each milestone multiplies the learning rate by."""
+
+    accumulate: int = 1
+    """Batches whose gradients are added up for one step; the global batch is so many times as
+    large. Batch norm still sees one batch at a time. 1 is off."""
 
     clip_grad_norm: float | None = None
     """Largest L2 norm of the gradient; unset is off."""
@@ -248,9 +435,18 @@ class OptimConfig:
         _above("optim.lr_per_256", self.lr_per_256)
         _above("optim.head_lr_factor", self.head_lr_factor)
         _above("optim.clip_grad_norm", self.clip_grad_norm)
+        _at_least("optim.accumulate", self.accumulate, 1)
+        _above("optim.layer_decay", self.layer_decay)
+        _within("optim.layer_decay", self.layer_decay, 0, 1)
         _at_least("optim.weight_decay", self.weight_decay, 0)
         _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
         _within("optim.momentum", self.momentum, 0, 0.9999)
+        _within("optim.step_factor", self.step_factor, 0, 1)
+        if any(left >= right for left, right in pairwise((0, *self.milestones))):
+            shown = " ".join(map(str, self.milestones))
+            raise InputError(
+                f"optim.milestones: {shown} do not ascend from 1; give each epoch once, in order"
+            )
         _within("optim.ema_decay", self.ema_decay, 0, 0.999999)
 
     def learning_rate(self, global_batch: int) -> float:
@@ -272,6 +468,11 @@ class RuntimeConfig:
 
     channels_last: bool = True
     """Keep images and convolutions in the channels-last memory format."""
+
+    gradient_checkpointing: bool = False
+    """Compute the network's inner results again in the backward pass in place of keeping them:
+    less memory, about a third more time. Batch norm's running statistics then see each batch
+    twice."""
 
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
@@ -310,19 +511,53 @@ class Config:
                 f"optim.warmup_epochs ({self.optim.warmup_epochs:g}) must be less than "
                 f"epochs ({self.epochs}); lower the first or raise the second"
             )
-        if self._corrects_twice and not self.loss.correct_twice:
+        if self.optim.schedule == "step" and max(self.optim.milestones, default=0) >= self.epochs:
             raise InputError(
-                f"sampler.name {self.sampler.name} and loss.prior counts correct for the long tail "
-                "twice; use loss.prior draws, or say loss.correct_twice true if that is meant"
+                f"optim.milestones ({max(self.optim.milestones)}) must be less than "
+                f"epochs ({self.epochs}); lower the first or raise the second"
+            )
+        for name, after in (("sampler.after", self.sampler.after), ("loss.after", self.loss.after)):
+            if switch_epoch(after, self.epochs) >= self.epochs:
+                raise InputError(
+                    f"{name} ({after}) must be less than epochs ({self.epochs}); lower the first, "
+                    "or give a share of the training (80%)"
+                )
+        if self.loss.name == "ldam" and self.model.head != "cosine":
+            raise InputError(
+                f"loss.name ldam puts its margins on cosines, and model.head {self.model.head} has "
+                "none; set model.head cosine"
+            )
+        if (self.transforms.mixup or self.transforms.cutmix) and not self.loss.takes_soft_targets:
+            raise InputError(
+                f"loss.name {self.loss.name} weighs every species against the one true species of "
+                "a photo, and mixed photos show two; set transforms.mixup 0 and transforms.cutmix 0"
+            )
+        self._check_prior_of_the_draws()
+        self._check_corrected_once()
+
+    def _check_prior_of_the_draws(self) -> None:
+        sampler, loss = self.sampler, self.loss
+        if sampler.changes and loss.takes_prior_off and loss.prior == "draws":
+            raise InputError(
+                f"loss.prior draws: the draws of sampler.name {sampler} change during training and "
+                f"have no one prior that {loss.name} could take off; use sampler.name instance, "
+                "or loss.name ce"
             )
 
-    @property
-    def _corrects_twice(self) -> bool:
-        return (
-            self.sampler.is_balanced
-            and self.loss.name == "logit_adjusted"
-            and self.loss.prior == "counts"
-            and self.loss.tau > 0
+    def _check_corrected_once(self) -> None:
+        sampler, loss = self.sampler, self.loss
+        if sampler.name == "instance" or loss.correct_twice:
+            return
+        if loss.class_weights != "none":
+            by, remedy = f"loss.class_weights {loss.class_weights}", "loss.class_weights none"
+        elif loss.takes_prior_off and loss.prior == "counts":
+            by = "loss.prior counts"
+            remedy = "sampler.name instance" if sampler.changes else "loss.prior draws"
+        else:
+            return
+        raise InputError(
+            f"sampler.name {sampler} and {by} correct for the long tail twice; use {remedy}, or "
+            "say loss.correct_twice true if that is meant"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -338,13 +573,14 @@ class Config:
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with every field that changes the result.
 
-        Left out are where the data lies, who reads it, what a bad photo does and how often a
-        line is logged: a resume may change them.
+        Left out are where the data lies, who reads it and how often, what a bad photo does and
+        how often a line is logged: a resume may change them.
         """
         plain = self.to_dict()
         for name in ("root", "workers", "worker_kind", "on_bad_photo", "bad_photo_limit"):
             del plain["data"][name]
-        del plain["runtime"]["log_every"], plain["data"]["band_edges"]
+        del plain["data"]["keep_photos"], plain["data"]["band_edges"]
+        del plain["runtime"]["log_every"]
         return hashlib.sha256(orjson.dumps(plain)).hexdigest()[:12]
 
 
@@ -367,6 +603,19 @@ def parse_holdout(text: str) -> float | tuple[int, int] | None:
     if not 0 < share < 1:
         raise InputError(f"data.holdout: {text!r} is not {HOLDOUT_FORMS}")
     return share
+
+
+def switch_epoch(after: str | None, epochs: int) -> int:
+    """Whole epochs before a switch that an `after` names: its own number, or its share of
+    `epochs` down to a whole one; 0 where there is no `after`.
+
+    Raises:
+        InputError: it is neither a share nor a number of epochs.
+    """
+    if after is None:
+        return 0
+    share = _check_after("after", after)
+    return math.floor(share / 100 * epochs) if after.endswith("%") else int(share)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -520,8 +769,10 @@ def _check_shape(value: Any, hint: Any, place: str) -> None:
         raise InputError(f"{place} takes a single value, it has no keys below it")
     arguments = get_args(hint)
     if get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple) or len(value) != len(arguments):
-            raise InputError(f"{place} takes {len(arguments)} numbers, [a, b], not {value!r:.40}")
+        count = None if arguments[-1] is ... else len(arguments)
+        if not isinstance(value, list | tuple) or count not in (None, len(value)):
+            takes = "a list of numbers" if count is None else f"{count} numbers"
+            raise InputError(f"{place} takes {takes}, [a, b], not {value!r:.40}")
         for element in value:
             _check_shape(element, arguments[0], place)
     elif isinstance(value, list | tuple):
@@ -559,3 +810,17 @@ def _above(name: str, value: float | None) -> None:
 def _within(name: str, value: float | None, low: float, high: float) -> None:
     if value is not None and not low <= value <= high:
         raise InputError(f"{name}: {value} is not within {low:g} and {high:g}")
+
+
+def _check_after(name: str, after: str | None) -> Fraction:
+    """The number in an `after`: per cent of the training, or epochs."""
+    if after is None:
+        return Fraction(0)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%|(\d+)", after)
+    number = Fraction(match[1] or match[2]) if match else Fraction(0)
+    if not number > 0 or (number >= 100 and after.endswith("%")):
+        raise InputError(
+            f"{name}: {after!r} is neither a share of the training between 0% and 100% (80%) nor "
+            "a number of epochs (160)"
+        )
+    return number

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64
 
 from inat.config import CheckpointName, Config, build, merge, read_yaml
 from inat.errors import InputError
 from inat.files import read_json, write_bytes, write_json
+from inat.priors import Prior, count_prior
 
 PACKAGES = ("torch", "timm", "numpy", "albumentations", "simplejpeg", "opencv-python-headless")
 
@@ -49,9 +49,13 @@ class Run:
         return pd.read_parquet(self.path / "species.parquet")
 
     @property
-    def draws_prior(self) -> Float64[np.ndarray, "classes"]:
-        """The class prior of the draws that the run was trained on."""
-        return np.array(self.model["draws_prior"], np.float64)
+    def draws_prior(self) -> Prior:
+        """The class prior of the draws that the run was trained on; that of the photo counts
+        where the draws changed during training."""
+        prior = self.model["draws_prior"]
+        if prior is None:
+            return count_prior(self.species["train_count"].to_numpy(np.int64))
+        return np.array(prior, np.float64)
 
     def checkpoint(self, name: CheckpointName) -> Path:
         """The folder of a checkpoint."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import huggingface_hub.constants
 import pytest
@@ -69,6 +69,71 @@ def test_head_parameters_are_those_of_the_classifier_alone() -> None:
     found = built.head_parameters()
     names = [name for name, p in built.network.named_parameters() if id(p) in found]
     assert names == ["classifier.weight", "classifier.bias"]
+
+
+# --- head and freezing -----------------------------------------------------------------------
+
+COSINE = replace(TINY, head="cosine", head_scale=16.0)
+
+
+def test_the_cosine_head_takes_the_classifier_s_place_and_leaves_the_body_as_it_is() -> None:
+    built, plain = build_backbone(COSINE, 5, seed=0), build_backbone(TINY, 5, seed=0)
+    found = built.head_parameters()
+    names = [name for name, p in built.network.named_parameters() if id(p) in found]
+    assert names == ["classifier.weight"]
+    for name, tensor in built.network.state_dict().items():
+        if name != "classifier.weight":
+            assert torch.equal(tensor, plain.network.state_dict()[name]), name
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = built.network.eval()(images)
+    assert logits.shape == (2, 5)
+    assert logits.abs().max() <= 16
+
+
+def test_the_cosine_head_s_weights_depend_on_the_seed_alone() -> None:
+    first, other_body, other_seed = (
+        build_backbone(config, 5, seed).network.state_dict()["classifier.weight"]
+        for config, seed in ((COSINE, 3), (replace(COSINE, drop_path=0.1), 3), (COSINE, 4))
+    )
+    assert torch.equal(first, other_body)
+    assert not torch.equal(first, other_seed)
+
+
+def test_weights_of_a_network_with_another_head_fill_the_body(tmp_path: Path) -> None:
+    heads: list[Literal["cosine", "scaled", "nearest_mean"]] = ["cosine", "scaled", "nearest_mean"]
+    for head in heads:
+        state = build_backbone(replace(TINY, head=head), 7, seed=99).network.state_dict()
+        save_file(state, tmp_path / "w.safetensors")
+        built = build_backbone(replace(TINY, weights=str(tmp_path / "w.safetensors")), 5, seed=0)
+        assert torch.equal(
+            built.network.state_dict()["conv_stem.weight"], state["conv_stem.weight"]
+        )
+
+
+def test_a_cosine_head_is_refused_where_the_classifier_is_a_convolution() -> None:
+    with torch.device("meta"):
+        text = error_of(ModelConfig(backbone="resnetv2_50", weights="none", head="cosine"))
+    assert text == (
+        "model.head cosine needs a network whose classifier is one linear layer; that of "
+        "resnetv2_50 is Conv2d; take another model.backbone"
+    )
+
+
+@pytest.mark.parametrize("config", [TINY, COSINE])
+def test_a_frozen_backbone_trains_its_classifier_alone_in_eval_mode(config: ModelConfig) -> None:
+    built = build_backbone(replace(config, freeze="backbone"), 5, seed=0)
+    assert built.is_frozen
+    trained = {id(p) for p in built.network.parameters() if p.requires_grad}
+    assert trained == built.head_parameters()
+    built.network.train()
+    built.still_if_frozen()
+    assert not any(module.training for module in built.network.modules())
+    free = build_backbone(config, 5, seed=0)
+    free.network.train()
+    free.still_if_frozen()
+    assert all(module.training for module in free.network.modules())
+    assert all(p.requires_grad for p in free.network.parameters())
 
 
 # --- names -----------------------------------------------------------------------------------

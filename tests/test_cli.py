@@ -15,8 +15,12 @@ VERBS = {
     "demo": "inat.run_demo",
     "data synth": "inat.data.synth",
     "data import": "inat.data.import_folders",
+    "data download": "inat.data.download",
+    "data verify": "inat.data.verify",
+    "data pack": "inat.data.pack_photos",
     "data describe": "inat.data.describe",
     "train": "inat.train",
+    "stage-two": "inat.train_stage_two",
     "predict": "inat.predict",
     "adjust": "inat.adjust",
     "evaluate": "inat.evaluate",
@@ -57,6 +61,16 @@ def test_help_of_each_verb_names_its_python_function(
     assert main([*verb.split(), "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"From Python: {VERBS[verb]}" in text
+
+
+def test_a_list_of_any_length_is_written_behind_its_flag(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--optim.schedule", "step", "--optim.milestones", "1", "9", "--epochs", "5")
+    assert refusal(capsys, "train", config, *words) == (
+        f"inat: {config}: optim.milestones (9) must be less than epochs (5); "
+        "lower the first or raise the second"
+    )
 
 
 def test_train_help_documents_every_field(

@@ -15,11 +15,13 @@ from inat.config import (
     merge,
     parse_holdout,
     read_config,
+    switch_epoch,
 )
 from inat.errors import InputError
 
 OPTIM_FIELDS = (
-    "name, lr_per_256, lr_scaling, head_lr_factor, weight_decay, momentum, warmup_epochs, "
+    "name, lr_per_256, lr_scaling, head_lr_factor, layer_decay, weight_decay, decay_norms, "
+    "momentum, nesterov, schedule, warmup_epochs, milestones, step_factor, accumulate, "
     "clip_grad_norm, ema_decay"
 )
 SECTIONS = "seed, epochs, batch_size, data, sampler, transforms, model, loss, optim, runtime"
@@ -38,13 +40,21 @@ data:
   workers: 2
   worker_kind: processes
   on_bad_photo: skip
+  keep_photos: true
   bad_photo_limit: 0.25
   band_edges: [10, 50]
-sampler: {name: class_balanced, epoch_size: 1000}
+sampler:
+  name: effective_number
+  epoch_size: 1000
+  beta: 0.99
+  threshold: 0.01
+  after: 50%
 transforms:
   image_size: 96
   eval_image_size: 128
   crop_pct: 1
+  crop: pad
+  pad: 2
   scale: [0.25, 0.75]
   ratio: [1, 1]
   flip: 0
@@ -52,19 +62,57 @@ transforms:
   jitter_probability: 0.5
   blur: 0.1
   grayscale: 0.05
-model: {backbone: resnet18.a1_in1k, weights: none, dropout: 0.1, drop_path: 0.2}
-loss: {name: logit_adjusted, tau: 0.5, prior: counts, correct_twice: true, label_smoothing: 0.1}
+  policy: cifar10
+  policy_operations: 3
+  policy_magnitude: 5
+  mixup: 0.2
+  cutmix: 1
+  erasing: 0.25
+  cutout: 16
+model:
+  backbone: resnet18.a1_in1k
+  weights: none
+  dropout: 0.1
+  drop_path: 0.2
+  head: cosine
+  head_scale: 20
+  freeze: backbone
+loss:
+  name: focal
+  tau: 0.5
+  prior: counts
+  class_weights: inverse
+  beta: 0.99
+  after: 3
+  max_margin: 0.3
+  gamma: 1
+  mitigation: 0.5
+  compensation: 1
+  correct_twice: true
+  label_smoothing: 0.1
 optim:
   name: sgd
   lr_per_256: 1e-5
   lr_scaling: none
   head_lr_factor: 10
+  layer_decay: 0.75
+  accumulate: 2
   weight_decay: 1e-4
+  decay_norms: true
   momentum: 0.8
+  nesterov: false
+  schedule: step
   warmup_epochs: 0.5
+  milestones: [3, 5]
+  step_factor: 0.1
   clip_grad_norm: 1
   ema_decay: 0.999
-runtime: {device: cpu, precision: fp32, channels_last: false, log_every: 1}
+runtime:
+  device: cpu
+  precision: fp32
+  channels_last: false
+  gradient_checkpointing: true
+  log_every: 1
 """
 
 
@@ -151,8 +199,16 @@ def test_a_value_of_the_wrong_type_is_refused_with_file_and_field(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("loss: {name: focal}",
-         'Invalid value "focal" for [loss][name] from FILE. Choose from: "ce", "logit_adjusted".'),
+        ("loss: {name: hinge}",
+         'Invalid value "hinge" for [loss][name] from FILE. Choose from: "ce", "logit_adjusted", '
+         '"balanced_softmax", "ldam", "focal", "seesaw", "balanced_bce".'),
+        ("loss: {class_weights: effective}",
+         'Invalid value "effective" for [loss][class_weights] from FILE. '
+         'Choose from: "none", "effective_number", "inverse". Did you mean "effective_number"?'),
+        ("sampler: {name: balanced}",
+         'Invalid value "balanced" for [sampler][name] from FILE. Choose from: "instance", '
+         '"class_balanced", "class_balanced_cycling", "square_root", "progressive", '
+         '"effective_number", "repeat_factor". Did you mean "class_balanced"?'),
         ("data: {on_bad_photo: skp}",
          'Invalid value "skp" for [data][on_bad_photo] from FILE. '
          'Choose from: "stop", "skip". Did you mean "skip"?'),
@@ -178,13 +234,23 @@ def test_an_unknown_choice_lists_the_valid_ones(tmp_path: Path, text: str, sente
         ("data: {holdout: fold:3/2}", f"data.holdout: 'fold:3/2' is not {HOLDOUTS}"),
         ("sampler: {epoch_size: 0}", "sampler.epoch_size: 0 is less than 1; give 1 or more"),
         ("transforms: {image_size: 4}", "transforms.image_size: 4 is less than 8; give 8 or more"),
+        ("transforms: {pad: -1}", "transforms.pad: -1 is less than 0; give 0 or more"),
         ("transforms: {crop_pct: 2}", "transforms.crop_pct: 2.0 is not within 0.05 and 1"),
         ("model: {dropout: 1}", "model.dropout: 1.0 is not within 0 and 0.99"),
+        ("sampler: {beta: 1}", "sampler.beta: 1.0 is not within 0 and 0.999999"),
+        ("sampler: {threshold: 0}",
+         "sampler.threshold: 0.0 is not above 0; give a positive number"),
         ("loss: {tau: 11}", "loss.tau: 11.0 is not within 0 and 10"),
+        ("loss: {beta: 1}", "loss.beta: 1.0 is not within 0 and 0.999999"),
+        ("loss: {max_margin: 2}", "loss.max_margin: 2.0 is not within 0 and 1"),
+        ("loss: {gamma: -1}", "loss.gamma: -1.0 is not within 0 and 10"),
+        ("loss: {mitigation: -1}", "loss.mitigation: -1.0 is not within 0 and 10"),
+        ("loss: {compensation: -1}", "loss.compensation: -1.0 is not within 0 and 10"),
         ("optim: {lr_per_256: 0}",
          "optim.lr_per_256: 0.0 is not above 0; give a positive number"),
         ("optim: {lr_per_256: .inf}",
          "optim.lr_per_256: inf is not above 0; give a positive number"),
+        ("optim: {step_factor: 2}", "optim.step_factor: 2.0 is not within 0 and 1"),
         ("optim: {weight_decay: .nan}", "optim.weight_decay: nan is less than 0; give 0 or more"),
         ("runtime: {log_every: 0}", "runtime.log_every: 0 is less than 1; give 1 or more"),
     ],
@@ -215,6 +281,47 @@ def test_a_bad_element_or_a_wrong_length_of_a_list_is_refused(
     )
 
 
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("160", "takes a list of numbers, [a, b], not 160"),
+        ("[160, x]",
+         'Invalid value for [optim][milestones] from FILE: unable to convert "x" into int.'),
+        ("[160, 1.5]", "takes a whole number, not 1.5"),
+        ("[[160], 180]", "takes a single value, not the list [160]"),
+    ],
+)  # fmt: skip
+def test_a_list_of_any_length_holds_whole_numbers(
+    tmp_path: Path, value: str, sentence: str
+) -> None:
+    found = fault(tmp_path, f"optim: {{milestones: {value}}}")
+    assert found.removeprefix("FILE: optim.milestones ") == sentence
+
+
+@pytest.mark.parametrize("milestones", ["[0, 5]", "[5, 5]", "[5, 3]", "[-1]"])
+def test_milestones_ascend_from_the_first_epoch(tmp_path: Path, milestones: str) -> None:
+    shown = milestones.strip("[]").replace(",", "")
+    assert fault(tmp_path, f"optim: {{milestones: {milestones}}}") == (
+        f"FILE: optim.milestones: {shown} do not ascend from 1; give each epoch once, in order"
+    )
+
+
+def test_a_milestone_lies_within_the_training(tmp_path: Path) -> None:
+    text = "epochs: 180\noptim: {milestones: [160, 180]"
+    assert fault(tmp_path, text + ", schedule: step}") == (
+        "FILE: optim.milestones (180) must be less than epochs (180); "
+        "lower the first or raise the second"
+    )
+    assert read_config(written(tmp_path, text + "}")).optim.milestones == (160, 180)
+
+
+def test_crop_pad_takes_a_test_photo_whole(tmp_path: Path) -> None:
+    transforms = read_config(written(tmp_path, "transforms: {crop_pct: 0.5}")).transforms
+    assert transforms.test_crop_pct == 0.5
+    transforms = read_config(written(tmp_path, "transforms: {crop_pct: 0.5, crop: pad}")).transforms
+    assert transforms.test_crop_pct == 1
+
+
 def test_a_range_must_be_positive_and_ascending_and_a_scale_at_most_one(tmp_path: Path) -> None:
     assert fault(tmp_path, "transforms: {ratio: [2, 1]}") == (
         "FILE: transforms.ratio: 2 1 is no range; give two numbers above 0, the smaller first"
@@ -231,13 +338,129 @@ def test_two_fields_that_contradict_each_other_are_both_named_with_the_remedy(
         "FILE: optim.warmup_epochs (2) must be less than epochs (2); "
         "lower the first or raise the second"
     )
-    twice = "sampler: {name: class_balanced}\nloss: {name: logit_adjusted, prior: counts"
-    assert fault(tmp_path, twice + "}") == (
-        "FILE: sampler.name class_balanced and loss.prior counts correct for the long tail "
-        "twice; use loss.prior draws, or say loss.correct_twice true if that is meant"
+    assert fault(tmp_path, "loss: {name: ldam}") == (
+        "FILE: loss.name ldam puts its margins on cosines, and model.head linear has none; "
+        "set model.head cosine"
     )
-    assert read_config(written(tmp_path, twice + ", correct_twice: true}")).loss.correct_twice
-    assert read_config(written(tmp_path, twice + ", tau: 0}")).loss.tau == 0
+    assert fault(tmp_path, "loss: {name: seesaw}\ntransforms: {cutmix: 1}") == (
+        "FILE: loss.name seesaw weighs every species against the one true species of a photo, and "
+        "mixed photos show two; set transforms.mixup 0 and transforms.cutmix 0"
+    )
+
+
+TWICE = "correct for the long tail twice; use"
+MEANT = "or say loss.correct_twice true if that is meant"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "loss", "sentence"),
+    [
+        ("class_balanced", "name: logit_adjusted, prior: counts",
+         f"class_balanced and loss.prior counts {TWICE} loss.prior draws, {MEANT}"),
+        ("square_root", "name: balanced_softmax, prior: counts",
+         f"square_root and loss.prior counts {TWICE} loss.prior draws, {MEANT}"),
+        ("repeat_factor", "name: balanced_bce, prior: counts",
+         f"repeat_factor and loss.prior counts {TWICE} loss.prior draws, {MEANT}"),
+        ("class_balanced, after: 80%", "name: logit_adjusted, prior: counts",
+         f"class_balanced after 80% and loss.prior counts {TWICE} sampler.name instance, {MEANT}"),
+        ("effective_number", "class_weights: inverse",
+         f"effective_number and loss.class_weights inverse {TWICE} loss.class_weights none, "
+         f"{MEANT}"),
+        ("progressive", "name: focal, class_weights: effective_number, after: 80%",
+         f"progressive and loss.class_weights effective_number {TWICE} loss.class_weights none, "
+         f"{MEANT}"),
+    ],
+)  # fmt: skip
+def test_correcting_twice_is_refused_unless_the_config_says_that_it_is_meant(
+    tmp_path: Path, sampler: str, loss: str, sentence: str
+) -> None:
+    text = f"sampler: {{name: {sampler}}}\nloss: {{{loss}"
+    assert fault(tmp_path, text + "}") == f"FILE: sampler.name {sentence}"
+    assert read_config(written(tmp_path, text + ", correct_twice: true}")).loss.correct_twice
+
+
+@pytest.mark.parametrize(
+    ("sampler", "loss"),
+    [
+        ("instance", "name: logit_adjusted, prior: counts"),
+        ("instance", "name: focal, class_weights: inverse, after: 80%"),
+        ("class_balanced", "name: logit_adjusted, prior: counts, tau: 0"),
+        ("square_root", "name: balanced_softmax"),
+        ("square_root", "name: logit_adjusted, prior: field.csv"),
+        ("class_balanced, after: 80%", "prior: counts"),
+        ("progressive", "name: seesaw"),
+    ],
+)
+def test_correcting_once_is_welcome(tmp_path: Path, sampler: str, loss: str) -> None:
+    read_config(written(tmp_path, f"sampler: {{name: {sampler}}}\nloss: {{{loss}}}"))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "shown"),
+    [("progressive", "progressive"), ("square_root, after: 80%", "square_root after 80%")],
+)
+@pytest.mark.parametrize("loss", ["logit_adjusted", "balanced_softmax", "balanced_bce"])
+def test_a_prior_of_draws_that_change_cannot_be_taken_off(
+    tmp_path: Path, sampler: str, shown: str, loss: str
+) -> None:
+    assert fault(tmp_path, f"sampler: {{name: {sampler}}}\nloss: {{name: {loss}}}") == (
+        f"FILE: loss.prior draws: the draws of sampler.name {shown} change during training and "
+        f"have no one prior that {loss} could take off; use sampler.name instance, or loss.name ce"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("sampler: {after: 80%}",
+         "sampler.after 80% waits for draws that sampler.name instance begins with; name another "
+         "sampler, or leave sampler.after unset"),
+        ("loss: {after: 80%}",
+         "loss.after 80% waits for loss.class_weights, which are none; set loss.class_weights, or "
+         "leave loss.after unset"),
+        ("loss: {name: balanced_softmax, tau: 0.5}",
+         "loss.tau 0.5: balanced_softmax is logit_adjusted at tau 1; set loss.name logit_adjusted"),
+        ("loss: {name: logit_adjusted, class_weights: inverse}",
+         "loss.class_weights inverse go with loss.name ce, focal and ldam; logit_adjusted corrects "
+         "for the long tail by itself: set loss.class_weights none"),
+        ("loss: {name: seesaw, class_weights: effective_number}",
+         "loss.class_weights effective_number go with loss.name ce, focal and ldam; seesaw "
+         "corrects for the long tail by itself: set loss.class_weights none"),
+        ("loss: {name: seesaw, label_smoothing: 0.1}",
+         "loss.name seesaw weighs every species against the one true species of a photo, and "
+         "label smoothing names them all; set loss.label_smoothing 0"),
+        ("epochs: 100\nsampler: {name: square_root, after: 160}",
+         "sampler.after (160) must be less than epochs (100); lower the first, or give a share of "
+         "the training (80%)"),
+        ("epochs: 160\nloss: {class_weights: inverse, after: 160}",
+         "loss.after (160) must be less than epochs (160); lower the first, or give a share of "
+         "the training (80%)"),
+    ],
+)  # fmt: skip
+def test_a_sampler_or_loss_that_contradicts_itself_names_the_remedy(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    assert fault(tmp_path, text) == f"FILE: {sentence}"
+
+
+@pytest.mark.parametrize("after", ["0.8", "0", "0%", "100%", "80 %", "-3", "x", "%", "1e2"])
+@pytest.mark.parametrize("field", ["sampler.after", "loss.after"])
+def test_an_after_is_a_share_or_a_number_of_epochs(tmp_path: Path, field: str, after: str) -> None:
+    assert fault(tmp_path, "", {field: after}) == (
+        f"FILE: {field}: {after!r} is neither a share of the training between 0% and 100% (80%) "
+        "nor a number of epochs (160)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "epochs", "first"),
+    [(None, 9, 0), ("80%", 200, 160), ("80%", 90, 72), ("70%", 10, 7), ("80%", 7, 5), ("80%", 1, 0),
+     ("99.9%", 1000, 999), ("33.3%", 3, 0), ("160", 200, 160), ("1", 2, 1)],
+)  # fmt: skip
+def test_a_share_of_the_training_becomes_whole_epochs(
+    after: str | None, epochs: int, first: int
+) -> None:
+    assert switch_epoch(after, epochs) == first
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", ".", "config.yaml/below"])
@@ -366,9 +589,16 @@ IGNORED_BY_THE_DIGEST = {
     "data.workers": 3,
     "data.worker_kind": "processes",
     "data.on_bad_photo": "skip",
+    "data.keep_photos": True,
     "data.bad_photo_limit": 0.5,
     "data.band_edges": (10, 50),
     "runtime.log_every": 1,
+}
+
+
+NEEDED_BY = {
+    "sampler.after": {"sampler.name": "square_root"},
+    "loss.after": {"loss.class_weights": "effective_number"},
 }
 
 
@@ -388,7 +618,8 @@ def test_the_digest_changes_with_every_other_field(tmp_path: Path) -> None:
         fields = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {}
         for key, changed in (fields or {name: value}).items():
             if key not in IGNORED_BY_THE_DIGEST and key != "data.holdout":
-                digests.append(read_config(path, {key: changed}).digest)
+                needed = NEEDED_BY.get(key, {})
+                digests.append(read_config(path, {**needed, key: changed}).digest)
     assert len(digests) > 30
     assert len(set(digests)) == len(digests)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from worlds import make_world
 
-from inat.config import TransformConfig
+from inat.config import SamplerConfig, TransformConfig
 from inat.data import loader as loader_module
 from inat.data.annotations import Split, load_split
 from inat.data.loader import (
@@ -142,13 +142,29 @@ def test_batches_change_with_the_seed_and_the_epoch(train: Split) -> None:
 
 def test_training_draws_are_those_of_the_sampler(train: Split) -> None:
     for name in SAMPLERS:
-        loader = loader_of(train, sampler=name, epoch_size=64, seed=5)
+        loader = loader_of(train, sampler=name, epoch_size=64, seed=5, epochs=4)
         loader.set_epoch(2)
-        sampler = build_sampler(name, train.labels, train.n_classes)
-        order = epoch_order(sampler, 64, 5, 2)
+        sampler = build_sampler(name, train.labels, train.n_classes, 4)
+        order = epoch_order(sampler, 64, 5, 2, 4)
         assert ids(list(loader)) == train.image_ids[order].tolist()
-        assert loader.prior is not None
-        assert np.array_equal(loader.prior, sampler.prior)
+        if sampler.prior is None:
+            assert loader.prior is None
+        else:
+            assert np.array_equal(loader.prior, sampler.prior)
+
+
+def test_a_samplers_config_takes_the_place_of_its_name(train: Split) -> None:
+    config = SamplerConfig(name="square_root", epoch_size=64, after="50%")
+    with pytest.raises(InputError, match="sampler square_root after 50%: its draws change during"):
+        loader_of(train, sampler=config)
+    loader = loader_of(train, sampler=config, epochs=4)
+    assert loader.n_draws == 64
+    assert loader_of(train, sampler=config, epochs=4, epoch_size=32).n_draws == 32
+    for epoch, name in ((1, "instance"), (2, "square_root")):
+        loader.set_epoch(epoch)
+        plain = loader_of(train, sampler=name, epoch_size=64)
+        plain.set_epoch(epoch)
+        assert ids(list(loader)) == ids(list(plain))
 
 
 def test_the_crop_of_draw_k_is_that_of_seed_epoch_and_k(train: Split) -> None:
@@ -420,7 +436,8 @@ def test_an_iteration_leaves_torchs_generator_and_threads_alone(
          "lower batch_size or raise sampler.epoch_size"),
         ({"sampler": "uniform"},
          "sampler: unknown name 'uniform'; "
-         "valid: class_balanced, class_balanced_cycling, instance"),
+         "valid: class_balanced, class_balanced_cycling, effective_number, instance, progressive, "
+         "repeat_factor, square_root"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_met_are_refused(

@@ -79,10 +79,27 @@ def test_the_same_seed_gives_the_same_weights_with_any_workers(
     assert not same(weights(plain), weights(other))
 
 
+RECIPE = {
+    "transforms.mixup": 0.2, "transforms.cutmix": 1.0, "transforms.erasing": 0.5,
+    "transforms.cutout": 4, "transforms.policy": "rand_augment", "optim.accumulate": 2,
+    "batch_size": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "kinds"),
+    [({}, ()), (RECIPE, ()), ({"loss.name": "seesaw"}, ("loss",))],
+    ids=["plain", "recipe", "seesaw"],
+)
 def test_a_resumed_run_ends_as_one_never_interrupted(
-    config: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+    kinds: tuple[str, ...],
 ) -> None:
-    settings = {"epochs": 3, "optim.ema_decay": 0.9, "data.holdout": "0.3"}
+    settings = {"epochs": 3, "optim.ema_decay": 0.9, "data.holdout": "0.3", **more}
     whole = trained(config, world, tmp_path / "whole", **settings)
 
     from inat.training import loop
@@ -106,9 +123,54 @@ def test_a_resumed_run_ends_as_one_never_interrupted(
         trained(config, world, tmp_path / "cut", **settings)
     overrides = {**SETTINGS, "data.root": world, **settings}
     resumed = inat.train(config, tmp_path / "cut", overrides=overrides, resume=True)
-    for kind in ("model", "ema", "optimizer"):
+    for kind in ("model", "ema", "optimizer", *kinds):
         assert same(weights(whole, kind=kind), weights(resumed, kind=kind))
     assert log_lines(whole) == log_lines(resumed)
+
+
+def test_two_batches_of_half_the_size_make_the_step_of_one(
+    config: Path, world: Path, tmp_path: Path
+) -> None:
+    # Where nothing couples the photos of a batch, and nothing is random within the network.
+    settings = {"model.freeze": "backbone", "epochs": 1}
+    whole = trained(config, world, tmp_path / "whole", batch_size=8, **settings)
+    halves = {"batch_size": 4, "optim.accumulate": 2}
+    added = trained(config, world, tmp_path / "added", **halves, **settings)
+    theirs, ours = weights(whole), weights(added)
+    assert theirs.keys() == ours.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_that_are_computed_again_are_the_same(
+    config: Path, world: Path, tmp_path: Path
+) -> None:
+    kept = trained(config, world, tmp_path / "a", epochs=1)
+    again = trained(
+        config, world, tmp_path / "b", epochs=1, **{"runtime.gradient_checkpointing": True}
+    )
+    theirs, ours = weights(kept), weights(again)
+    for name in theirs:
+        if "running" not in name and "tracked" not in name:  # these see each batch twice
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_full_device_names_what_would_help(
+    config: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inat.training import loop
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(loop, "_loss", full)
+    with pytest.raises(WorldError) as told:
+        trained(config, world, tmp_path / "a")
+    assert str(told.value) == (
+        "the device's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); halve "
+        "batch_size and double optim.accumulate, or set runtime.gradient_checkpointing true; "
+        "--resume goes on from the last whole epoch"
+    )
 
 
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(

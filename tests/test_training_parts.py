@@ -33,6 +33,7 @@ class TinyNetwork(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
+        self.pretrained_cfg = {"classifier": "head"}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.stem = nn.Conv2d(3, 4, 3, bias=False).to(memory_format=torch.channels_last)
@@ -42,9 +43,6 @@ class TinyNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.head(self.norm(self.stem(images)).relu().mean((2, 3)))
         return logits
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
 
     def no_weight_decay(self) -> set[str]:
         return {"stem.weight"}
@@ -105,6 +103,15 @@ def test_frozen_parameters_are_left_out_and_exempt_ones_are_not_decayed() -> Non
     }
 
 
+def test_with_decay_norms_every_parameter_is_decayed() -> None:
+    backbone = tiny_backbone()
+    config = OptimConfig(weight_decay=0.3, decay_norms=True)
+    optimizer = build_optimizer(config, backbone, 0.01)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3}
+    n_parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert n_parameters == len(list(backbone.network.parameters()))
+
+
 def test_momentum_is_the_first_beta_of_adamw_and_nesterov_momentum_of_sgd() -> None:
     adamw = build_optimizer(OptimConfig(name="adamw", momentum=0.8), tiny_backbone(), 0.01)
     assert isinstance(adamw, torch.optim.AdamW)
@@ -112,6 +119,22 @@ def test_momentum_is_the_first_beta_of_adamw_and_nesterov_momentum_of_sgd() -> N
     sgd = build_optimizer(OptimConfig(name="sgd", momentum=0.8), tiny_backbone(), 0.01)
     assert isinstance(sgd, torch.optim.SGD)
     assert {(g["momentum"], g["nesterov"]) for g in sgd.param_groups} == {(0.8, True)}
+
+
+def test_sgd_without_nesterov_moves_by_its_plain_momentum() -> None:
+    config = OptimConfig(name="sgd", momentum=0.8, nesterov=False, weight_decay=0.3,
+                         decay_norms=True)  # fmt: skip
+    backbone = tiny_backbone()
+    optimizer = build_optimizer(config, backbone, 0.01)
+    weight = backbone.network.get_parameter("norm.weight")
+    value, velocity = weight.detach().clone(), torch.zeros(4)
+    for step in range(3):
+        train_steps(backbone.network, optimizer, range(step, step + 1))
+        assert weight.grad is not None
+        for i in range(4):
+            velocity[i] = 0.8 * velocity[i] + weight.grad[i] + 0.3 * value[i]
+            value[i] -= 0.01 * velocity[i]
+        torch.testing.assert_close(weight.detach(), value)
 
 
 # --- schedule --------------------------------------------------------------------------------
@@ -155,6 +178,59 @@ def test_the_learning_rate_depends_on_the_step_alone_so_a_resume_finds_it_again(
             schedule.step_update(step)
         rates.append([group["lr"] for group in optimizer.param_groups])
     assert rates[0] == rates[1]
+
+
+def adjust_learning_rate(epoch: int, peak: float) -> float:
+    """That of LDAM's cifar_train.py, for 200 epochs."""
+    epoch = epoch + 1
+    if epoch <= 5:
+        return peak * epoch / 5
+    if epoch > 180:
+        return peak * 0.0001
+    if epoch > 160:
+        return peak * 0.01
+    return peak
+
+
+def test_the_step_schedule_has_the_learning_rate_of_ldams_code_in_all_steps_of_200_epochs() -> None:
+    config = OptimConfig(
+        name="sgd", schedule="step", warmup_epochs=5, milestones=(160, 180), head_lr_factor=3
+    )
+    backbone = tiny_backbone()
+    optimizer = build_optimizer(config, backbone, 0.1)
+    schedule = build_schedule(config, optimizer, steps_per_epoch=3, epochs=200)
+    head = backbone.head_parameters()
+    for step in range(600):
+        schedule.step_update(step + 1)  # as the loop asks before a step
+        expected = adjust_learning_rate(step // 3, 0.1)
+        for group in optimizer.param_groups:
+            factor = 3.0 if id(group["params"][0]) in head else 1.0
+            assert group["lr"] == pytest.approx(factor * expected, rel=1e-12), step
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "milestones", "shares"),
+    [
+        (0.0, (), [1, 1, 1, 1]),
+        (0.5, (), [1, 1, 1, 1]),
+        (2.5, (), [0.4, 0.8, 1, 1]),
+        (0.0, (1, 3), [1, 0.1, 0.1, 0.01]),
+        (4.0, (2,), [0.25, 0.5, 0.075, 0.1]),
+    ],
+)
+def test_each_epoch_of_the_step_schedule_has_its_share_of_the_peak(
+    warmup_epochs: float, milestones: tuple[int, ...], shares: list[float]
+) -> None:
+    config = OptimConfig(
+        schedule="step", warmup_epochs=warmup_epochs, milestones=milestones, step_factor=0.1
+    )
+    optimizer = build_optimizer(config, tiny_backbone(), 0.2)
+    schedule = build_schedule(config, optimizer, steps_per_epoch=1, epochs=4)
+    found = []
+    for step in range(4):
+        schedule.step_update(step + 1)
+        found.append(optimizer.param_groups[0]["lr"] / 0.2)
+    assert found == pytest.approx(shares)
 
 
 # --- checkpoints -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from inat.data import transforms
 from inat.data.annotations import load_split
 from inat.data.loader import build_loader
 from inat.data.photos import Box
+from inat.data.policies import apply_steps, draw_steps
 from inat.data.transforms import (
     ATTEMPTS,
     BLOCK,
@@ -112,7 +114,7 @@ def test_the_coins_of_flip_and_jitter_agree_half_the_time(draws: list[Draw]) -> 
 
 def test_every_draw_has_its_own_transform_seeds(draws: list[Draw]) -> None:
     seeds = {int(seed) for draw in draws for seed in draw.seeds}
-    assert len(seeds) == N_DRAWS * len(EXTRAS)
+    assert len(seeds) == N_DRAWS * (len(EXTRAS) + 1)
     assert draws[0].shape.shape == (ATTEMPTS, 2)
 
 
@@ -215,7 +217,7 @@ def test_the_same_draw_gives_the_same_bytes_in_any_object_and_order(
     assert len({image.tobytes() for image in images}) == 20
 
 
-def still(**fields: float) -> TransformConfig:
+def still(**fields: Any) -> TransformConfig:
     """A recipe that takes the whole photo, whose crop depends on no draw."""
     return TransformConfig(image_size=60, scale=(1, 1), ratio=(4 / 3, 4 / 3), **fields)
 
@@ -295,6 +297,26 @@ def test_a_blur_differs_with_its_seed_and_with_nothing_else(
     transform = TrainTransform(still(flip=0.0, jitter=0.0, blur=1.0))
     blurred = {transform(photo, draw).pixels.tobytes() for draw in draws[:10]}
     assert len(blurred) > 5
+    same_seed = draws[1]._replace(seeds=draws[0].seeds)
+    once, again = (transform(photo, draw).pixels for draw in (draws[0], same_seed))
+    assert np.array_equal(once, again)
+
+
+@pytest.mark.parametrize("policy", ["rand_augment", "cifar10"])
+def test_a_policy_does_what_its_seed_draws_and_nothing_else_decides_it(
+    photo: bytes, draws: list[Draw], policy: Any
+) -> None:
+    recipe = still(flip=0.0, jitter=0.0, policy=policy)
+    transform = TrainTransform(recipe)
+    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    seen = set()
+    for draw in draws[:30]:
+        rng = np.random.Generator(np.random.Philox(int(draw.seeds[-1])))
+        expected = apply_steps(plain, draw_steps(recipe, rng))
+        pixels = transform(photo, draw).pixels
+        assert np.array_equal(pixels, expected)
+        seen.add(pixels.tobytes())
+    assert len(seen) > 6
     same_seed = draws[1]._replace(seeds=draws[0].seeds)
     once, again = (transform(photo, draw).pixels for draw in (draws[0], same_seed))
     assert np.array_equal(once, again)

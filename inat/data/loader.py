@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -16,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Sampler as TorchSampler
 
-from inat.config import TransformConfig
+from inat.config import SamplerConfig, TransformConfig
 from inat.data.annotations import Split
+from inat.data.kept_photos import KeptPhotos, keep_photos, refuse_too_many
 from inat.data.parts import usable_processors
 from inat.data.photo_files import open_photos
-from inat.data.photos import SLOW_SECONDS, BadPhoto
+from inat.data.photos import SLOW_SECONDS, BadPhoto, Crop
 from inat.data.samplers import Sampler, build_sampler, epoch_order
 from inat.data.shared_arrays import SharedArray
 from inat.data.transforms import EpochDraws, EvalTransform, TrainTransform
@@ -61,6 +63,23 @@ class BatchReader:
         self._labels = SharedArray(split.labels)
         self._image_ids = SharedArray(split.image_ids)
         self._draws = EpochDraws(seed, 0)
+        self._kept: KeptPhotos[PhotoEvent] | None = None
+
+    def keep(self, workers: int) -> None:
+        """Decodes every photo once and keeps it; what `read` writes stays the same."""
+        if self._kept is not None:
+            return
+        self._kept = keep_photos(
+            lambda photo, out: self._watched(photo, partial(self.transform.keep, out=out)),
+            len(self._labels.array),
+            self.transform.size,
+            workers,
+        )
+
+    @property
+    def needs_workers(self) -> bool:
+        """Whether a batch is work for workers: kept photos are cropped and flipped at once."""
+        return self._kept is None or not self.transform.only_crops
 
     def read(
         self,
@@ -74,19 +93,31 @@ class BatchReader:
         numbers = self._draws
         if numbers.epoch != epoch:
             numbers = self._draws = EpochDraws(self.seed, epoch)
+        if self._kept is not None:
+            self.transform.finish(self._kept.pixels.array[photos], numbers, draws, into)
+            noted = [self._kept.events.get(photo, []) for photo in photos.tolist()]
+        else:
+            noted = [
+                self._watched(photo, partial(self.transform, draw=numbers[k], out=into[row]))
+                for row, (k, photo) in enumerate(zip(draws, photos.tolist(), strict=True))
+            ]
+        return [(row, event) for row, events in enumerate(noted) for event in events]
+
+    def _watched(
+        self, photo: int, decode: Callable[[bytes | memoryview], Crop]
+    ) -> list[PhotoEvent]:
+        """Decodes a photo and gives what is to be told of it."""
+        began = time.perf_counter()
+        try:
+            crop = decode(self.source.read(photo))
+        except BadPhoto as error:
+            return [self._event(photo, str(error), "bad")]
         events = []
-        for row, (k, photo) in enumerate(zip(draws, photos.tolist(), strict=True)):
-            began = time.perf_counter()
-            try:
-                crop = self.transform(self.source.read(photo), numbers[k], into[row])
-            except BadPhoto as error:
-                events.append((row, self._event(photo, str(error), "bad")))
-                continue
-            if crop.recovered:
-                events.append((row, self._event(photo, crop.recovered, "recovered")))
-            seconds = time.perf_counter() - began
-            if seconds > SLOW_SECONDS:
-                events.append((row, self._event(photo, f"took {seconds:.1f} s", "slow")))
+        if crop.recovered:
+            events.append(self._event(photo, crop.recovered, "recovered"))
+        seconds = time.perf_counter() - began
+        if seconds > SLOW_SECONDS:
+            events.append(self._event(photo, f"took {seconds:.1f} s", "slow"))
         return events
 
     def batch(
@@ -129,7 +160,8 @@ class Loader:
         bad_photos: photos that could not be read, in the order met.
         recovered_photos: photos that were read after a repair.
         slow_photos: photos that took more than a second, from the file to the image.
-        prior: class prior of the draws; None where the photos have no labels.
+        prior: class prior of the draws; None where the photos have no labels, and where it
+            changes during training.
     """
 
     def __init__(
@@ -145,6 +177,7 @@ class Loader:
         workers: int,
         worker_kind: WorkerKind,
         on_bad_photo: Literal["stop", "skip"],
+        keep_photos: bool,
         prior: np.ndarray | None,
     ) -> None:
         self._reader = reader
@@ -157,6 +190,7 @@ class Loader:
         self.workers = workers
         self.worker_kind = "threads" if worker_kind == "auto" else worker_kind
         self.on_bad_photo = on_bad_photo
+        self.keep_photos = keep_photos
         self.prior = prior
         self.bad_photos: list[PhotoEvent] = []
         self.recovered_photos: list[PhotoEvent] = []
@@ -182,7 +216,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         stretches = self._stretches()
-        if self.workers == 0:
+        if self.keep_photos:
+            self._reader.keep(self.workers)
+        if self.workers == 0 or not self._reader.needs_workers:
             read = self._read_here
         elif self.worker_kind == "threads":
             read = self._read_in_threads
@@ -352,13 +388,15 @@ def build_loader(
     batch_size: int,
     workers: int | None = None,
     seed: int = 0,
-    sampler: str = "instance",
+    sampler: str | SamplerConfig = "instance",
     epoch_size: int | None = None,
+    epochs: int | None = None,
     recipe: TransformConfig | None = None,
     rank: int = 0,
     world_size: int = 1,
     worker_kind: WorkerKind = "auto",
     on_bad_photo: Literal["stop", "skip"] = "stop",
+    keep_photos: bool = False,
 ) -> Loader:
     """A loader of batches: dicts with `image` uint8 `[B, H, W, C]`, `label` int64 `[B]` (-1
     where unknown) and `image_id` int64 `[B]`.
@@ -375,18 +413,24 @@ def build_loader(
         workers: threads or processes that read; 0 reads in the calling thread; None: one a
             processor, at most 16.
         seed: of the order and of the crops.
-        sampler: instance, class_balanced or class_balanced_cycling; training alone.
-        epoch_size: draws an epoch; None: the number of photos; training alone.
+        sampler: a name (instance, class_balanced, square_root ...), or a config with the
+            sampler's options; training alone.
+        epoch_size: draws an epoch; None: what the config or else the sampler says, most often the
+            number of photos; training alone.
+        epochs: of the training; needed by samplers that change during it.
         recipe: crops, flip and jitter; None: crops of .08-1 of the area, flip .5, jitter .4.
         rank: number of this process.
         world_size: number of processes; each gets its slice of the same global order.
         worker_kind: threads or processes; auto: threads (the decoders release the GIL).
         on_bad_photo: stop raises at the first photo that cannot be read; skip leaves it out of
             its batch and lists it in `loader.bad_photos`.
+        keep_photos: decode every photo once, by threads, and keep it in memory; training needs a
+            recipe of crop pad for that. The batches are the same.
 
     Raises:
-        InputError: a batch size below 1, an unknown sampler, no labels to draw by, an epoch
-            smaller than a batch.
+        InputError: a batch size below 1, an unknown sampler, no labels to draw by, draws that
+            change over an unknown number of epochs, an epoch smaller than a batch, photos that
+            cannot be kept.
         WorldError: while iterating, at a photo that cannot be read.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers or 0, 0)):
@@ -395,17 +439,19 @@ def build_loader(
     recipe = recipe or LOADER_RECIPE
     sizes: dict[str, Any] = {"image_size": image_size, "eval_image_size": image_size}
     recipe = TransformConfig(**{**vars(recipe), **sizes})
+    if keep_photos:
+        _refuse_keeping(split, recipe, training=training)
     transform = TrainTransform(recipe) if training else EvalTransform(recipe)
-    n_draws = (epoch_size or len(split)) if training else len(split)
+    drawn = build_sampler(sampler, split.labels, split.n_classes, epochs) if training else None
+    n_draws = len(split) if drawn is None else epoch_size or drawn.epoch_size
     if training and n_draws < batch_size * world_size:
         raise InputError(
             f"an epoch of {n_draws} photos is less than one global batch of "
             f"{batch_size * world_size}; lower batch_size or raise sampler.epoch_size"
         )
-    drawn = build_sampler(sampler, split.labels, split.n_classes) if training else None
     return Loader(
         BatchReader(split, transform, seed),
-        _order(drawn, n_draws, seed),
+        _order(drawn, n_draws, seed, epochs),
         n_draws=n_draws,
         batch_size=batch_size,
         drop_last=training,
@@ -414,16 +460,26 @@ def build_loader(
         workers=default_workers() if workers is None else workers,
         worker_kind=worker_kind,
         on_bad_photo=on_bad_photo,
+        keep_photos=keep_photos,
         prior=drawn.prior if drawn else None,
     )
 
 
+def _refuse_keeping(split: Split, recipe: TransformConfig, *, training: bool) -> None:
+    if training and recipe.crop != "pad":
+        raise InputError(
+            f"data.keep_photos keeps photos of one size, and transforms.crop {recipe.crop} cuts "
+            "from photos of any; set transforms.crop pad or data.keep_photos false"
+        )
+    refuse_too_many(len(split), recipe.image_size)
+
+
 def _order(
-    sampler: Sampler | None, n_draws: int, seed: int
+    sampler: Sampler | None, n_draws: int, seed: int, epochs: int | None
 ) -> Callable[[int], Int64[np.ndarray, "draws"]]:
     if sampler is None:
         return lambda epoch: np.arange(n_draws)
-    return lambda epoch: epoch_order(sampler, n_draws, seed, epoch)
+    return lambda epoch: epoch_order(sampler, n_draws, seed, epoch, epochs)
 
 
 def default_workers() -> int:

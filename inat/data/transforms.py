@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64, UInt8
+from numpy.lib.stride_tricks import sliding_window_view
 
 from inat.config import TransformConfig
-from inat.data.photos import Box, Crop, Pixels, read_crop
+from inat.data.photos import BadPhoto, Box, Crop, Pixels, read_crop
+from inat.data.policies import apply_steps, draw_steps
 from inat.data.samplers import CROPS, TRANSFORM_SEEDS, stream
 
 BLOCK = 1024
@@ -41,7 +43,7 @@ class Draw(NamedTuple):
         flip: uniform in [0, 1).
         jitter: uniform in [0, 1): whether there is one; brightness, contrast, saturation.
         use: uniform in [0, 1), whether each of `EXTRAS` is used.
-        seeds: seed of each of `EXTRAS`.
+        seeds: seed of each of `EXTRAS`, and last that of the policy.
     """
 
     shape: Float32[np.ndarray, "attempts 2"]
@@ -66,16 +68,31 @@ class EpochDraws:
 
     def __getitem__(self, k: int) -> Draw:
         number, row = divmod(k, BLOCK)
+        block = self._block(number)
+        numbers, seeds = block[0][row], block[1][row]
+        shape = numbers[: 2 * ATTEMPTS].reshape(ATTEMPTS, 2)
+        rest = numbers[2 * ATTEMPTS :]
+        return Draw(shape, rest[:2], float(rest[2]), rest[3:7], rest[7:], seeds)
+
+    def places_and_flips(
+        self, draws: range
+    ) -> tuple[Float32[np.ndarray, "draws 2"], Float64[np.ndarray, "draws"]]:
+        """`place` and `flip` of each of these draws, a row a draw."""
+        first = draws.start // BLOCK
+        blocks = [self._block(number)[0] for number in range(first, draws.stop // BLOCK + 1)]
+        begin = draws.start - first * BLOCK
+        numbers = np.concatenate(blocks)[begin : begin + len(draws), 2 * ATTEMPTS :]
+        # In double precision, as a single draw's: a probability is compared with it.
+        return numbers[:, :2], numbers[:, 2].astype(np.float64)
+
+    def _block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         # Threads share this object: they read the dict once, and replace it as a whole.
         block = self._blocks.get(number)
         if block is None:
             block = self._make(number)
             kept = list(self._blocks.items())[1 - BLOCKS_KEPT :]
             self._blocks = dict([*kept, (number, block)])
-        numbers, seeds = block[0][row], block[1][row]
-        shape = numbers[: 2 * ATTEMPTS].reshape(ATTEMPTS, 2)
-        rest = numbers[2 * ATTEMPTS :]
-        return Draw(shape, rest[:2], float(rest[2]), rest[3:7], rest[7:], seeds)
+        return block
 
     def _make(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         n_columns = 2 * ATTEMPTS + 7 + len(EXTRAS)
@@ -83,7 +100,7 @@ class EpochDraws:
         seeds = stream(self.seed, self.epoch, TRANSFORM_SEEDS, block)
         return (
             crops.random((BLOCK, n_columns), np.float32),
-            seeds.integers(2**63, size=(BLOCK, len(EXTRAS))),
+            seeds.integers(2**63, size=(BLOCK, len(EXTRAS) + 1)),
         )
 
 
@@ -109,6 +126,32 @@ def random_resized_crop(
     crop_width = min(width, max(1, round(height * aspect)))
     crop_height = min(height, max(1, round(width / aspect)))
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def pad_crops(
+    photos: UInt8[np.ndarray, "photos size size 3"],
+    places: Float32[np.ndarray, "photos 2"],
+    pad: int,
+) -> UInt8[np.ndarray, "photos size size 3"]:
+    """Of each photo a crop of its own size, at a random place of it with a border of zeros.
+
+    The augmentation of CIFAR (He et al. 2016, sec. 4.2).
+
+    Args:
+        photos: RGB.
+        places: top and left of each crop, uniform in [0, 1).
+        pad: width of the border, in pixels.
+    """
+    n_photos, size = photos.shape[:2]
+    # np.pad takes 3 times as long.
+    padded = np.zeros((n_photos, size + 2 * pad, size + 2 * pad, 3), np.uint8)
+    padded[:, pad : pad + size, pad : pad + size] = photos
+    # 2 pad + 1 is odd, so that even the largest number below 1 is not rounded up to it.
+    tops, lefts = (places * np.float32(2 * pad + 1)).astype(np.int64).T
+    # All crops of all photos, as one view: [photos, tops, lefts, 1, size, size, 3].
+    windows = sliding_window_view(padded, (size, size, 3), axis=(1, 2, 3))
+    crops: np.ndarray = windows[np.arange(n_photos), tops, lefts, 0]
+    return crops
 
 
 def centre_crop(height: int, width: int, crop_pct: float) -> Box:
@@ -147,22 +190,76 @@ def jitter_matrix(
 
 
 class TrainTransform:
-    """Random crop, flip and colours of one photo; the same for the same draw."""
+    """Random crop, flip and colours of one photo; the same for the same draw.
+
+    Attributes:
+        only_crops: whether nothing but crop and flip is done to a photo.
+    """
 
     def __init__(self, recipe: TransformConfig) -> None:
         self.recipe = recipe
         self.size = recipe.image_size
+        by_photo = recipe.jitter or recipe.policy != "none"
+        self.only_crops = not (by_photo or any(getattr(recipe, name) for name in EXTRAS))
         self._local = threading.local()
 
     def __call__(self, content: bytes | memoryview, draw: Draw, out: Pixels | None = None) -> Crop:
         """The image of one photo, in `out` where it is given: uint8 `[size, size, 3]`."""
         recipe = self.recipe
+        if recipe.crop == "pad":
+            photo = self.keep(content)
+            pixels = pad_crops(photo.pixels[None], draw.place[None], recipe.pad)[0]
+            return Crop(self._finish(pixels, draw, out), photo.recovered)
         crop = read_crop(
             content,
             lambda h, w: random_resized_crop(h, w, draw, recipe.scale, recipe.ratio),
             self.size,
         )
-        pixels = crop.pixels
+        return Crop(self._finish(crop.pixels, draw, out), crop.recovered)
+
+    def keep(self, content: bytes | memoryview, out: Pixels | None = None) -> Crop:
+        """What of a photo is the same for all its draws under crop pad: the photo itself.
+
+        Raises:
+            BadPhoto: it is of another size, or cannot be decoded.
+        """
+        crop = read_crop(content, self._whole, self.size)
+        return Crop(_placed(crop.pixels, out), crop.recovered)
+
+    def finish(
+        self,
+        kept: UInt8[np.ndarray, "draws size size 3"],
+        numbers: EpochDraws,
+        draws: range,
+        out: UInt8[np.ndarray, "draws size size 3"],
+    ) -> None:
+        """Writes the images of these draws, made from what `keep` gave, into `out`."""
+        places, flips = numbers.places_and_flips(draws)
+        crops = pad_crops(kept, places, self.recipe.pad)
+        if not self.only_crops:
+            for row, k in enumerate(draws):
+                self._finish(crops[row], numbers[k], out[row])
+            return
+        out[:] = crops
+        flipped = flips < self.recipe.flip
+        if flipped.any():
+            # As one tall image: NumPy's own reversed copy takes ten times as long.
+            tall = cv2.flip(crops[flipped].reshape(-1, self.size, 3), 1)
+            out[flipped] = tall.reshape(-1, *crops.shape[1:])
+
+    def _whole(self, height: int, width: int) -> Box:
+        if (height, width) != (self.size, self.size):
+            raise BadPhoto(
+                f"{width} x {height} pixels, and transforms.crop pad takes "
+                f"{self.size} x {self.size} alone"
+            )
+        return Box(0, 0, height, width)
+
+    def _finish(self, pixels: Pixels, draw: Draw, out: Pixels | None) -> Pixels:
+        recipe = self.recipe
+        if recipe.policy != "none":
+            rng = np.random.Generator(np.random.Philox(int(draw.seeds[-1])))
+            pixels = apply_steps(pixels, draw_steps(recipe, rng))
         if recipe.jitter and draw.jitter[0] < recipe.jitter_probability:
             brightness, contrast, saturation = (
                 1 + recipe.jitter * (2 * u - 1) for u in draw.jitter[1:].tolist()
@@ -174,7 +271,7 @@ class TrainTransform:
                 pixels = self._apply(name, pixels, int(draw.seeds[place]))
         if draw.flip < recipe.flip:
             pixels = cv2.flip(pixels, 1, dst=out)
-        return Crop(_placed(pixels, out), crop.recovered)
+        return _placed(pixels, out)
 
     def _apply(self, name: str, pixels: Pixels, seed: int) -> Pixels:
         # One object a thread: an albumentations transform keeps its generators in itself.
@@ -195,6 +292,8 @@ class TrainTransform:
 class EvalTransform:
     """The resized centre crop of one photo."""
 
+    only_crops = True
+
     def __init__(self, recipe: TransformConfig) -> None:
         self.recipe = recipe
         self.size = recipe.test_size
@@ -202,9 +301,24 @@ class EvalTransform:
     def __call__(self, content: bytes | memoryview, draw: Draw, out: Pixels | None = None) -> Crop:
         """The image of one photo, in `out` where it is given: uint8 `[size, size, 3]`."""
         del draw  # nothing is random here
-        pct = self.recipe.crop_pct
+        return self.keep(content, out)
+
+    def keep(self, content: bytes | memoryview, out: Pixels | None = None) -> Crop:
+        """The same."""
+        pct = self.recipe.test_crop_pct
         crop = read_crop(content, lambda h, w: centre_crop(h, w, pct), self.size, spare=EVAL_SPARE)
         return Crop(_placed(crop.pixels, out), crop.recovered)
+
+    def finish(
+        self,
+        kept: UInt8[np.ndarray, "draws size size 3"],
+        numbers: EpochDraws,
+        draws: range,
+        out: UInt8[np.ndarray, "draws size size 3"],
+    ) -> None:
+        """Writes what `keep` gave into `out`."""
+        del numbers, draws
+        out[:] = kept
 
 
 def _placed(pixels: Pixels, out: Pixels | None) -> Pixels:

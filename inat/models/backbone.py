@@ -1,7 +1,7 @@
 """A timm backbone with a new classifier, and weights with the input statistics they belong to."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from inat.competitions import Competition
 from inat.config import ModelConfig
 from inat.errors import InputError, WorldError, unknown_name
+from inat.models import cifar_resnet  # noqa: F401 - registers its networks in timm
+from inat.models.heads import build_head, classifier_names, put_classifier, single_classifier
 
 Triple = tuple[float, float, float]
 
@@ -50,17 +52,25 @@ class Backbone:
         mean: what to subtract from each channel, as a share of 255.
         std: what to divide each channel by, as a share of 255.
         source: where the weights come from, with their licence as far as it is known.
+        is_frozen: whether all but the classifier keeps the weights it came with.
     """
 
     network: nn.Module
     mean: Triple
     std: Triple
     source: str
+    is_frozen: bool = False
 
     def head_parameters(self) -> set[int]:
         """The ids of the new classifier's parameters."""
-        network: Any = self.network
-        return {id(parameter) for parameter in network.get_classifier().parameters()}
+        heads = [self.network.get_submodule(name) for name in classifier_names(self.network)]
+        return {id(parameter) for head in heads for parameter in head.parameters()}
+
+    def still_if_frozen(self) -> None:
+        """Puts a frozen network back into eval mode, for loops that have just left it: batch norm
+        uses its stored statistics and leaves them, and nothing is dropped."""
+        if self.is_frozen:
+            self.network.eval()
 
 
 def build_backbone(
@@ -68,12 +78,14 @@ def build_backbone(
 ) -> Backbone:
     """Builds the network that `config` names, with its weights and a new classifier.
 
+    With `model.freeze backbone` the classifier's parameters alone are trainable.
+
     Random weights depend on `seed` alone; torch's global generator is left as it was.
     `image_size` (pixels) is for networks that are built for one size, as most ViTs are.
 
     Raises:
         InputError: an unknown backbone, a weights file that is missing or of another network, a
-            package that is not installed.
+            package that is not installed, a head that has no place in this network.
         WorldError: the hub cannot be reached.
     """
     name = config.backbone
@@ -83,6 +95,18 @@ def build_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _create(config, n_classes, image_size)
+    backbone = _with_weights(config, network, base_name)
+    if config.head != "linear":  # timm's own is one
+        old = single_classifier(network, f"model.head {config.head}")
+        n_features = old.get_parameter("weight").shape[1]
+        put_classifier(
+            network,
+            build_head(config.head, n_features, n_classes, seed=seed, scale=config.head_scale),
+        )
+    return _frozen(backbone) if config.freeze == "backbone" else backbone
+
+
+def _with_weights(config: ModelConfig, network: nn.Module, base_name: str) -> Backbone:
     if config.weights == "none":
         return _with_own_statistics(network, "none: random weights")
     if config.weights == "hub":
@@ -92,6 +116,13 @@ def build_backbone(
     state = read_weights(Path(config.weights))
     _load_body(network, state, config.weights)
     return _with_own_statistics(network, f"file: {config.weights}")
+
+
+def _frozen(backbone: Backbone) -> Backbone:
+    head = backbone.head_parameters()
+    for parameter in backbone.network.parameters():
+        parameter.requires_grad_(id(parameter) in head)
+    return replace(backbone, is_frozen=True)
 
 
 def unknown_backbone(name: str) -> str:
@@ -211,8 +242,7 @@ def _from_package(network: nn.Module, base_name: str, package: str) -> Backbone:
 def _load_body(network: Any, state: Mapping[str, Tensor], source: str) -> None:
     """Loads everything but the classifier, which is of other species."""
     own = network.state_dict()
-    head = network.pretrained_cfg["classifier"]
-    heads = (head,) if isinstance(head, str) else tuple(head)
+    heads = classifier_names(network)
     body = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in heads}
     wrong = [n for n, tensor in body.items() if n not in own or own[n].shape != tensor.shape]
     missing = [n for n in own if n not in body and n.rpartition(".")[0] not in heads]

@@ -227,7 +227,7 @@ def _meta(run: Run, config: Config, checkpoint: Checkpoint, photos: Split) -> di
             {
                 "kind": "centre",
                 "size": config.transforms.test_size,
-                "crop_pct": config.transforms.crop_pct,
+                "crop_pct": config.transforms.test_crop_pct,
             }
         ],
         "run": str(run.path),

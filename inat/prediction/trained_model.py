@@ -23,7 +23,8 @@ class Checkpoint:
         weights: ema (moving average) or raw.
         path: the weights' file.
         epoch: epochs that were trained.
-        chosen: what was chosen on the held-out photos to get here; empty for last.
+        chosen: what was chosen on the held-out photos to get here; empty for the last of a
+            training.
     """
 
     name: CheckpointName
@@ -62,6 +63,10 @@ def find_checkpoint(
             f"{run.path}: there is no best checkpoint, since data.holdout none validates nothing; "
             "use --checkpoint last, or train with data.holdout 0.2"
         )
+    if name == "best" and "stage_two" in run.model:
+        raise InputError(
+            f"{run.path}: inat stage-two leaves no best checkpoint; use --checkpoint last"
+        )
     if not folder.is_dir():
         raise InputError(f"{run.path}: there is no checkpoint {name}; let an epoch end")
     has_ema = (folder / "ema.safetensors").is_file()
@@ -70,9 +75,9 @@ def find_checkpoint(
     kind: Literal["ema", "raw"] = "ema" if has_ema and weights != "raw" else "raw"
     file_name = "ema.safetensors" if kind == "ema" else "model.safetensors"
     state = read_json(folder / "state.json")
-    chosen = {}
+    chosen: dict[str, str] = dict(run.model.get("chosen", {}))
     if name == "best":
-        chosen = {"epoch": "mean class accuracy on the held-out part of train"}
+        chosen |= {"epoch": "mean class accuracy on the held-out part of train"}
     return Checkpoint(name, kind, folder / file_name, state["epoch"], chosen)
 
 

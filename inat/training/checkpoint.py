@@ -36,22 +36,31 @@ def save_checkpoint(
     network: nn.Module,
     ema: nn.Module | None,
     optimizer: Optimizer,
+    loss: nn.Module | None = None,
 ) -> None:
     """Writes a checkpoint; the one that was there is replaced only by a whole one."""
     tensors, rest = _split_optimizer(optimizer)
+    memory = {} if loss is None else loss.state_dict()
     with atomic_folder(folder) as partial:
         save_file(_owned(network.state_dict()), partial / "model.safetensors")
         if ema is not None:
             save_file(_owned(ema.state_dict()), partial / "ema.safetensors")
         save_file(tensors, partial / "optimizer.safetensors")
+        if memory:  # what a loss has seen so far, as seesaw's counts
+            save_file(_owned(memory), partial / "loss.safetensors")
         write_json(partial / "optimizer.json", rest)
         write_json(partial / "state.json", asdict(state))
 
 
 def load_checkpoint(
-    folder: Path, network: nn.Module, ema: nn.Module | None, optimizer: Optimizer
+    folder: Path,
+    network: nn.Module,
+    ema: nn.Module | None,
+    optimizer: Optimizer,
+    loss: nn.Module | None = None,
 ) -> LoopState:
-    """Puts a checkpoint back into network, average and optimiser, and gives the loop's state.
+    """Puts a checkpoint back into network, average, optimiser and loss, and gives the loop's
+    state.
 
     Raises:
         InputError: the folder is no whole checkpoint.
@@ -60,6 +69,8 @@ def load_checkpoint(
         network.load_state_dict(load_file(folder / "model.safetensors"))
         if ema is not None:
             ema.load_state_dict(load_file(folder / "ema.safetensors"))
+        if loss is not None and loss.state_dict():
+            loss.load_state_dict(load_file(folder / "loss.safetensors"))
         tensors = load_file(folder / "optimizer.safetensors")
         rest = read_json(folder / "optimizer.json")
         optimizer.load_state_dict(_joined_optimizer(tensors, rest))

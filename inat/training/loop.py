@@ -22,9 +22,10 @@ from torch.optim import Optimizer
 from inat.competitions import find_competition
 from inat.config import Config, build, merge, read_config
 from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, to_device
+from inat.data.samplers import BATCHES, stream
 from inat.errors import InputError, WorldError
 from inat.files import atomic_file, read_json, write_json
-from inat.losses import build_loss
+from inat.losses import Loss, build_loss
 from inat.models.backbone import Backbone, build_backbone, rule_warning
 from inat.models.device import (
     freed_memory_kept,
@@ -35,6 +36,7 @@ from inat.models.device import (
 from inat.progress import progress_bar, say
 from inat.run_folder import Run, create_run, differing_fields, is_run
 from inat.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from inat.training.mixing import erased, mixed
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, make_plan
 from inat.training.tracking import MetricsLog
@@ -54,7 +56,7 @@ class Trainer:
     accelerator: Accelerator
     backbone: Backbone
     network: nn.Module
-    loss: nn.Module
+    loss: Loss
     optimizer: Optimizer
     schedule: Scheduler
     ema: ModelEmaV3 | None
@@ -105,7 +107,8 @@ def train(
         # Not before here: what is wrong with model or weights must not cost the old run.
         folder = Run(path) if is_run(path) and not overwrite else _fresh_run(path, plan.config)
         _write_facts(folder, trainer)
-        _run_epochs(trainer, folder)
+        with _memory_remedies():
+            _run_epochs(trainer, folder)
     return folder
 
 
@@ -118,8 +121,11 @@ def dry_run(
     with _engine(config) as (accelerator, precision):
         trainer = _build_trainer(plan, accelerator, precision)
         trainer.network.train()
+        trainer.backbone.still_if_frozen()
         began = time.monotonic()
-        loss = _step(trainer, next(iter(trainer.loader)), LoopState()).item()
+        batches = next(_accumulated(trainer.loader, config.optim.accumulate))
+        with _memory_remedies():
+            loss = _step(trainer, batches, LoopState()).item()
         seconds = time.monotonic() - began
         return [
             *plan.describe(),
@@ -128,6 +134,18 @@ def dry_run(
             f"one batch  loss {loss:.3f} after {seconds:.1f} s, "
             f"peak memory {_peak_memory(accelerator.device)}",
         ]
+
+
+@contextmanager
+def _memory_remedies() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise WorldError(
+            f"the device's memory is full ({str(error).splitlines()[0]:.100}); halve batch_size "
+            "and double optim.accumulate, or set runtime.gradient_checkpointing true; --resume "
+            "goes on from the last whole epoch"
+        ) from None
 
 
 def _resolved(
@@ -158,6 +176,11 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
     if overwrite:
         return False
     run = Run(path)
+    if (path / "model.json").is_file() and "stage_two" in run.model:
+        raise InputError(
+            f"{path}: the run there was made by inat stage-two; give another --run, or "
+            "--overwrite to throw it away"
+        )
     if run.config.digest != plan.config.digest:
         fields = ", ".join(differing_fields(run.config, plan.config))
         raise InputError(
@@ -213,6 +236,8 @@ def _build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trai
     warning = rule_warning(config.model, backbone.source, find_competition(config.data.competition))
     if warning:
         say(f"warning: {warning}")
+    if config.runtime.gradient_checkpointing:
+        _checkpoint_gradients(backbone.network, config.model.backbone)
     to_device_format(
         backbone.network, accelerator.device, channels_last=config.runtime.channels_last
     )
@@ -229,7 +254,13 @@ def _build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trai
         accelerator=accelerator,
         backbone=backbone,
         network=network,
-        loss=build_loss(config.loss, plan.loss_prior).to(accelerator.device),
+        loss=build_loss(
+            config.loss,
+            prior=plan.loss_prior,
+            counts=plan.trained.class_counts,
+            head_scale=config.model.head_scale,
+            epochs=config.epochs,
+        ).to(accelerator.device),
         optimizer=optimizer,
         schedule=schedule,
         ema=ema,
@@ -237,6 +268,16 @@ def _build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trai
         held_out_loader=_loader(plan, accelerator, training=False) if plan.held_out else None,
         precision=precision,
     )
+
+
+def _checkpoint_gradients(network: Any, name: str) -> None:
+    try:
+        network.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # timm asserts where a network cannot
+        raise InputError(
+            f"runtime.gradient_checkpointing: {name} has no such way; set it false, or lower "
+            "batch_size and raise optim.accumulate"
+        ) from None
 
 
 def _loader(plan: Plan, accelerator: Accelerator, *, training: bool) -> Loader:
@@ -250,13 +291,14 @@ def _loader(plan: Plan, accelerator: Accelerator, *, training: bool) -> Loader:
         batch_size=config.batch_size * (1 if training else 2),
         workers=config.data.workers,
         seed=config.seed,
-        sampler=config.sampler.name,
-        epoch_size=config.sampler.epoch_size,
+        sampler=config.sampler,
+        epochs=config.epochs,
         recipe=config.transforms,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         worker_kind=config.data.worker_kind,
         on_bad_photo=config.data.on_bad_photo,
+        keep_photos=config.data.keep_photos,
     )
 
 
@@ -288,7 +330,11 @@ def _run_epochs(trainer: Trainer, run: Run) -> None:
     ema = None if trainer.ema is None else trainer.ema.module
     if run.checkpoint("last").is_dir():
         state = load_checkpoint(
-            run.checkpoint("last"), trainer.backbone.network, ema, trainer.optimizer
+            run.checkpoint("last"),
+            trainer.backbone.network,
+            ema,
+            trainer.optimizer,
+            trainer.loss,
         )
         say(f"resumed    after epoch {state.epoch}")
     log = MetricsLog(run.metrics_path, keep_bytes=state.metrics_bytes)
@@ -307,6 +353,7 @@ def _run_epochs(trainer: Trainer, run: Run) -> None:
                     trainer.backbone.network,
                     ema,
                     trainer.optimizer,
+                    trainer.loss,
                 )
     finally:
         log.close()
@@ -316,15 +363,15 @@ def _train_epoch(trainer: Trainer, state: LoopState, log: MetricsLog) -> None:
     plan, config = trainer.plan, trainer.plan.config
     window = _Window(trainer.accelerator.device)
     trainer.network.train()
+    trainer.backbone.still_if_frozen()
     trainer.loader.set_epoch(state.epoch)
+    trainer.loss.set_progress(state.epoch / config.epochs)
     title = f"epoch {state.epoch + 1}/{config.epochs}"
     with progress_bar(title, plan.steps_per_epoch * plan.global_batch, "images") as bar:
-        for batch in trainer.loader:
-            if not len(batch["label"]):  # all its photos were unreadable
-                continue
-            loss = _step(trainer, batch, state)
+        for batches in _accumulated(trainer.loader, config.optim.accumulate):
+            loss = _step(trainer, batches, state)
             state.step += 1
-            n_images = len(batch["label"])
+            n_images = sum(len(batch["label"]) for batch in batches)
             window.add(loss, n_images)
             if state.step % config.runtime.log_every == 0 or state.step % plan.steps_per_epoch == 0:
                 _log_window(trainer, state, log, window)
@@ -332,30 +379,55 @@ def _train_epoch(trainer: Trainer, state: LoopState, log: MetricsLog) -> None:
     say(f"{title}  {window.note}  {window.epoch_rate:.0f} images/s")
 
 
-def _step(trainer: Trainer, batch: Batch, state: LoopState) -> Tensor:
+def _accumulated(loader: Loader, n_batches: int) -> Iterator[list[Batch]]:
+    """The batches of one step after another; a rest of fewer is left out."""
+    group: list[Batch] = []
+    for batch in loader:
+        if len(batch["label"]):  # else all its photos were unreadable
+            group.append(batch)
+        if len(group) == n_batches:
+            yield group
+            group = []
+
+
+def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Tensor:
     """One optimiser step; gives the loss, still on the device."""
-    config = trainer.plan.config
-    device = trainer.accelerator.device
-    # Dropout and drop path depend on (seed, step, rank) alone, so a resume repeats them.
-    torch.manual_seed(_step_seed(config.seed, state.step, trainer.accelerator.process_index))
+    config, accelerator = trainer.plan.config, trainer.accelerator
     trainer.schedule.step_update(state.step + 1)
-    images = to_device(batch, device, trainer.backbone.mean, trainer.backbone.std)
-    labels = batch["label"].to(device, non_blocking=True)
-    loss: Tensor = trainer.loss(trainer.network(images), labels)
-    trainer.accelerator.backward(loss)
+    n_images = sum(len(batch["label"]) for batch in batches)
+    total = torch.zeros((), device=accelerator.device)
+    for place, batch in enumerate(batches):
+        loss = _loss(trainer, batch, state, place) * (len(batch["label"]) / n_images)
+        accelerator.backward(loss)
+        total += loss.detach()
     if config.optim.clip_grad_norm is not None:
-        trainer.accelerator.clip_grad_norm_(
-            trainer.network.parameters(), config.optim.clip_grad_norm
-        )
+        accelerator.clip_grad_norm_(trainer.network.parameters(), config.optim.clip_grad_norm)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
     if trainer.ema is not None:
         trainer.ema.update(trainer.backbone.network)
-    return loss.detach()
+    return total
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int) -> Tensor:
+    """The loss of the batch that is number `place` of its step."""
+    config, device = trainer.plan.config, trainer.accelerator.device
+    # What is random depends on (seed, epoch, step, place, rank) alone, so a resume repeats it:
+    # dropout, drop path and the noise of erased boxes by torch's generator, the rest by `rng`.
+    block = (state.step * config.optim.accumulate + place) * trainer.accelerator.num_processes
+    block += trainer.accelerator.process_index
+    torch.manual_seed(_block_seed(config.seed, block))
+    rng = stream(config.seed, state.epoch, BATCHES, block)
+    images = to_device(batch, device, trainer.backbone.mean, trainer.backbone.std)
+    labels = batch["label"].to(device, non_blocking=True)
+    images = erased(images, config.transforms, rng)
+    images, targets = mixed(images, labels, trainer.plan.trained.n_classes, config.transforms, rng)
+    loss: Tensor = trainer.loss(trainer.network(images), targets)
+    return loss
+
+
+def _block_seed(seed: int, block: int) -> int:
+    return int(np.random.SeedSequence((seed, block)).generate_state(1, np.uint64)[0] >> 1)
 
 
 class _Window:

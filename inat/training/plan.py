@@ -3,11 +3,19 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inat.config import Config
+from inat.class_weights import class_weights
+from inat.config import Config, LossConfig, ModelConfig
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.samplers import build_sampler
 from inat.errors import InputError
-from inat.priors import Prior, count_prior, prior_left
+from inat.priors import (
+    Prior,
+    count_prior,
+    is_uniform,
+    normalised,
+    prior_left,
+    read_prior,
+)
 
 
 @dataclass(frozen=True)
@@ -22,9 +30,11 @@ class Plan:
         global_batch: photos a step, over all processes.
         steps_per_epoch: whole global batches in an epoch.
         learning_rate: the backbone's peak learning rate.
-        draws_prior: class prior of the draws.
-        loss_prior: class prior that the loss takes off with strength tau.
-        logits_prior: class prior that the trained model's logits carry.
+        draws_prior: class prior of the draws; None where it changes during training.
+        loss_prior: class prior that the loss takes off, if it takes one off; None where that is
+            the draws' and they have none.
+        logits_prior: class prior that the trained model's logits carry; None where no formula
+            says which.
     """
 
     config: Config
@@ -34,9 +44,9 @@ class Plan:
     global_batch: int
     steps_per_epoch: int
     learning_rate: float
-    draws_prior: Prior
-    loss_prior: Prior
-    logits_prior: Prior
+    draws_prior: Prior | None
+    loss_prior: Prior | None
+    logits_prior: Prior | None
 
     @property
     def n_steps(self) -> int:
@@ -47,25 +57,37 @@ class Plan:
         """Lines for a person: data, draws, loss, optimiser, steps."""
         config, optim = self.config, self.config.optim
         held = f"{len(self.held_out)} held out" if self.held_out else "none held out"
-        # A loss that adjusts by the draws' own uniform prior is plain cross-entropy.
-        loss: str = config.loss.name
-        if loss == "logit_adjusted":
-            loss += f" (tau {config.loss.tau:g}, prior of the {config.loss.prior})"
-            if config.sampler.is_balanced and config.loss.prior == "draws":
-                loss += f", which is plain ce under {config.sampler.name} draws"
         head = f", classifier x{optim.head_lr_factor:g}" if optim.head_lr_factor != 1 else ""
         return [
             f"data       {config.data.root}: {self.trained.n_classes} species, "
             f"{len(self.trained)} photos trained on, {held}",
-            f"draws      {config.sampler.name}, {self.epoch_size} an epoch",
+            f"draws      {config.sampler}, {self.epoch_size} an epoch",
             f"model      {config.model.backbone} at {config.transforms.image_size} px, "
             f"weights {config.model.weights}",
-            f"loss       {loss}",
+            *_describe_freeze(config.model),
+            f"loss       {self._describe_loss()}",
             f"optimiser  {optim.name}, peak learning rate {self.learning_rate:.3g} "
             f"({optim.lr_per_256:g} per 256, {optim.lr_scaling}, batch {self.global_batch}){head}",
             f"steps      {config.epochs} epochs x {self.steps_per_epoch} = {self.n_steps} steps, "
             f"{self.n_steps * self.global_batch} photos",
         ]
+
+    def _describe_loss(self) -> str:
+        loss = self.config.loss
+        text: str = loss.name
+        prior = f"prior of {'the ' if loss.prior in ('draws', 'counts') else ''}{loss.prior}"
+        if loss.name == "logit_adjusted":
+            text += f" (tau {loss.tau:g}, {prior})"
+        elif loss.takes_prior_off:
+            text += f" ({prior})"
+        if loss.class_weights != "none":
+            begin = "" if loss.after is None else f" after {loss.after}"
+            text += f", class weights {loss.class_weights}{begin}"
+        # A softmax that is adjusted by a uniform prior is plain cross-entropy.
+        takes_uniform = self.loss_prior is not None and is_uniform(self.loss_prior)
+        if loss.name in ("logit_adjusted", "balanced_softmax") and takes_uniform:
+            text += f", which is plain ce under {self.config.sampler} draws"
+        return text
 
 
 def make_plan(config: Config, world_size: int = 1) -> Plan:
@@ -78,24 +100,26 @@ def make_plan(config: Config, world_size: int = 1) -> Plan:
     data = config.data
     if data.root is None:
         raise InputError("data.root is not set; give the data set's folder: --data.root DIR")
+    if config.model.head in ("scaled", "nearest_mean"):
+        raise InputError(
+            f"model.head {config.model.head} is what inat stage-two leaves, and cannot be trained "
+            "from the start; set model.head linear or cosine"
+        )
     root = Path(data.root).resolve()
     config = replace(config, data=replace(data, root=root))
     trained = load_split(root, data.train_on, competition=data.competition)
     held_out = None
     if data.holdout != "none":
         trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
-    epoch_size = config.sampler.epoch_size or len(trained)
-    global_batch = config.batch_size * world_size
+    sampler = build_sampler(config.sampler, trained.labels, trained.n_classes, config.epochs)
+    epoch_size = sampler.epoch_size
+    global_batch = config.batch_size * world_size * config.optim.accumulate
     if epoch_size < global_batch:
         raise InputError(
             f"an epoch of {epoch_size} photos is less than one global batch of {global_batch}; "
             "lower batch_size or raise sampler.epoch_size"
         )
-    draws_prior = build_sampler(config.sampler.name, trained.labels, trained.n_classes).prior
-    loss_prior = draws_prior
-    if config.loss.prior == "counts":
-        loss_prior = count_prior(trained.class_counts)
-    adjusts = config.loss.name == "logit_adjusted"
+    loss_prior = _loss_prior(config.loss, sampler.prior, trained)
     return Plan(
         config=config,
         trained=trained,
@@ -104,7 +128,45 @@ def make_plan(config: Config, world_size: int = 1) -> Plan:
         global_batch=global_batch,
         steps_per_epoch=epoch_size // global_batch,
         learning_rate=config.optim.learning_rate(global_batch),
-        draws_prior=draws_prior,
+        draws_prior=sampler.prior,
         loss_prior=loss_prior,
-        logits_prior=prior_left(draws_prior, loss_prior if adjusts else None, config.loss.tau),
+        logits_prior=_logits_prior(config.loss, sampler.prior, loss_prior, trained),
     )
+
+
+def _describe_freeze(model: ModelConfig) -> list[str]:
+    if model.freeze == "none":
+        return []
+    return [
+        "frozen     all but the classifier, batch norm at its stored statistics; after one epoch",
+        "           inat stage-two ends in the same place, on features extracted once",
+    ]
+
+
+def _loss_prior(loss: LossConfig, draws: Prior | None, trained: Split) -> Prior | None:
+    if loss.prior == "draws":
+        return draws
+    if loss.prior == "counts":
+        return count_prior(trained.class_counts)
+    path = Path(loss.prior)
+    if not path.is_file():
+        raise InputError(
+            f"loss.prior: {loss.prior!r} is neither draws nor counts, nor a file; give a CSV "
+            "category_id,prior"
+        )
+    return read_prior(path, trained.taxonomy.category_ids)
+
+
+def _logits_prior(
+    loss: LossConfig, draws: Prior | None, taken_off: Prior | None, trained: Split
+) -> Prior | None:
+    """What is left of the draws' prior in the logits, where a formula says it: not for margins,
+    focal, seesaw or sigmoids, nor for draws or class weights that change during training."""
+    if draws is None or loss.after is not None:
+        return None
+    if loss.name == "ce":
+        weights = class_weights(loss, trained.class_counts)
+        return draws if weights is None else normalised(draws * weights)
+    if loss.name in ("logit_adjusted", "balanced_softmax"):
+        return prior_left(draws, taken_off, loss.tau)
+    return None

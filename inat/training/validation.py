@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 from torch import nn
 
 from inat.data.loader import Loader
@@ -53,7 +54,16 @@ def validate(
     for batch, logits in iterate_logits(network, loader, mean=mean, std=std, precision=precision):
         guesses.append(top_k(logits.numpy(), 3))
         labels.append(batch["label"].numpy())
-    guessed, true = np.concatenate(guesses), np.concatenate(labels)
+    return score_guesses(np.concatenate(guesses), np.concatenate(labels), train_counts, band_edges)
+
+
+def score_guesses(
+    guessed: Int64[np.ndarray, "photos k"],
+    true: Int64[np.ndarray, "photos"],
+    train_counts: np.ndarray,
+    band_edges: tuple[int, int],
+) -> Validation:
+    """The accuracies of a few guesses a photo, best first."""
     top1 = hits_at(guessed, true, 1)
     by_class = class_means(top1, true, len(train_counts))
     bands = shot_bands(train_counts, few_below=band_edges[0], many_above=band_edges[1])

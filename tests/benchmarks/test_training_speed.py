@@ -108,7 +108,7 @@ def kit_step(root: Path) -> Iterator[Step]:
         state = LoopState()
 
         def step() -> None:
-            loop._step(trainer, next(batches), state)
+            loop._step(trainer, [next(batches)], state)
             state.step += 1
 
         yield step

@@ -1,0 +1,5 @@
+"""New heads on a trained run's frozen backbone: crt, lws, tau_norm, ncm."""
+
+from inat.stage_two.train import train_stage_two
+
+__all__ = ["train_stage_two"]

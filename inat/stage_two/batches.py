@@ -1,0 +1,133 @@
+"""Batches of features for a head to train on: from the cache, or from photos as it trains."""
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inat.data.loader import to_device
+from inat.data.samplers import FEATURE_VIEWS, build_sampler, epoch_order, stream
+from inat.priors import Prior
+from inat.stage_two.body import Body
+from inat.stage_two.features import Features
+
+SAMPLER = "class_balanced"
+"""What crt and lws draw by: a species uniformly, then one of its photos uniformly."""
+
+
+@runtime_checkable  # beartype checks it while tests run
+class FeatureBatches(Protocol):
+    """Features and labels of an epoch's draws, on the device."""
+
+    @property
+    def prior(self) -> Prior:
+        """Probability that a draw is of each species."""
+        ...
+
+    @property
+    def bad_photos(self) -> list[str]:
+        """Photos that could not be read and were left out, with the reason."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Whole batches: features `[batch, features]`, float32, and labels `[batch]`."""
+        ...
+
+
+class CachedBatches:
+    """Gathers class-balanced batches from cached features.
+
+    Draw k of epoch e, which photo and in which of its views, depends on (seed, e, k) alone.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        device: torch.device,
+        *,
+        epoch_size: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._features = features
+        self._device = device
+        self._labels = features.labels[features.readable]
+        self._sampler = build_sampler(SAMPLER, self._labels, features.n_classes)
+        self._epoch_size = epoch_size
+        self._batch_size = batch_size
+        self._seed = seed
+
+    @property
+    def prior(self) -> Prior:
+        """Probability that a draw is of each species."""
+        assert self._sampler.prior is not None  # balanced draws are the same in every epoch
+        return self._sampler.prior
+
+    @property
+    def bad_photos(self) -> list[str]:
+        """Photos that have no features, with the reason."""
+        return self._features.bad_photos
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch; a last, shorter one is left out."""
+        features, size = self._features, self._batch_size
+        order = epoch_order(self._sampler, self._epoch_size, self._seed, epoch)
+        views = stream(self._seed, epoch, FEATURE_VIEWS).integers(
+            features.n_views, size=self._epoch_size
+        )
+        for begin in range(0, self._epoch_size - size + 1, size):
+            draws = slice(begin, begin + size)
+            photos = order[draws]
+            rows = features.values[views[draws], features.readable[photos]]
+            yield (
+                torch.from_numpy(rows).to(self._device).float(),
+                torch.from_numpy(self._labels[photos]).to(self._device),
+            )
+
+
+class LiveBatches:
+    """Reads, augments and passes class-balanced photos through the network as the head trains.
+
+    The published form: the weights are frozen, while batch norm goes on using the statistics of
+    each batch and gathering them, and dropout and drop path drop as in the run's training.
+    """
+
+    def __init__(self, body: Body, *, epoch_size: int, batch_size: int, seed: int) -> None:
+        self._body = body
+        self._seed = seed
+        self._loader = body.loader(
+            body.trained,
+            training=True,
+            sampler=SAMPLER,
+            epoch_size=epoch_size,
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+    @property
+    def prior(self) -> Prior:
+        """Probability that a draw is of each species."""
+        assert self._loader.prior is not None
+        return self._loader.prior
+
+    @property
+    def bad_photos(self) -> list[str]:
+        """Photos that could not be read so far, with the reason."""
+        return sorted({str(event) for event in self._loader.bad_photos})
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, each through the network in training mode."""
+        body = self._body
+        body.network.train()
+        self._loader.set_epoch(epoch)
+        for step, batch in enumerate(self._loader):
+            if not len(batch["label"]):  # all its photos were unreadable
+                continue
+            # What is dropped depends on (seed, epoch, step) alone.
+            key = np.random.SeedSequence((self._seed, epoch, step)).generate_state(1, np.uint64)
+            torch.manual_seed(int(key[0] >> 1))
+            images = to_device(batch, body.device, body.model.mean, body.model.std)
+            yield body(images), batch["label"].to(body.device)
+        body.refuse_too_many(self.bad_photos, len(body.trained))

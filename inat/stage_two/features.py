@@ -1,0 +1,222 @@
+"""Features of a run's photos, extracted once and kept: float16 on the disk, memory-mapped.
+
+They lie in RUN/features/<split>-<digest>/, and are used again for as long as the digest of
+config, checkpoint, photos and views is the same. View 0 is the centre crop that predictions use,
+view 1 the same mirrored, view v from 2 on what epoch v of the run's own training recipe drew.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from jaxtyping import Float, Float16, Int64
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from inat.data.annotations import Split
+from inat.data.loader import Loader, PhotoEvent, to_device
+from inat.errors import InputError, WorldError
+from inat.files import atomic_folder, read_json, write_json
+from inat.models.device import freed_memory_kept
+from inat.progress import Bar, progress_bar, say
+from inat.stage_two.body import Body
+
+FORMAT = 1
+CHUNK_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Cached features that were opened; `values` stay on the disk until they are sliced.
+
+    Attributes:
+        path: the folder.
+        values: float16, memory-mapped.
+        labels: label of each photo.
+        readable: positions of the photos that could be read; the others have no features.
+        bad_photos: those, with the reason.
+        n_classes: number of species.
+    """
+
+    path: Path
+    values: Float16[np.ndarray, "views photos features"]
+    labels: Int64[np.ndarray, "photos"]
+    readable: Int64[np.ndarray, "readable"]
+    bad_photos: list[str]
+    n_classes: int
+
+    @property
+    def n_views(self) -> int:
+        """Features a photo."""
+        return len(self.values)
+
+    def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features (float32) and labels of the readable photos, one view behind the other; about
+        64 MB at a time, and so are the logits."""
+        rows = max(1, CHUNK_BYTES // (4 * max(self.values.shape[2], self.n_classes)))
+        for view in self.values:
+            for begin in range(0, len(self.readable), rows):
+                photos = self.readable[begin : begin + rows]
+                values = torch.from_numpy(view[photos].astype(np.float32))
+                yield values, torch.from_numpy(self.labels[photos])
+
+
+def cached_features(body: Body, photos: Split, n_views: int) -> Features:
+    """The features of `photos` in `n_views` views, extracted where they are not there yet.
+
+    Raises:
+        InputError: the features that are there are cut off.
+        WorldError: a photo cannot be read (data.on_bad_photo stop), or too many; a feature that
+            float16 cannot hold.
+    """
+    key = _key(body, photos, n_views)
+    digest = hashlib.sha256(orjson.dumps(key)).hexdigest()[:12]
+    name = photos.name.replace(":", "-").replace("/", "-of-")
+    path = body.run.path / "features" / f"{name}-{digest}"
+    if not (path / "meta.json").is_file():
+        began = time.monotonic()
+        _extract(body, photos, path, key)
+        say(
+            f"features   {path}: {len(photos)} photos x {n_views} views x {body.n_features}, "
+            f"extracted in {time.monotonic() - began:.1f} s"
+        )
+    return _open(path, photos)
+
+
+def _key(body: Body, photos: Split, n_views: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "config": body.config.digest,
+        "checkpoint_sha256": body.checkpoint.digest,
+        "precision": body.model.precision,
+        "data_root": str(photos.root.resolve()),
+        "photos": photos.fingerprint,
+        # The fingerprint is that of a set, and the features are a list.
+        "order": hashlib.sha256(photos.image_ids.tobytes()).hexdigest(),
+        "views": n_views,
+    }
+
+
+def _open(path: Path, photos: Split) -> Features:
+    meta = read_json(path / "meta.json")
+    try:
+        values = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{path / 'features.npy'}: no array, or cut off ({error}); remove its folder, and the "
+            "features are extracted again"
+        ) from None
+    return Features(
+        path=path,
+        values=values,
+        labels=photos.labels,
+        readable=np.flatnonzero(~np.isin(photos.image_ids, meta["bad_ids"])),
+        bad_photos=meta["bad_photos"],
+        n_classes=photos.n_classes,
+    )
+
+
+def _extract(body: Body, photos: Split, path: Path, key: dict[str, Any]) -> None:
+    n_views = key["views"]
+    shape = (n_views, len(photos), body.n_features)
+    body.network.eval()
+    with (
+        atomic_folder(path) as partial,
+        progress_bar(f"features of {photos.name}", n_views * len(photos), "photos") as bar,
+        freed_memory_kept(),
+    ):
+        values = open_memmap(partial / "features.npy", mode="w+", dtype=np.float16, shape=shape)
+        loader = body.loader(photos, training=False)
+        _fill_centre(body, photos, loader, values[:2], bar)
+        bad = {event.image_id: str(event) for event in loader.bad_photos}
+        for view in range(2, n_views):
+            for event in _fill_augmented(body, photos, values[view], view, bar):
+                bad[event.image_id] = str(event)
+        values.flush()
+        body.refuse_too_many(list(bad.values()), len(photos))
+        write_json(
+            partial / "meta.json",
+            {
+                **key,
+                "bad_ids": list(bad),
+                "bad_photos": list(bad.values()),
+                "recovered_photos": [str(event) for event in loader.recovered_photos],
+                "slow_photos": [str(event) for event in loader.slow_photos],
+            },
+        )
+
+
+def _fill_centre(
+    body: Body,
+    photos: Split,
+    loader: Loader,
+    values: Float16[np.ndarray, "views photos features"],
+    bar: Bar,
+) -> None:
+    """The centre crop and, where two views are wanted, its mirror image: a photo is read once."""
+    places = _Places(photos)
+    for batch in loader:
+        images = to_device(batch, body.device, body.model.mean, body.model.std)
+        rows = places.of(batch["image_id"])
+        for view, seen in zip(values, (images, images.flip(3)), strict=False):
+            view[rows] = _as_stored(body(seen))
+            bar.advance(len(rows))
+
+
+def _fill_augmented(
+    body: Body, photos: Split, values: Float16[np.ndarray, "photos features"], epoch: int, bar: Bar
+) -> list[PhotoEvent]:
+    """The photos as an epoch of the run's recipe draws them, each once.
+
+    A training loader leaves out the last, shorter batch; so it is asked for whole batches, and
+    the draws beyond the last photo, which are of photos that were there already, are left out.
+    """
+    loader = _whole_batches(body, photos)
+    loader.set_epoch(epoch)
+    places = _Places(photos)
+    is_new = np.ones(len(photos), bool)
+    for batch in loader:
+        images = to_device(batch, body.device, body.model.mean, body.model.std)
+        rows = places.of(batch["image_id"])
+        first = np.unique(rows, return_index=True)[1]
+        first = first[is_new[rows[first]]]
+        values[rows[first]] = _as_stored(body(images))[first]
+        is_new[rows] = False
+        bar.advance(len(first))
+    return loader.bad_photos
+
+
+def _whole_batches(body: Body, photos: Split) -> Loader:
+    size = min(body.batch_size, len(photos))
+    return body.loader(photos, training=True, epoch_size=-(-len(photos) // size) * size)
+
+
+class _Places:
+    """Where each photo of a split stands, by its image id."""
+
+    def __init__(self, photos: Split) -> None:
+        self._order = np.argsort(photos.image_ids)
+        self._sorted = photos.image_ids[self._order]
+
+    def of(self, image_ids: Int64[Tensor, "batch"]) -> Int64[np.ndarray, "batch"]:
+        places: Int64[np.ndarray, batch] = self._order[
+            np.searchsorted(self._sorted, image_ids.numpy())
+        ]
+        return places
+
+
+def _as_stored(features: Float[Tensor, "batch features"]) -> Float16[np.ndarray, "batch features"]:
+    stored = features.half()
+    if not bool(stored.isfinite().all()):
+        raise WorldError(
+            "a feature is not finite, or too large for float16; take another checkpoint or "
+            "--weights raw, or give --live, which stores none"
+        )
+    half: Float16[np.ndarray, "batch features"] = stored.cpu().numpy()
+    return half

@@ -1,0 +1,306 @@
+"""A new head on a trained run's frozen backbone, as a run of its own."""
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from inat.config import CheckpointName, Weights
+from inat.errors import InputError
+from inat.files import atomic_file, atomic_folder, write_json
+from inat.models.heads import put_classifier
+from inat.prediction.trained_model import find_checkpoint
+from inat.priors import Prior
+from inat.progress import say
+from inat.run_folder import Run, create_run, is_run, open_run, with_root
+from inat.stage_two import crt, lws
+from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
+from inat.stage_two.body import Body, take_body
+from inat.stage_two.features import cached_features
+from inat.stage_two.head_training import HeadRecipe, train_head
+from inat.stage_two.held_out import score_cached, score_live
+from inat.stage_two.ncm import nearest_mean_head
+from inat.stage_two.options import TRAINED, Options
+from inat.stage_two.tau_norm import GRID, score_grid, tau_normalised
+from inat.training.checkpoint import LoopState
+from inat.training.tracking import MetricsLog
+
+FEW_STEPS = 500
+CHOSEN_ON = "mean class accuracy on the held-out part of train"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewHead:
+    """What a method made.
+
+    Attributes:
+        module: features to logits, on the CPU or the body's device.
+        name: its name in `model.head`.
+        epochs: epochs that it was trained.
+        steps: steps that it was trained.
+        prior: of the draws it was trained on; None where its logits carry none that is known.
+        facts: numbers for model.json.
+        chosen: what was chosen on the held-out photos.
+    """
+
+    module: nn.Module
+    name: Literal["linear", "scaled", "nearest_mean"]
+    epochs: int = 0
+    steps: int = 0
+    prior: Prior | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+
+
+def train_stage_two(
+    run: Path | str,
+    out: Path | str,
+    *,
+    method: str,
+    epochs: int | None = None,
+    epoch_size: int | None = None,
+    batch_size: int = 512,
+    lr_per_256: float = 0.1,
+    weight_decay: float = 1e-4,
+    tau: float | None = None,
+    feature_views: int = 2,
+    live: bool = False,
+    seed: int | None = None,
+    checkpoint: CheckpointName = "last",
+    weights: Weights = "auto",
+    root: Path | str | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Gives a trained run a new head, and leaves a run that all verbs take (Kang et al. 2020).
+
+    The backbone's weights stay as they are. Features are extracted once, with batch norm at its
+    stored statistics, and kept in RUN/features. With `live`, the published form, each step passes
+    newly augmented photos through the network in training mode, so that batch norm goes on
+    gathering statistics; the new run has those.
+
+    Args:
+        run: a folder that `inat train` made.
+        out: the new run.
+        method: crt, a new linear head on class-balanced draws; lws, one scale a species on the
+            old head's logits, trained likewise; tau_norm, the old head's weights divided by their
+            length to the power tau, without its bias; ncm, the nearest class mean.
+        epochs: of crt (None: 30) and lws (None: 5).
+        epoch_size: draws an epoch of crt and lws; None: the number of photos trained on.
+        batch_size: draws a step of crt and lws; at most an epoch.
+        lr_per_256: learning rate of crt and lws for a batch of 256, in proportion for others; it
+            falls to zero as a cosine.
+        weight_decay: of crt and lws, biases and scales included.
+        tau: of tau_norm; None: the one of 0, 0.1 ... 2 with the best mean class accuracy on the
+            held-out part.
+        feature_views: features a photo for crt, lws and ncm: 1 the centre crop, 2 its mirror
+            image too, more: passes of the run's own training recipe too.
+        live: augment as crt or lws trains, and keep no features.
+        seed: of the draws and of a new head's weights; None: the run's.
+        checkpoint: last, or best on the held-out part.
+        weights: ema or raw; auto: the moving average where the run kept one.
+        root: data folder, where it is another than the run's.
+        workers: threads or processes that read photos; None: the run's.
+        overwrite: throw away the run that `out` holds.
+
+    Raises:
+        InputError: no such run or checkpoint, an option that the method does not take, no
+            held-out part to choose tau on, a head that the method cannot start from, `out` exists.
+        WorldError: a photo cannot be read, the loss is not finite.
+    """
+    out = Path(out)
+    options = Options(
+        method=method,
+        epochs=epochs,
+        epoch_size=epoch_size,
+        batch_size=batch_size,
+        lr_per_256=lr_per_256,
+        weight_decay=weight_decay,
+        tau=tau,
+        feature_views=feature_views,
+        live=live,
+        seed=seed,
+    )
+    opened = open_run(run)
+    _refuse_head(opened, options)
+    _refuse_place(opened, out, overwrite=overwrite)
+    body = take_body(
+        opened,
+        with_root(opened.config, root),
+        find_checkpoint(opened, checkpoint, weights),
+        workers=workers,
+    )
+    say(f"stage two  {method} on {opened.path} ({checkpoint}, {body.checkpoint.weights})")
+    cuda = [body.device] if body.device.type == "cuda" else []
+    # Whole or not at all: what is interrupted leaves nothing at `out`.
+    with atomic_folder(out) as partial, torch.random.fork_rng(devices=cuda):
+        model = replace(body.config.model, freeze="backbone")
+        log = MetricsLog(partial / "metrics.jsonl")
+        try:
+            head = _make_head(body, options, log)
+            head.module.to(body.device)
+            _score_held_out(body, head, options, log)
+        finally:
+            log.close()
+        put_classifier(body.network, head.module)
+        made = create_run(partial, replace(body.config, model=replace(model, head=head.name)))
+        _write_facts(made, body, head, options)
+        _write_checkpoint(made, body, head)
+    return Run(out)
+
+
+def _refuse_head(run: Run, options: Options) -> None:
+    head = run.config.model.head
+    if options.method in ("lws", "tau_norm") and head != "linear":
+        raise InputError(
+            f"{run.path}: {options.method} starts from a linear head, and this one is {head}; "
+            "use --method crt or ncm"
+        )
+    if options.method == "tau_norm" and options.tau is None and run.config.data.holdout == "none":
+        raise InputError(
+            f"{run.path}: nothing was held out (data.holdout none), so there are no photos to "
+            "choose tau on; give --tau T"
+        )
+
+
+def _refuse_place(run: Run, out: Path, *, overwrite: bool) -> None:
+    if run.path.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out}: holds the run that stage two starts from; give another --out")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_run(out):
+        raise InputError(f"{out}: it is not empty and holds no run; give another --out")
+    if not overwrite:
+        raise InputError(
+            f"{out}: there is a run already; give another --out, or --overwrite to throw it away"
+        )
+
+
+def _make_head(body: Body, options: Options, log: MetricsLog) -> NewHead:
+    if options.method in TRAINED:
+        return _trained_head(body, options, log)
+    if options.method == "tau_norm":
+        return _tau_head(body, options.tau, log)
+    features = cached_features(body, body.trained, options.feature_views)
+    return NewHead(
+        module=nearest_mean_head(features),
+        name="nearest_mean",
+        facts={"bad_photos": features.bad_photos},
+    )
+
+
+def _trained_head(body: Body, options: Options, log: MetricsLog) -> NewHead:
+    recipe = options.recipe(len(body.trained), body.config.seed)
+    batches = _batches(body, options, recipe)
+    say(
+        f"head       {recipe.epochs} epochs x {recipe.steps_per_epoch} steps of "
+        f"{recipe.batch_size} class-balanced draws, learning rate {recipe.learning_rate:.3g}"
+    )
+    if recipe.n_steps < FEW_STEPS:
+        say(
+            f"head       {recipe.n_steps} steps are few (published on iNat-2018: 25,620); give "
+            "more with --epochs or --epoch-size, or a smaller --batch-size"
+        )
+    module: nn.Module
+    if options.method == "crt":
+        module = crt.fresh_head(body.n_features, body.trained.n_classes, recipe.seed)
+    else:
+        assert isinstance(body.head, nn.Linear)
+        module = lws.scaled_head(body.head)
+    train_head(module.to(body.device), batches, recipe, log)
+    return NewHead(
+        module=module,
+        name="linear" if options.method == "crt" else "scaled",
+        epochs=recipe.epochs,
+        steps=recipe.n_steps,
+        prior=batches.prior,
+        facts={**dataclasses.asdict(recipe), "bad_photos": batches.bad_photos},
+    )
+
+
+def _batches(body: Body, options: Options, recipe: HeadRecipe) -> FeatureBatches:
+    sizes = {"epoch_size": recipe.epoch_size, "batch_size": recipe.batch_size, "seed": recipe.seed}
+    if options.live:
+        say("batch norm statistics of each batch, gathered on, as published; weights are frozen")
+        return LiveBatches(body, **sizes)
+    features = cached_features(body, body.trained, options.feature_views)
+    return CachedBatches(features, body.device, **sizes)
+
+
+def _tau_head(body: Body, tau: float | None, log: MetricsLog) -> NewHead:
+    assert isinstance(body.head, nn.Linear)
+    chosen = {}
+    if tau is None:
+        tau = _choose_tau(body, body.head, log)
+        chosen = {"tau": CHOSEN_ON}
+    say(f"head       tau {tau:g}; the bias of the classifier is dropped")
+    module = tau_normalised(body.head, tau)
+    return NewHead(module=module, name="linear", facts={"tau": tau}, chosen=chosen)
+
+
+def _choose_tau(body: Body, linear: nn.Linear, log: MetricsLog) -> float:
+    """The first of the best taus, by the mean over the species that have held-out photos."""
+    assert body.held_out is not None
+    scores = score_grid(linear, cached_features(body, body.held_out, 1))
+    for tau, score in zip(GRID, scores, strict=True):
+        log.write("tau", tau=round(float(tau), 3), mean_class_accuracy=score)
+    best = round(float(GRID[scores.argmax()]), 3)
+    never = np.flatnonzero(body.held_out.class_counts == 0)
+    names = body.held_out.taxonomy.table["name"].iloc[never].tolist()
+    say(
+        f"tau        {best:g} of {GRID[0]:g} to {GRID[-1]:g} has the best mean class accuracy on "
+        f"{len(body.held_out)} held-out photos, {scores.max():.3f} (0: {scores[0]:.3f})"
+    )
+    if names:
+        more = " ..." if len(names) > 5 else ""
+        say(f"tau        {len(names)} species have none there: {', '.join(names[:5])}{more}")
+    return best
+
+
+def _score_held_out(body: Body, head: NewHead, options: Options, log: MetricsLog) -> None:
+    """Prints and logs how well the held-out part, if there is one, is recognised."""
+    if body.held_out is None:
+        return
+    module = head.module
+    result = score_live(body, module) if options.live else score_cached(body, module)
+    say(f"           {result}" + (" (tau was chosen on them)" if head.chosen else ""))
+    log.write("validation", epoch=head.epochs, step=head.steps, chosen=head.chosen, **vars(result))
+
+
+def _write_facts(made: Run, body: Body, head: NewHead, options: Options) -> None:
+    run = body.run
+    with atomic_file(made.path / "species.parquet") as partial:
+        run.species.to_parquet(partial, index=False)
+    write_json(
+        made.path / "model.json",
+        {
+            **run.model,
+            "draws_prior": run.model["draws_prior"] if head.prior is None else head.prior,
+            "logits_prior": head.prior,
+            "chosen": body.checkpoint.chosen | head.chosen,
+            "stage_two": {
+                "run": str(run.path),
+                "checkpoint": body.checkpoint.name,
+                "checkpoint_sha256": body.checkpoint.digest,
+                "weights": body.checkpoint.weights,
+                **dataclasses.asdict(options),
+                **head.facts,
+            },
+        },
+    )
+
+
+def _write_checkpoint(made: Run, body: Body, head: NewHead) -> None:
+    folder = made.checkpoint("last")
+    folder.mkdir(parents=True)
+    state = body.network.state_dict()
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
+        folder / "model.safetensors",
+    )
+    write_json(folder / "state.json", dataclasses.asdict(LoopState(head.epochs, head.steps)))
