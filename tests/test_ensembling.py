@@ -67,6 +67,7 @@ def held_out(tmp_path: Path) -> list[PredictionFile]:
             split="holdout",
             role="held out",
             logits_prior=[0.25] * 4,
+            ids=range(1000, 1030),
             run=f"runs/{place}",
         )
         for place, logits in enumerate(HELD_OUT)

@@ -116,6 +116,12 @@ def ensemble(
         )
     fitted_on = [] if fit is None else [_opened(prediction) for prediction in fit]
     refuse_place(out, [*opened, *fitted_on], "ensemble", overwrite=overwrite)
+    known = [prediction.logits_prior is not None for prediction in [*opened, *fitted_on]]
+    if from_prior is not None and all(known):
+        raise InputError(
+            f"--from-prior {from_prior}: which prior the logits carry is known of every member; "
+            "leave it away"
+        )
     members = align(opened, from_prior)
     if fit is None:
         chosen = Fit([1.0] * len(members), given or [])
@@ -164,15 +170,11 @@ def _fitted(
             f"--fit: {len(predictions)} predictions for {len(members)} members; "
             "give one a member, in the same order"
         )
-    held_out = align(predictions, from_prior if _any_unknown(predictions) else None)
+    held_out = align(predictions, from_prior)
     _refuse_unfit(held_out, members)
     table = read_fit_table(how, held_out)
     gain = cross_fitted(table, weights, search)
     return fit(table, weights, search), FitPhotos(held_out, predictions[0].ids, gain)
-
-
-def _any_unknown(predictions: list[PredictionFile]) -> bool:
-    return any(prediction.logits_prior is None for prediction in predictions)
 
 
 def _refuse_unfit(held_out: list[Member], members: list[Member]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from inat.adjusting import carried_prior
 from inat.errors import InputError
@@ -77,34 +77,25 @@ def align(
     first = predictions[0]
     if len(np.unique(first.ids)) < len(first):
         raise InputError(f"{first.path}: it has a photo twice; predict again")
-    shifts = _shifts(predictions, from_prior)
     members = [
-        Member(prediction, _rows(prediction, first), _columns(prediction, first), shift)
-        for prediction, shift in zip(predictions, shifts, strict=True)
+        Member(
+            prediction,
+            _rows(prediction, first),
+            _columns(prediction, first),
+            _shift(prediction, from_prior),
+        )
+        for prediction in predictions
     ]
     for member in members[1:]:
         _refuse_another_truth(member, members[0])
     return members
 
 
-def _shifts(
-    predictions: Sequence[PredictionFile], from_prior: Path | str | None
-) -> list[Float32[np.ndarray, "classes"]]:
-    unknown = [prediction.logits_prior is None for prediction in predictions]
-    if from_prior is not None and not any(unknown):
-        raise InputError(
-            f"--from-prior {from_prior}: which prior the logits carry is known of every member; "
-            "leave it away"
-        )
-    return [
-        _shift(carried_prior(prediction, from_prior if is_unknown else None), prediction)
-        for prediction, is_unknown in zip(predictions, unknown, strict=True)
-    ]
-
-
 def _shift(
-    prior: Float64[np.ndarray, "classes"], prediction: PredictionFile
+    prediction: PredictionFile, from_prior: Path | str | None
 ) -> Float32[np.ndarray, "classes"]:
+    is_known = prediction.logits_prior is not None
+    prior = carried_prior(prediction, None if is_known else from_prior)
     shift: Float32[np.ndarray, classes] = tau_shift(prior, 1.0).astype(np.float32)
     return shift[np.argsort(prediction.category_ids)]
 
