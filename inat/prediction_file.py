@@ -154,7 +154,8 @@ def store(
     """
     shifted = logits - logits.max(axis=1, keepdims=True)
     np.maximum(shifted, np.finfo(np.float16).min, out=shifted)
-    return shifted.astype(dtype, copy=False)
+    stored: Float[np.ndarray, "images classes"] = shifted.astype(dtype, copy=False)
+    return stored
 
 
 def refuse_place(

@@ -258,8 +258,9 @@ def _fill(rows: np.ndarray, how: str, members: list[Member], chosen: Fit) -> Non
 
     def work(chunk: slice) -> int:
         logits = (members[place].logits(chunk) for place in counted)
-        rows[chunk] = store(pool(how, logits, weights, temperatures), rows.dtype)
-        return chunk.stop - chunk.start
+        scores = store(pool(how, logits, weights, temperatures), rows.dtype)
+        rows[chunk] = scores
+        return len(scores)
 
     chunks = members[0].prediction.chunks(CHUNK_BYTES)
     with progress_bar("ensemble", len(rows), "photos") as bar:

@@ -76,7 +76,8 @@ class FitTable:
     def hits(self, mean_part: Float[np.ndarray, "photos listed"]) -> Bool[np.ndarray, "photos"]:
         """Whether the true class has the highest score; ties go to the lower label."""
         best = np.take_along_axis(self.shortlist, mean_part.argmax(axis=1)[:, None], axis=1)
-        return best[:, 0] == self.labels
+        hits: Bool[np.ndarray, photos] = best[:, 0] == self.labels
+        return hits
 
     def accuracy(self, mean_part: Float[np.ndarray, "photos listed"]) -> float:
         """Mean class accuracy of the ensemble that has this mean part."""

@@ -14,6 +14,7 @@ from inat.config import WeightSearch
 from inat.ensembling.fit_table import TEMPERATURES, FitTable
 from inat.errors import InputError, unknown_name
 from inat.metrics import Interval, bootstrap_interval
+from inat.priors import normalised
 
 Weights = Float64[np.ndarray, "members"]
 Parts = Float32[np.ndarray, "members photos listed"]
@@ -99,17 +100,16 @@ def greedy(table: FitTable, parts: Parts) -> Weights:
     picks: list[int] = []
     scores = []
     for n_picked in range(1, GREEDY_PICKS + 1):
-        candidates = [_score(table, (total + part) / n_picked) for part in parts]
-        best = max(range(len(parts)), key=candidates.__getitem__)
+        accuracies = [table.accuracy(total + part) for part in parts]
+        tied = np.flatnonzero(np.array(accuracies) == max(accuracies)).tolist()
+        losses = [table.log_loss((total + parts[member]) / n_picked) for member in tied]
+        best = tied[int(np.argmin(losses))]
         picks.append(best)
-        scores.append(candidates[best])
+        scores.append((accuracies[best], -min(losses)))
         total += parts[best]
     n_kept = 1 + max(range(GREEDY_PICKS), key=scores.__getitem__)
-    return np.bincount(picks[:n_kept], minlength=len(parts)) / n_kept
-
-
-def _score(table: FitTable, mean_part: Float64[np.ndarray, "photos listed"]) -> tuple[float, float]:
-    return table.accuracy(mean_part), -table.log_loss(mean_part)
+    weights: Weights = np.bincount(picks[:n_kept], minlength=len(parts)) / n_kept
+    return weights
 
 
 def convex(table: FitTable, parts: Parts) -> Weights:
@@ -129,8 +129,7 @@ def convex(table: FitTable, parts: Parts) -> Weights:
         constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1},
         options={"ftol": 1e-7},
     )
-    weights: Weights = np.where(done.x < LEAST_WEIGHT, 0, done.x)
-    return weights / weights.sum()
+    return normalised(np.where(done.x < LEAST_WEIGHT, 0, done.x))
 
 
 SEARCHES: dict[str, Callable[[FitTable, Parts], Weights]] = {"greedy": greedy, "convex": convex}
