@@ -116,7 +116,7 @@ def _naming(path: Path, slug: str) -> Iterator[None]:
 
 
 def _tell(slug: str, listed: Sequence[Submission]) -> None:
-    say(f"{slug}: {len(listed)} submissions so far" + (", the newest:" if listed else ""))
+    say(f"{slug}: submissions so far: {len(listed)}")
     for submission in listed[:MOST_LISTED]:
         say(f"  {submission.line()}")
 
@@ -153,7 +153,9 @@ def _send(
     try:
         ref = _submit(client, path, description, slug, listed)
     except (WorldError, InputError) as fault:
-        note_upload(path, slug, digest, replace(made, status="failed", error=str(fault)))
+        lost = isinstance(fault, KaggleFault) and fault.in_doubt
+        made = replace(made, status="unknown" if lost else "failed", error=str(fault))
+        note_upload(path, slug, digest, made)
         raise
     made = replace(made, status="pending", ref=ref)
     note_upload(path, slug, digest, made)
@@ -163,7 +165,12 @@ def _send(
 def _submit(
     client: KaggleClient, path: Path, description: str, slug: str, listed: Sequence[Submission]
 ) -> int:
-    """Kaggle's number for the file; where its answer was lost, the list tells."""
+    """Kaggle's number for the file; where its answer was lost, the list tells.
+
+    Raises:
+        KaggleFault: `in_doubt` where the list was not to be had either.
+        WorldError: the file is not in the list.
+    """
     try:
         return client.submit(path, description, slug)
     except KaggleFault as fault:
@@ -175,13 +182,15 @@ def _submit(
     try:
         listed = client.list_submissions(slug)
     except WorldError:
-        raise WorldError(
-            f"{lost}; whether Kaggle has it is not known, inat submission status will tell"
+        raise KaggleFault(
+            f"{lost}; whether Kaggle has it is not known, inat submission status will tell",
+            passing=True,
+            in_doubt=True,
         ) from None
     for submission in listed:
         if submission.ref not in known and submission.description == description:
             return submission.ref
-    raise lost
+    raise WorldError(str(lost))
 
 
 def _scored(

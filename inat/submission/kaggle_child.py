@@ -29,13 +29,14 @@ def main() -> None:
         print(json.dumps(answer(**json.loads(line))), file=answers, flush=True)
 
 
-def answer(call: str, **options: Any) -> dict[str, Any]:
+def answer(call: str, **options: Any) -> Any:
     """What a call gives as {"value": ...}, or why it gave nothing as {"fault": {"kind": ...}}."""
     try:
-        return {"value": CALLS[call](**options)}
+        told = {"value": CALLS[call](**options)}
     except (Exception, SystemExit) as error:
-        fault = fault_of(error, logging_in=call == "log_in")
-        return {"fault": {key: hide_secrets(text) for key, text in fault.items()}}
+        told = {"fault": fault_of(error, logging_in=call == "log_in")}
+    # A server may well repeat what it was sent.
+    return without(secrets(), told)
 
 
 def log_in() -> None:
@@ -154,15 +155,20 @@ def sources() -> list[str]:
     return found
 
 
-def hide_secrets(text: Any) -> Any:
-    """A text without the key and token that are in use: a server may well repeat them."""
-    if isinstance(text, str):
-        for secret in secrets():
-            text = text.replace(secret, HIDDEN)
-    return text
+def without(hidden: list[str], told: Any) -> Any:
+    """The same with *** in place of the texts to hide."""
+    if isinstance(told, dict):
+        return {name: without(hidden, value) for name, value in told.items()}
+    if isinstance(told, list):
+        return [without(hidden, value) for value in told]
+    if isinstance(told, str):
+        for text in hidden:
+            told = told.replace(text, HIDDEN)
+    return told
 
 
 def secrets() -> list[str]:
+    """The keys and tokens of this machine, the longest first."""
     config = config_values()
     user, key = config.get("username"), config.get("key")
     found = [key, config.get("token"), base64.b64encode(f"{user}:{key}".encode()).decode()]

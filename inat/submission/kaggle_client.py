@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import urllib3
 
@@ -91,7 +91,7 @@ class KaggleClient:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "KaggleClient":
         return self
 
     def __exit__(

@@ -20,7 +20,8 @@ def read_uploads(path: Path, competition: str) -> list[dict[str, Any]]:
     """The uploads of a CSV to a competition, the last one last.
 
     Each has its `competition`, the `sha256` of what was sent, and the fields of `Submission`; its
-    status may also be sending, and failed where nothing arrived, with the reason in `error`.
+    status may also be sending, failed (nothing arrived) or unknown, with the reason in `error` and
+    0 as `ref`.
     """
     return [entry for entry in _all_uploads(path) if entry["competition"] == competition]
 
@@ -30,7 +31,7 @@ def note_upload(path: Path, competition: str, digest: str, submission: Submissio
     entry = {"competition": competition, "sha256": digest} | asdict(submission)
     uploads = _all_uploads(path)
     places = [i for i, known in enumerate(uploads) if known["ref"] == submission.ref] or [
-        i for i, known in enumerate(uploads) if known["status"] == "sending"
+        i for i, known in enumerate(uploads) if known["status"] in ("sending", "unknown")
     ]
     if not places:
         uploads.append(entry)
