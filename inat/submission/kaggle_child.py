@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def get_submission(ref: int) -> dict[str, Any]:
         return as_dict(client.competitions.competition_api_client.get_submission(request))
 
 
-CALLS = {
+CALLS: dict[str, Callable[..., Any]] = {
     "log_in": log_in,
     "list_submissions": list_submissions,
     "submit": submit,
@@ -172,8 +173,8 @@ def secrets() -> list[str]:
     config = config_values()
     user, key = config.get("username"), config.get("key")
     found = [key, config.get("token"), base64.b64encode(f"{user}:{key}".encode()).decode()]
-    found.append(os.environ.get("KAGGLE_API_TOKEN"))
-    found += [content(name).strip() for name in TOKEN_FILES]
+    token = os.environ.get("KAGGLE_API_TOKEN", "")  # the token, or the path of its file
+    found += [token, *(content(name).strip() for name in (*TOKEN_FILES, token))]
     try:
         oauth = json.loads(content(OAUTH_FILE))
         found += [oauth["access_token"], oauth["refresh_token"]]
