@@ -76,8 +76,9 @@ print(took, peak * 1024)
 
 
 def photo_logits(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    """Logits of trained models' shape: relatives of three species a genus and 24 a family go
-    together, and those of the true species stand out."""
+    """Logits of a trained model's shape: those of a genus (3 species) and a family (24) go together,
+    the true species and its relatives stand out. Top-1 is 61 % and the top-3 error 24 %, as of
+    the organisers' InceptionV3 on iNat-2018."""
     n_photos, classes = len(labels), np.arange(N_CLASSES)
     logits = 1.5 * rng.standard_normal((n_photos, N_CLASSES), np.float32)
     for size, spread_of, lift in ((3, 1.0, 2.0), (24, 1.0, 2.5)):
@@ -85,7 +86,7 @@ def photo_logits(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
         effects = spread_of * rng.standard_normal((n_photos, group[-1] + 1), np.float32)
         effects[np.arange(n_photos), labels // size] += np.float32(lift)
         logits += np.repeat(effects, size, axis=1)[:, :N_CLASSES]
-    logits[np.arange(n_photos), labels] += np.float32(2.0)
+    logits[np.arange(n_photos), labels] += np.float32(4.0)
     return logits
 
 
