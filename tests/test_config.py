@@ -115,6 +115,11 @@ runtime:
   channels_last: false
   gradient_checkpointing: true
   log_every: 1
+stages:
+- epochs: 6
+  new_head: true
+  transforms:
+    image_size: 64
 """
 
 
