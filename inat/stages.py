@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -61,6 +62,7 @@ def canonical_stages(config: Config) -> tuple[str, ...]:
     )
 
 
+@lru_cache(maxsize=64)  # a tenth of a second each, and asked for again and again
 def _next_stage(before: Config, text: str, name: str) -> Stage:
     try:
         changes = parse_stage(text)

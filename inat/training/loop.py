@@ -290,7 +290,7 @@ def _next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
             set_image_size(network, config.transforms.image_size)
     if stage.new_head:
         renew_head(networks, config.model, config.seed)
-    # The optimiser of the stage before is none of its business any more.
+    # Else accelerate would go on unscaling the gradients of the optimiser before.
     trainer.accelerator.free_memory()
     started = _stage_trainer(
         stage,
