@@ -436,6 +436,12 @@ def test_stage_two_takes_a_run_of_several_stages(whole: Run, tmp_path: Path) -> 
     assert inat.predict(made.path, "val").meta["views"][0]["size"] == 48
 
 
+def test_a_soup_of_runs_of_several_stages_is_as_their_last(whole: Run, tmp_path: Path) -> None:
+    made = inat.soup([whole.path, whole.path], tmp_path / "soup")
+    assert made.config == stage_at(whole.config, 6)
+    assert inat.predict(made.path, "val").meta["views"][0]["size"] == 48
+
+
 @pytest.mark.parametrize(
     ("stage", "fields", "sentence"),
     [
