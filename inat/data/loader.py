@@ -257,6 +257,12 @@ class Loader:
             else:
                 self.bad_photos.append(event)
 
+    def take_events(self, earlier: "Loader") -> None:
+        """Goes on with the lists of photos of a loader that this one follows."""
+        self.bad_photos += earlier.bad_photos
+        self.recovered_photos += earlier.recovered_photos
+        self.slow_photos += earlier.slow_photos
+
     def _read_here(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Batch, list[PhotoEvent]]]:
         for stretch in stretches:
             yield read_stretch(self._reader, stretch, empty_images)
@@ -391,6 +397,7 @@ def build_loader(
     sampler: str | SamplerConfig = "instance",
     epoch_size: int | None = None,
     epochs: int | None = None,
+    first_epoch: int = 0,
     recipe: TransformConfig | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -417,7 +424,8 @@ def build_loader(
             sampler's options; training alone.
         epoch_size: draws an epoch; None: what the config or else the sampler says, most often the
             number of photos; training alone.
-        epochs: of the training; needed by samplers that change during it.
+        epochs: of the training, or of a stage of it; needed by samplers that change during it.
+        first_epoch: the one with which these epochs begin.
         recipe: crops, flip and jitter; None: crops of .08-1 of the area, flip .5, jitter .4.
         rank: number of this process.
         world_size: number of processes; each gets its slice of the same global order.
@@ -451,7 +459,7 @@ def build_loader(
         )
     return Loader(
         BatchReader(split, transform, seed),
-        _order(drawn, n_draws, seed, epochs),
+        _order(drawn, n_draws, seed, epochs, first_epoch),
         n_draws=n_draws,
         batch_size=batch_size,
         drop_last=training,
@@ -475,11 +483,11 @@ def _refuse_keeping(split: Split, recipe: TransformConfig, *, training: bool) ->
 
 
 def _order(
-    sampler: Sampler | None, n_draws: int, seed: int, epochs: int | None
+    sampler: Sampler | None, n_draws: int, seed: int, epochs: int | None, first_epoch: int
 ) -> Callable[[int], Int64[np.ndarray, "draws"]]:
     if sampler is None:
         return lambda epoch: np.arange(n_draws)
-    return lambda epoch: epoch_order(sampler, n_draws, seed, epoch, epochs)
+    return lambda epoch: epoch_order(sampler, n_draws, seed, epoch, epochs, first_epoch)
 
 
 def default_workers() -> int:

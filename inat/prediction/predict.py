@@ -27,6 +27,7 @@ from inat.prediction_file import PredictionFile, read_prediction, store, write_p
 from inat.priors import log_softmax
 from inat.progress import progress_bar
 from inat.run_folder import Run, open_run, versions, with_root
+from inat.stages import stage_at
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ def predict(
         WorldError: a photo cannot be read (data.on_bad_photo stop), or too many.
     """
     opened = open_run(run)
-    config = with_root(opened.config, root)
     name = name or split.replace(":", "-").replace("/", "-of-")
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} is no plain name; it becomes a folder in {run}")
     chosen = find_checkpoint(opened, checkpoint, weights)
+    config = stage_at(with_root(opened.config, root), chosen.epoch)
     photos = load_split(
         config.data.root or Path(),
         split,
@@ -118,8 +119,9 @@ def predict_photos(
     if not found:
         raise InputError(f"{folder}: there is no photo in it ({' '.join(sorted(PHOTO_ENDINGS))})")
     photos = _split_of_files(opened, folder, found)
-    model = load_model(opened, find_checkpoint(opened, checkpoint, weights))
-    config = opened.config
+    chosen = find_checkpoint(opened, checkpoint, weights)
+    model = load_model(opened, chosen)
+    config = stage_at(opened.config, chosen.epoch)
     loader = _eval_loader(config, photos, config.batch_size, config.data.workers, "skip")
     guesses = []
     for batch, logits in iterate_logits(
@@ -245,7 +247,7 @@ def _meta(run: Run, config: Config, checkpoint: Checkpoint, photos: Split) -> di
         "adjusted": [],
         "data_root": str(photos.root.resolve()),
         "band_edges": config.data.band_edges,
-        "config_digest": config.digest,
+        "config_digest": run.config.digest,
         "versions": versions(),
     }
 
