@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
@@ -150,10 +151,12 @@ def test_a_random_view_depends_on_seed_image_and_number_alone() -> None:
 # One decode
 
 
-def jpeg(height: int, width: int, seed: int = 0) -> bytes:
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
-    content: bytes = simplejpeg.encode_jpeg(np.kron(coarse, np.ones((8, 8, 1), np.uint8)), 92)
+def jpeg(height: int, width: int, grain: int = 16) -> bytes:
+    """A photo of coloured spots so many pixels wide."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (height // grain, width // grain, 3), np.uint8)
+    pixels = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    content: bytes = simplejpeg.encode_jpeg(pixels, 92)
     return content
 
 
@@ -209,7 +212,7 @@ def test_a_photo_is_decoded_at_the_scale_of_the_most_demanding_view(
         return decode(*arguments, **options)
 
     monkeypatch.setattr(photos_module.simplejpeg, "decode_jpeg", noted)
-    content = jpeg(480, 640)
+    content = jpeg(480, 640, grain=80)
     # 420 pixels of the photo for 32 and for 128: 8 and 2 times as many as 1.5 times the result.
     both = parse_views("scales:32,128", size=32, crop_pct=0.875)
     together = shown(content, both)
@@ -349,7 +352,8 @@ def test_a_network_of_one_size_refuses_others_in_one_line() -> None:
             self.weight = torch.nn.Parameter(torch.zeros(()))
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            assert images.shape[2] == 32, "Input height (48) doesn't match model (32)."
+            if images.shape[2] != 32:
+                raise AssertionError("Input height (48) doesn't match model (32).")
             return images.mean((2, 3)) + self.weight
 
     views = parse_views("scales:32,48", size=32, crop_pct=1)

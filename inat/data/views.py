@@ -8,7 +8,7 @@ mirror image of each; ten-crop is five-crop+flip. Without a crop it is the centr
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -38,6 +38,9 @@ RANDOM_AREA = (0.35, 1.0)
 crops, often miss the animal."""
 
 RANDOM_RATIO = (3 / 4, 4 / 3)
+
+PREFIX = "views_"
+"""What a batch calls its views, before their size."""
 
 MOST_VIEWS = 256
 SMALLEST_SIZE = 8
@@ -204,14 +207,14 @@ class ViewTransform:
         for size, group in groupby(self.views, key=lambda view: view.size):
             shape = (len(list(group)), size, size, 3)
             end = begin + int(np.prod(shape))
-            images[view_key(size)] = rows[:, begin:end].unflatten(1, shape)
+            images[f"{PREFIX}{size}"] = rows[:, begin:end].view(len(rows), *shape)
             begin = end
         return images
 
 
-def view_key(size: int) -> str:
-    """What a batch calls its views of one size."""
-    return f"views_{size}"
+def views_of(batch: Mapping[str, Tensor]) -> list[UInt8[Tensor, "batch views _ _ 3"]]:
+    """The images of a batch with views, one tensor a size."""
+    return [images for name, images in batch.items() if name.startswith(PREFIX)]
 
 
 def _n_bytes(view: View) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from inat.config import ViewMean
 from inat.data.loader import Batch
-from inat.data.views import View, view_key
+from inat.data.views import View, views_of
 from inat.errors import InputError
 
 
@@ -24,10 +24,10 @@ def view_logits(
         normalised: makes uint8 `[images, height, width, 3]` the network's input.
     """
     logits = []
-    for name, images in batch.items():
-        if name.startswith(view_key("")):
-            together = images.flatten(0, 1).contiguous()
-            logits.append(network(normalised(together)).float().unflatten(0, images.shape[:2]))
+    for images in views_of(batch):
+        n_photos, n_views = images.shape[:2]
+        together = network(normalised(images.flatten(0, 1).contiguous())).float()
+        logits.append(together.view(n_photos, n_views, together.shape[1]))
     return torch.cat(logits, dim=1)
 
 

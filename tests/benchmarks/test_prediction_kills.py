@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/worlds.py
 
-from prediction_processes import content, finish, start
+from prediction_processes import content, finish, start, train_tiny
 from worlds import make_world
 
 KILLS = 20
@@ -19,17 +19,10 @@ OPTIONS = {"views": "ten-crop+scales:32,48", "part_images": 80, "pause": 0.02}
 def test_twenty_kills_leave_the_bytes_of_a_prediction_that_was_left_in_peace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import inat
     from inat.prediction.parts import parts_folder
 
     world = make_world(tmp_path / "world", counts=(80, 40, 20, 10), size=(96, 128))
-    (tmp_path / "empty.yaml").write_text("")
-    overrides = {
-        "data.root": world, "data.workers": 1, "data.holdout": "none", "epochs": 1,
-        "batch_size": 8, "transforms.image_size": 32, "optim.warmup_epochs": 0.5,
-        "model.backbone": "test_efficientnet", "model.weights": "none",
-    }  # fmt: skip
-    run = inat.train(tmp_path / "empty.yaml", tmp_path / "run", overrides=overrides)
+    run = train_tiny(tmp_path, world, **{"data.workers": 1, "batch_size": 8})
     finish(start(run.path, "train", name="first", **OPTIONS))
     began = time.monotonic()
     finish(start(run.path, "train", name="peace", **OPTIONS))
