@@ -1,0 +1,114 @@
+"""Prints how much of the oracle's gain an estimated prior recovers, on worlds of known shift.
+
+The oracle knows the target's prior; its gain is its accuracy less that under the source prior, of
+the same calibrated logits. Given are medians over seeds, and of the share that EM recovers the
+least and the most as well. EM is `estimate_label_shift`, plain EM the same without its smoothing.
+Counted are the seeds in which the estimate was called unstable and those in which EM and BBSE were
+said to disagree. Where nothing has shifted there is no gain to recover.
+
+python tests/benchmarks/label_shift_table.py
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/shift_worlds.py
+
+from shift_worlds import ShiftWorld, accuracy
+
+from inat.label_shift import em_prior, likelihood_ratios
+from inat.prior_estimate import estimate_label_shift
+
+N_SEEDS = 3
+SHIFTS = ("none", "uniform", "reversed", "dirichlet")
+WORLDS = (  # held-out photos, target photos
+    ("exact posteriors", ShiftWorld(5, 3, 2000), 1000, 1000),
+    ("overconfident, biased", ShiftWorld(20, 5, 2000, overconfidence=1.6, bias_spread=0.5),
+     2000, 2000),
+    ("overconfident, biased", ShiftWorld(50, 6, 2000, overconfidence=1.6, bias_spread=0.5),
+     3000, 2000),
+    ("learned tail", ShiftWorld(300, 12, 500, 200, overconfidence=1.3, learned=True), 4000, 1500),
+    ("learned tail", ShiftWorld(1000, 16, 500, 200, overconfidence=1.3, learned=True),
+     15_000, 3000),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One seed: accuracies, and what was warned of."""
+
+    source: float
+    oracle: float
+    em: float
+    plain: float
+    bbse: float
+    unstable: bool
+    disagree: bool
+
+    def recovered(self, accuracy: float) -> float:
+        """Share of the oracle's gain."""
+        return (accuracy - self.source) / (self.oracle - self.source)
+
+
+def run(world: ShiftWorld, shift: str, n_held: int, n_target: int) -> Outcome:
+    held_out = world.held_out(n_held)
+    target = world.target(shift)
+    labels = world.draw(target, n_target)
+    logits = world.photos(labels)
+    found = estimate_label_shift(logits, world.source, held_out=held_out)
+    plain = em_prior(likelihood_ratios(logits, found.calibration, found.source), found.source)
+    calibrated = found.calibration.logits(logits)
+    assert found.bbse is not None
+
+    def score(prior: np.ndarray) -> float:
+        return accuracy(calibrated, found.source, prior, labels)
+
+    return Outcome(
+        source=score(found.source),
+        oracle=score(target),
+        em=score(found.prior),
+        plain=score(plain.prior),
+        bbse=score(found.bbse),
+        unstable=not found.is_borne_out,
+        disagree=not found.agrees,
+    )
+
+
+def row(title: str, world: ShiftWorld, shift: str, n_held: int, n_target: int) -> list[str]:
+    outcomes = [run(replace(world, seed=seed), shift, n_held, n_target) for seed in range(N_SEEDS)]
+    cells = [f"{world.n_classes} {title}", shift]
+    for field in ("source", "oracle", "em", "plain", "bbse"):
+        cells.append(f"{100 * np.median([getattr(o, field) for o in outcomes]):.1f}")
+    if shift == "none":
+        cells += ["–", "–", "–"]
+    else:
+        shares = [100 * o.recovered(o.em) for o in outcomes]
+        cells.append(f"{np.median(shares):.0f} ({min(shares):.0f}..{max(shares):.0f})")
+        for field in ("plain", "bbse"):
+            cells.append(
+                f"{np.median([100 * o.recovered(getattr(o, field)) for o in outcomes]):.0f}"
+            )
+    return [*cells, str(sum(o.unstable for o in outcomes)), str(sum(o.disagree for o in outcomes))]
+
+
+def main() -> None:
+    """Prints the table as its rows are found."""
+    table = Table(box=None, pad_edge=False)
+    heads = ("world", "shift", "source", "oracle", "EM", "plain EM", "BBSE", "EM recovers, %",
+             "plain, %", "BBSE, %", "unstable", "disagree")  # fmt: skip
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place < 2 else "right")
+    for title, world, n_held, n_target in WORLDS:
+        for shift in SHIFTS:
+            table.add_row(*row(title, world, shift, n_held, n_target))
+            print(f"{title} {shift}", file=sys.stderr)
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()
