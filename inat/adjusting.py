@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
+from inat.calibration_photos import read_calibration_photos
 from inat.errors import InputError
 from inat.files import atomic_file
+from inat.label_shift import estimate_label_shift
+from inat.label_shift_notes import figures, notes
 from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
-from inat.prior_estimate import LabelShift, estimate_label_shift
 from inat.priors import (
     Prior,
     count_prior,
@@ -26,9 +28,6 @@ from inat.priors import (
 
 ESTIMATED_PRIOR = "estimated_prior.csv"
 """In the new prediction file; --target FILE takes it."""
-
-SAME_MODEL = ("competition", "checkpoint", "weights", "views")
-"""What calibration photos and adjusted photos must have in common, beside run and species."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +68,7 @@ def adjust(
             2021, eq. 9).
         target: uniform, a CSV `category_id,prior`, or estimated: the prior to move to. The
             estimate is made from these predictions, which need no labels
-            (`inat.prior_estimate.estimate_label_shift`), and stands in OUT/estimated_prior.csv.
+            (`inat.label_shift.estimate_label_shift`), and stands in OUT/estimated_prior.csv.
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
         calibrate_on: for target estimated, a prediction file of the same model for labelled
@@ -92,7 +91,7 @@ def adjust(
     if calibrate_on is not None and str(target) != "estimated":
         raise InputError("--calibrate-on goes with --target estimated alone")
     _refuse_out(prediction, out, overwrite=overwrite)
-    held_out = None if calibrate_on is None else _read_held_out(prediction, calibrate_on)
+    held_out = None if calibrate_on is None else read_calibration_photos(prediction, calibrate_on)
     if held_out is not None and out.resolve() == held_out.path.resolve():
         raise InputError(f"{out}: adjust does not write over --calibrate-on; give another --out")
     if str(target) == "estimated":
@@ -214,69 +213,14 @@ def _named_prior(prediction: PredictionFile, name: Path | str) -> Prior:
     return read_prior(Path(name), prediction.category_ids)
 
 
-def _read_held_out(
-    prediction: PredictionFile, calibrate_on: Path | str | PredictionFile
-) -> PredictionFile:
-    """Labelled photos of the same model that were not trained on."""
-    if not isinstance(calibrate_on, PredictionFile):
-        calibrate_on = read_prediction(calibrate_on)
-    held_out, n_photos = calibrate_on, len(calibrate_on)
-    if differing := _difference(prediction, held_out):
-        raise InputError(
-            f"{held_out.path}: its {differing} is not that of {prediction.path}; "
-            "calibrate on a prediction of the same model, made and adjusted in the same way"
-        )
-    if n_photos == 0 or (held_out.labels < 0).any():
-        raise InputError(
-            f"{held_out.path}: {(held_out.labels < 0).sum()} of its {n_photos} photos have no "
-            "label; calibrate on the held-out part or val"
-        )
-    if trained_on := int((held_out.photos["role"] == "trained on").sum()):
-        raise InputError(
-            f"{held_out.path}: {trained_on} of its {n_photos} photos were trained on, where a "
-            "model is surer than elsewhere; calibrate on the held-out part or val"
-        )
-    return held_out
-
-
-def _difference(one: PredictionFile, other: PredictionFile) -> str | None:
-    """The first thing in which the models or the making of two predictions differ."""
-    if one.category_ids.tolist() != other.category_ids.tolist():
-        return "list of species"
-    if not _same_weights(one, other):
-        return "run"
-    for key in SAME_MODEL:
-        if one.meta.get(key) != other.meta.get(key):
-            return key
-    if _history(one) != _history(other):
-        return "history of adjustments"
-    return None
-
-
-def _same_weights(one: PredictionFile, other: PredictionFile) -> bool:
-    """By the checkpoints' checksums, or by the runs' folders where one has none."""
-    digests = [file.meta.get("checkpoint_sha256") for file in (one, other)]
-    if all(digests):
-        return digests[0] == digests[1]
-    runs = [Path(file.meta.get("run", "")).resolve() for file in (one, other)]
-    return runs[0] == runs[1]
-
-
-def _history(prediction: PredictionFile) -> list[dict[str, Any]]:
-    """What was done to the logits, without the names of the files."""
-    return [
-        {key: value for key, value in step.items() if key != "of"}
-        for step in prediction.meta.get("adjusted", [])
-    ]
-
-
 def _estimated_move(
     prediction: PredictionFile, held_out: PredictionFile | None, from_prior: Path | str | None
 ) -> Move:
     """To the prior that the photos' own predictions speak for."""
-    if len(prediction) < 2:
+    n_photos = len(prediction)
+    if n_photos < 2:
         raise InputError(
-            f"{prediction.path}: {len(prediction)} photo tells nothing of the species' shares; "
+            f"{prediction.path}: {n_photos} photo tells nothing of the species' shares; "
             "give --target uniform|FILE"
         )
     if held_out is not None and from_prior is not None:
@@ -293,7 +237,8 @@ def _estimated_move(
         source=source,
         held_out=None if held_out is None else (held_out.logits, held_out.labels),
     )
-    if held_out is not None and not (found.source > 0).all():
+    if not (found.source > 0).all():
+        assert held_out is not None
         raise InputError(
             f"{held_out.path}: {(found.source <= 0).sum()} species have probability 0 on all of "
             "its photos, which no prior can move; adjust the prediction that it was made from"
@@ -301,91 +246,7 @@ def _estimated_move(
     return Move(
         shift=found.calibration.bias + target_shift(found.source, found.prior),
         prior=found.prior,
-        what={
-            "target": "estimated",
-            "calibrated_on": None if held_out is None else str(held_out.path),
-            "not_held_out": []
-            if held_out is None
-            else _not_held_out(held_out)["category_id"].tolist(),
-            **_figures(found),
-        },
+        what={"target": "estimated", **figures(found, n_photos, held_out)},
         temperature=found.calibration.temperature,
-        notes=_notes(found, prediction, held_out),
+        notes=notes(found, n_photos, held_out),
     )
-
-
-def _figures(found: LabelShift) -> dict[str, Any]:
-    return {
-        "temperature": found.calibration.temperature,
-        "pseudo_photos": found.smoothing.pseudo_photos,
-        "iterations": found.n_iterations,
-        "gain": found.gain,
-        "shift": found.shift,
-        "spread": found.spread,
-        "unexplained": found.unexplained,
-        "unexplained_by_chance": found.unexplained_by_chance,
-    }
-
-
-def _notes(
-    found: LabelShift, prediction: PredictionFile, held_out: PredictionFile | None
-) -> list[str]:
-    notes = [
-        "not calibrated, and not checked by BBSE: that takes labelled photos that were not trained "
-        "on (--calibrate-on HOLDOUT)"
-    ]
-    if held_out is not None:
-        notes = [_calibration_note(found, held_out), *_not_held_out_note(held_out)]
-    strength = found.smoothing.pseudo_photos / len(found.prior)
-    smoothing = f"smoothed as by {strength:g} photos a species" if strength else "not smoothed"
-    notes.append(
-        f"estimated by {found.n_iterations} steps of EM, {smoothing}: {found.shift:.1%} of the "
-        f"prior is moved, ±{found.spread:.1%} by the choice of photos"
-    )
-    return notes + [f"warning: {sentence}" for sentence in _warnings(found, len(prediction))]
-
-
-def _calibration_note(found: LabelShift, held_out: PredictionFile) -> str:
-    calibration = found.calibration
-    return (
-        f"calibrated on the {len(held_out):,} photos of {held_out.path}: temperature "
-        f"{calibration.temperature:.2f}, negative log-likelihood {calibration.nll_before:.3f} -> "
-        f"{calibration.nll:.3f}"
-    )
-
-
-def _not_held_out(held_out: PredictionFile) -> pd.DataFrame:
-    counts = np.bincount(held_out.labels, minlength=held_out.n_classes)
-    absent: pd.DataFrame = held_out.species[counts == 0]
-    return absent
-
-
-def _not_held_out_note(held_out: PredictionFile) -> list[str]:
-    names = _not_held_out(held_out)["name"].tolist()
-    if not names:
-        return []
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [
-        f"{len(names)} of {held_out.n_classes} species have no photo there, so their calibration "
-        f"rests on those of the others: {shown}"
-    ]
-
-
-def _warnings(found: LabelShift, n_photos: int) -> list[str]:
-    warnings = []
-    if not found.converged:
-        warnings.append(f"EM still moves after {found.n_iterations} steps; the estimate is rough")
-    if not found.is_borne_out:
-        warnings.append(
-            f"the estimate is unstable, the {n_photos:,} photos bear out no shift: moved "
-            f"{found.shift:.1%}, by their choice alone ±{found.spread:.1%}, gain on photos left "
-            f"out {found.gain:.3f} nats"
-        )
-    if not found.agrees:
-        warnings.append(
-            f"EM and BBSE disagree: EM's prior leaves {found.unexplained:.1%} of the guesses "
-            "unexplained, where a pure shift of the species' shares leaves at most "
-            f"{found.unexplained_by_chance:.1%}; either these photos look other than the held-out "
-            "ones, or too few of the tail's are held out to know how it looks"
-        )
-    return warnings

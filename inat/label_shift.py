@@ -32,7 +32,7 @@ chance of which photos there are moves it by 1 / sqrt(its photos), a hundred tim
 MAX_RATIOS = 50_000_000
 """Ratios that are kept at most, 12 bytes each; where there are more, the floor is raised."""
 
-PSEUDO_COUNTS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.0)
+PSEUDO_COUNTS = (1e4, 1e3, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.0)
 """Strengths of the smoothing that are tried, in photos a class; 0 is plain EM."""
 
 N_RESAMPLES = 20
@@ -55,7 +55,8 @@ class LabelShift:
         n_iterations: EM's steps.
         converged: whether EM came to rest.
         shift: total variation between estimate and source.
-        spread: mean total variation by which the estimate moves when the photos are resampled.
+        spread: total variation by which the estimate moves with the choice of the photos and of
+            the held-out ones.
         check: BBSE beside it; None without held-out photos.
     """
 
@@ -73,7 +74,7 @@ class LabelShift:
     @property
     def is_stable(self) -> bool:
         """Whether the photos bear out a shift: it explains photos that it was not made from
-        better than none, and is more than twice what resampling the photos does to it."""
+        better than none, and is more than twice what the choice of photos does to it."""
         return self.gain > 0 and self.shift > 2 * self.spread
 
 
@@ -105,8 +106,11 @@ def estimate_label_shift(
     found = em(ratios, base, pseudo_counts * temper(base, fit_power(ratios, base)))
     prior = found.priors[:, 0]
     again = resampled_priors(ratios, prior, base, pseudo_counts, seed=seed)
-    check = None
+    spread, check = float(total_variation(again, _columns(prior, N_RESAMPLES)).mean()), None
     if held_out is not None:
+        halves = priors_by_halves(logits, held_out, prior, base, pseudo_counts, seed=seed)
+        # Two halves differ twice as much as the whole from another whole's expectation.
+        spread = float(np.hypot(spread, total_variation(*halves) / 2))
         predicted = hard_predictions(held_out[0], calibration, source)
         check = check_by_bbse(
             prior, source, (predicted, held_out[1]), hard_predictions(logits, calibration, source)
@@ -120,7 +124,7 @@ def estimate_label_shift(
         n_iterations=found.n_iterations,
         converged=found.converged,
         shift=float(total_variation(prior, source)),
-        spread=float(total_variation(again, _columns(prior, N_RESAMPLES)).mean()),
+        spread=spread,
         check=check,
     )
 
@@ -192,14 +196,14 @@ def em(
     n_columns = pseudo.shape[1]
     weights = np.ones((ratios.shape[0], n_columns)) if weights is None else weights
     priors, moving = _columns(start, n_columns), np.arange(n_columns)
-    for iteration in range(1, max_iterations + 1):
+    n_iterations = 0
+    while moving.size and n_iterations < max_iterations:
+        n_iterations += 1
         before = priors[:, moving]
         expected = _expected_counts(ratios, before, weights[:, moving]) + pseudo[:, moving]
         priors[:, moving] = expected / expected.sum(axis=0)
         moving = moving[total_variation(priors[:, moving], before) >= tolerance]
-        if not moving.size:
-            break
-    return EmResult(priors, iteration, not moving.size)
+    return EmResult(priors, n_iterations, not moving.size)
 
 
 def _expected_counts(
@@ -293,6 +297,27 @@ def resampled_priors(
     weights = rng.multinomial(n_images, shares, size=N_RESAMPLES).T.astype(np.float64)
     centres = [temper(base, fit_power(ratios, base, column)) for column in weights.T]
     return em(ratios, prior, pseudo_counts * np.array(centres).T, weights).priors
+
+
+def priors_by_halves(
+    logits: Float[np.ndarray, "images classes"],
+    held_out: tuple[Float[np.ndarray, "held classes"], Int64[np.ndarray, "held"]],
+    prior: Prior,
+    base: Prior,
+    pseudo_counts: float,
+    *,
+    seed: int = 0,
+) -> tuple[Prior, Prior]:
+    """The estimates that calibration on one half of the held-out photos and on the other gives."""
+    order = np.random.default_rng(seed).permutation(len(held_out[1]))
+    priors = []
+    for half in (order[::2], order[1::2]):
+        calibration = calibrate(held_out[0][half], held_out[1][half])
+        source = mean_probability(held_out[0][half], calibration)
+        ratios = likelihood_ratios(logits, calibration, source)
+        centre = temper(base, fit_power(ratios, base))
+        priors.append(em(ratios, prior, pseudo_counts * centre).priors[:, 0])
+    return priors[0], priors[1]
 
 
 def _columns(

@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/shift_worlds.py
 
 from shift_worlds import ShiftWorld, accuracy
 
-from inat.label_shift import em_prior, likelihood_ratios
-from inat.prior_estimate import estimate_label_shift
+from inat.label_shift import em, estimate_label_shift, likelihood_ratios
 
 N_SEEDS = 3
 SHIFTS = ("none", "uniform", "reversed", "dirichlet")
@@ -61,9 +60,10 @@ def run(world: ShiftWorld, shift: str, n_held: int, n_target: int) -> Outcome:
     labels = world.draw(target, n_target)
     logits = world.photos(labels)
     found = estimate_label_shift(logits, world.source, held_out=held_out)
-    plain = em_prior(likelihood_ratios(logits, found.calibration, found.source), found.source)
+    ratios = likelihood_ratios(logits, found.calibration, found.source)
+    plain = em(ratios, found.source, np.zeros(world.n_classes)).priors[:, 0]
     calibrated = found.calibration.logits(logits)
-    assert found.bbse is not None
+    assert found.check is not None
 
     def score(prior: np.ndarray) -> float:
         return accuracy(calibrated, found.source, prior, labels)
@@ -72,10 +72,10 @@ def run(world: ShiftWorld, shift: str, n_held: int, n_target: int) -> Outcome:
         source=score(found.source),
         oracle=score(target),
         em=score(found.prior),
-        plain=score(plain.prior),
-        bbse=score(found.bbse),
-        unstable=not found.is_borne_out,
-        disagree=not found.agrees,
+        plain=score(plain),
+        bbse=score(found.check.prior),
+        unstable=not found.is_stable,
+        disagree=not found.check.agrees,
     )
 
 
