@@ -31,9 +31,7 @@ def read_calibration_photos(
             "calibrate on a prediction of the same model, made and adjusted in the same way"
         )
     if n_photos < 2:
-        raise InputError(
-            f"{held_out.path}: {n_photos} photos are too few to calibrate on; give more"
-        )
+        raise InputError(f"{held_out.path}: has {n_photos} photos, too few to calibrate on")
     if (held_out.labels < 0).any():
         raise InputError(
             f"{held_out.path}: {(held_out.labels < 0).sum()} of its {n_photos} photos have no "

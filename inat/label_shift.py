@@ -33,7 +33,7 @@ MAX_RATIOS = 50_000_000
 """Ratios that are kept at most, 12 bytes each; where there are more, the floor is raised."""
 
 PSEUDO_COUNTS = (1e4, 1e3, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.0)
-"""Strengths of the smoothing that are tried, in photos a class; 0 is plain EM."""
+"""Strengths of the smoothing that are tried, strongest first, in photos a class; 0: plain EM."""
 
 N_RESAMPLES = 20
 
@@ -55,8 +55,8 @@ class LabelShift:
         n_iterations: EM's steps.
         converged: whether EM came to rest.
         shift: total variation between estimate and source.
-        spread: total variation by which the estimate moves with the choice of the photos and of
-            the held-out ones.
+        spread: what the choice of the photos and of the held-out ones does to `shift`: the total
+            variation by which estimate less source moves.
         check: BBSE beside it; None without held-out photos.
     """
 
@@ -108,7 +108,7 @@ def estimate_label_shift(
     again = resampled_priors(ratios, prior, base, pseudo_counts, seed=seed)
     spread, check = float(total_variation(again, _columns(prior, N_RESAMPLES)).mean()), None
     if held_out is not None:
-        halves = priors_by_halves(logits, held_out, prior, base, pseudo_counts, seed=seed)
+        halves = shifts_by_halves(logits, held_out, prior, base, pseudo_counts, seed=seed)
         # Two halves differ twice as much as the whole from another whole's expectation.
         spread = float(np.hypot(spread, total_variation(*halves) / 2))
         predicted = hard_predictions(held_out[0], calibration, source)
@@ -247,12 +247,14 @@ def fit_power(
 
 
 def choose_pseudo_counts(ratios: Ratios, base: Prior, *, seed: int = 0) -> tuple[float, float]:
-    """How many pseudo-photos make one half of the photos explain the other best, and the gain.
+    """How many pseudo-photos let one half of the photos explain the other, and the gain.
 
     Plain EM has a free number a class: with a handful of photos a species it fits their chance,
     sets species to 0, and loses accuracy where nothing has shifted. So the shares are drawn
     towards a power of `base` (`fit_power`), as strongly as two-fold cross-validation on the
-    photos' own likelihood, which needs no labels, finds best; plain EM is among what is tried.
+    photos' own likelihood, which needs no labels, allows: the strongest that is within one
+    standard error of the best (Breiman et al. 1984, the 1-SE rule). Between species that look
+    alike the likelihood is so flat that the best alone is often a photo's chance.
 
     Args:
         ratios: of `likelihood_ratios`.
@@ -264,19 +266,24 @@ def choose_pseudo_counts(ratios: Ratios, base: Prior, *, seed: int = 0) -> tuple
         in nats a photo.
     """
     n_images, n_classes = ratios.shape
-    half = np.zeros(n_images)
-    half[np.random.default_rng(seed).permutation(n_images)[: n_images // 2]] = 1
+    in_one = np.random.default_rng(seed).permutation(n_images) < n_images // 2
     strengths = n_classes * np.array(PSEUDO_COUNTS)
-    gain = np.zeros(len(strengths))
-    for seen in (half, 1 - half):
-        centre = temper(base, fit_power(ratios, base, seen))
-        priors = em(
-            ratios, centre, centre[:, None] * strengths, _columns(seen, len(strengths))
-        ).priors
-        gain += (1 - seen) @ log_likelihood(ratios, priors)
-    # Of equals the first, which smooths most.
-    best = int(gain.argmax())
-    return float(strengths[best]), float(gain[best]) / n_images
+    gains = np.empty((n_images, len(strengths)))
+    for seen in (in_one, ~in_one):
+        known, centre = ratios[seen], temper(base, fit_power(ratios[seen], base))
+        # The likelihood is flat where EM comes to rest: this near, it has its value.
+        priors = em(known, centre, centre[:, None] * strengths, tolerance=1e-4).priors
+        gains[~seen] = log_likelihood(ratios[~seen], priors)
+    chosen = strongest_within_error(gains)
+    return float(strengths[chosen]), float(gains[:, chosen].mean())
+
+
+def strongest_within_error(gains: Float64[np.ndarray, "images strengths"]) -> int:
+    """The first column whose mean is below the best one's by one standard error at most, that of
+    their paired difference."""
+    behind = gains[:, [gains.mean(axis=0).argmax()]] - gains
+    error = behind.std(axis=0) / np.sqrt(len(gains))
+    return int((behind.mean(axis=0) <= error).argmax())
 
 
 def resampled_priors(
@@ -299,7 +306,7 @@ def resampled_priors(
     return em(ratios, prior, pseudo_counts * np.array(centres).T, weights).priors
 
 
-def priors_by_halves(
+def shifts_by_halves(
     logits: Float[np.ndarray, "images classes"],
     held_out: tuple[Float[np.ndarray, "held classes"], Int64[np.ndarray, "held"]],
     prior: Prior,
@@ -307,17 +314,18 @@ def priors_by_halves(
     pseudo_counts: float,
     *,
     seed: int = 0,
-) -> tuple[Prior, Prior]:
-    """The estimates that calibration on one half of the held-out photos and on the other gives."""
+) -> tuple[Float64[np.ndarray, "classes"], Float64[np.ndarray, "classes"]]:
+    """Estimate less source, with each half of the held-out photos; the rest as in
+    `resampled_priors`."""
     order = np.random.default_rng(seed).permutation(len(held_out[1]))
-    priors = []
+    shifts = []
     for half in (order[::2], order[1::2]):
         calibration = calibrate(held_out[0][half], held_out[1][half])
         source = mean_probability(held_out[0][half], calibration)
         ratios = likelihood_ratios(logits, calibration, source)
         centre = temper(base, fit_power(ratios, base))
-        priors.append(em(ratios, prior, pseudo_counts * centre).priors[:, 0])
-    return priors[0], priors[1]
+        shifts.append(em(ratios, prior, pseudo_counts * centre).priors[:, 0] - source)
+    return shifts[0], shifts[1]
 
 
 def _columns(

@@ -330,10 +330,10 @@ def test_the_estimated_prior_is_written_as_a_file_that_target_takes(
     made, notes = adjust(shifted, tmp_path / "out", target="estimated")
     path = tmp_path / "out" / "estimated_prior.csv"
     assert notes[-1] == f"the estimated prior is in {path}"
-    table = pd.read_csv(path, float_precision="round_trip")
+    table = pd.read_csv(path)
     assert list(table.columns) == ["category_id", "prior"]
     assert table["category_id"].tolist() == shifted.category_ids.tolist()
-    assert table["prior"].tolist() == made.meta["logits_prior"]
+    assert table["prior"].tolist() == pytest.approx(made.meta["logits_prior"], rel=1e-15)
     again, _ = adjust(shifted, tmp_path / "again", target=path)
     assert (again.logits == made.logits).all()
 

@@ -22,8 +22,9 @@ from inat.label_shift import (
     fit_power,
     likelihood_ratios,
     log_likelihood,
-    priors_by_halves,
     resampled_priors,
+    shifts_by_halves,
+    strongest_within_error,
 )
 from inat.priors import temper, total_variation
 
@@ -207,42 +208,71 @@ def test_few_photos_are_smoothed_and_many_of_an_odd_prior_are_not() -> None:
 
 def estimated(
     world: ShiftWorld, shift: str, n_held: int, n_target: int
-) -> tuple[LabelShift, float, float, float]:
-    """The estimate, and the accuracy under the source, the true and the estimated prior."""
+) -> tuple[LabelShift, float, float]:
+    """The estimate, and what it and the true prior gain in accuracy over the source prior.
+
+    The gain is measured on 20,000 other photos: on the few that the estimate is made from, the
+    chance of which guesses change is as large.
+    """
     held_out = world.held_out(n_held)
     target = world.target(shift)
-    labels = world.draw(target, n_target)
-    logits = world.photos(labels)
+    logits = world.photos(world.draw(target, n_target))
     found = estimate_label_shift(logits, world.source, held_out=held_out)
-    calibrated = found.calibration.logits(logits)
+    labels = world.draw(target, 20_000)
+    calibrated = found.calibration.logits(world.photos(labels))
     source, oracle, estimate = (
         accuracy(calibrated, found.source, prior, labels)
         for prior in (found.source, target, found.prior)
     )
-    return found, source, oracle, estimate
+    return found, estimate - source, oracle - source
 
 
 @pytest.mark.parametrize(
-    ("world", "n_held", "n_target", "median", "least"),
-    [(EXACT, 1000, 500, 0.9, 0.75), (DISTORTED, 1500, 1000, 0.75, 0.6)],
+    ("world", "n_held", "n_target"), [(EXACT, 1000, 500), (DISTORTED, 1500, 1000)]
 )
-@pytest.mark.parametrize("shift", ["uniform", "reversed", "dirichlet"])
-def test_most_of_the_oracles_gain_is_recovered_on_every_seed(
-    world: ShiftWorld, n_held: int, n_target: int, median: float, least: float, shift: str
+@pytest.mark.parametrize(
+    ("shift", "least"),
+    # The first two are powers of the training shares, the last is any shares: which of two
+    # species that look alike has them is known badly.
+    [("uniform", 0.9), ("reversed", 0.9), ("dirichlet", 0.7)],
+)
+def test_most_of_the_oracles_gain_is_recovered(
+    world: ShiftWorld, n_held: int, n_target: int, shift: str, least: float
 ) -> None:
-    shares, warned = [], 0
-    for seed in range(5):
-        found, source, oracle, estimate = estimated(
-            replace(world, seed=seed), shift, n_held, n_target
-        )
-        assert oracle > source
-        shares.append((estimate - source) / (oracle - source))
+    gained, possible = 0.0, 0.0
+    for seed in range(3):
+        found, gain, oracle = estimated(replace(world, seed=seed), shift, n_held, n_target)
         assert found.is_stable
         assert found.check is not None
-        warned += not found.check.agrees
-    assert np.median(shares) > median, shares
-    assert min(shares) > least, shares
-    assert warned <= 1
+        assert found.check.agrees
+        assert gain > 0
+        gained, possible = gained + gain, possible + oracle
+    assert least * possible < gained < 1.02 * possible
+
+
+@pytest.mark.parametrize("world", [EXACT, DISTORTED])
+def test_where_nothing_has_shifted_little_is_lost_and_the_estimate_is_called_unstable(
+    world: ShiftWorld,
+) -> None:
+    gains, stable = [], 0
+    for seed in range(4):
+        found, gain, _ = estimated(replace(world, seed=seed), "none", 1000, 500)
+        gains.append(gain)
+        stable += found.is_stable
+    assert min(gains) > -0.01, gains
+    assert np.mean(gains) > -0.003, gains
+    assert stable <= 1
+
+
+def test_the_strongest_smoothing_within_one_standard_error_of_the_best_is_taken() -> None:
+    best = np.array([0.0, 1.0, 2.0, 3.0])
+    ahead = np.array([0.1, 0.3, 0.1, 0.3])  # 0.2 in the mean, with a standard error of 0.05
+    chance = np.array([-0.9, 1.1, -0.9, 1.1])  # 0.1 in the mean, with a standard error of 0.5
+    assert strongest_within_error(np.stack([best - ahead, best], axis=1)) == 1
+    assert strongest_within_error(np.stack([best - chance, best], axis=1)) == 0
+    assert strongest_within_error(np.stack([best - ahead, best, best - chance], axis=1)) == 1
+    assert strongest_within_error(np.stack([best - ahead, best - chance, best], axis=1)) == 1
+    assert strongest_within_error(np.stack([best, best], axis=1)) == 0
 
 
 def test_with_few_photos_a_species_smoothing_saves_what_plain_em_loses() -> None:
@@ -264,9 +294,9 @@ def test_with_few_photos_a_species_smoothing_saves_what_plain_em_loses() -> None
 def test_photos_that_look_other_than_the_held_out_ones_make_em_and_bbse_disagree() -> None:
     """Blurred photos: no shares of species make up what is predicted of them."""
     for seed in range(3):
-        world = ShiftWorld(50, 6, 2000, overconfidence=1.6, bias_spread=0.5, seed=seed)
-        held_out = world.held_out(3000)
-        features = world.means[world.draw(world.source, 2000)]
+        world = ShiftWorld(20, 6, 2000, imbalance=5, seed=seed)
+        held_out = world.held_out(2000)
+        features = world.means[world.draw(world.source, 1000)]
         features = (features + np.random.default_rng(seed).normal(size=features.shape)) / 2
         found = estimate_label_shift(world.logits(features), world.source, held_out=held_out)
         assert found.check is not None
@@ -294,7 +324,7 @@ def test_the_spread_joins_resampled_photos_and_halved_held_out_ones_and_falls_wi
         smoothing = world.source, 5 * found.pseudo_counts
         again = resampled_priors(ratios, found.prior, *smoothing)
         by_photos = sum(total_variation(column, found.prior) for column in again.T) / N_RESAMPLES
-        halves = priors_by_halves(logits, held_out, found.prior, *smoothing)
+        halves = shifts_by_halves(logits, held_out, found.prior, *smoothing)
         by_held_out = total_variation(*halves) / 2
         assert found.spread == pytest.approx(math.hypot(by_photos, by_held_out))
         spreads.append(found.spread)
