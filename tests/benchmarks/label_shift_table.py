@@ -23,7 +23,7 @@ from shift_worlds import ShiftWorld, accuracy
 
 from inat.label_shift import em, estimate_label_shift, likelihood_ratios
 
-N_SEEDS = 3
+N_SEEDS = 6
 SHIFTS = ("none", "uniform", "reversed", "dirichlet")
 WORLDS = (  # held-out photos, target photos
     ("exact posteriors", ShiftWorld(5, 3, 2000), 1000, 1000),
