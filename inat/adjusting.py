@@ -13,7 +13,13 @@ from inat.errors import InputError
 from inat.files import atomic_file
 from inat.label_shift import estimate_label_shift
 from inat.label_shift_notes import figures, notes
-from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
+from inat.prediction_file import (
+    PredictionFile,
+    read_prediction,
+    refuse_place,
+    store,
+    write_prediction,
+)
 from inat.priors import (
     Prior,
     count_prior,
@@ -72,7 +78,7 @@ def adjust(
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
         calibrate_on: for target estimated, a prediction file of the same model for labelled
-            photos that were not trained on (holdout, out of fold, val): their labels calibrate
+            photos that were not trained on (holdout, val): their labels calibrate
             the logits, tell the prior that these carry, and check the estimate.
         overwrite: replace what stands at `out`.
 
@@ -90,10 +96,9 @@ def adjust(
         raise InputError("adjust takes one of --tau T and --target uniform|estimated|FILE")
     if calibrate_on is not None and str(target) != "estimated":
         raise InputError("--calibrate-on goes with --target estimated alone")
-    _refuse_out(prediction, out, overwrite=overwrite)
     held_out = None if calibrate_on is None else read_calibration_photos(prediction, calibrate_on)
-    if held_out is not None and out.resolve() == held_out.path.resolve():
-        raise InputError(f"{out}: adjust does not write over --calibrate-on; give another --out")
+    inputs = [prediction] if held_out is None else [prediction, held_out]
+    refuse_place(out, inputs, "adjust", overwrite=overwrite)
     if str(target) == "estimated":
         move = _estimated_move(prediction, held_out, from_prior)
     else:
@@ -102,15 +107,6 @@ def adjust(
     if str(target) == "estimated":
         move.notes.append(f"the estimated prior is in {_write_prior(prediction, out, move.prior)}")
     return read_prediction(out), move.notes
-
-
-def _refuse_out(prediction: PredictionFile, out: Path, *, overwrite: bool) -> None:
-    if out.resolve() == prediction.path.resolve():
-        raise InputError(f"{out}: adjust does not write over its input; give another --out")
-    if prediction.path.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out}: holds the prediction that is adjusted; give another --out")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; give another --out, or --overwrite")
 
 
 def _write(
@@ -135,10 +131,11 @@ def _write(
         species=prediction.species,
         photos=photos,
         meta=meta,
+        dtype=prediction.logits.dtype,
     ) as rows:
         for chunk in prediction.chunks():
             moved = prediction.logits[chunk].astype(np.float32) / np.float32(move.temperature)
-            rows[chunk] = store(moved + move.shift)
+            rows[chunk] = store(moved + move.shift, rows.dtype)
 
 
 def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:
@@ -155,7 +152,7 @@ def _named_move(
     from_prior: Path | str | None,
 ) -> Move:
     """To a prior that is known, or away from the one that the logits carry."""
-    prior = _carried_prior(prediction, from_prior)
+    prior = carried_prior(prediction, from_prior)
     if target is not None:
         wanted = _named_prior(prediction, target)
         move = Move(target_shift(prior, wanted), wanted, {"target": str(target)})
@@ -173,9 +170,16 @@ def _named_move(
     return move
 
 
-def _carried_prior(
-    prediction: PredictionFile, from_prior: Path | str | None, or_else: str = ""
-) -> Prior:
+def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
+    """The prior that a prediction's logits carry, or the one to assume where it does not know.
+
+    Args:
+        prediction: the prediction file.
+        from_prior: uniform, counts, or a CSV; None: what the file says.
+
+    Raises:
+        InputError: neither says it, they disagree, or a species' prior is 0.
+    """
     known = prediction.logits_prior
     if from_prior is not None:
         assumed = (
@@ -197,7 +201,7 @@ def _carried_prior(
     if known is None:
         raise InputError(
             f"{prediction.path}: which prior its logits carry is not known; "
-            f"say what to assume: --from-prior uniform|counts|FILE{or_else}"
+            "say what to assume: --from-prior uniform|counts|FILE"
         )
     if not (known > 0).all():
         raise InputError(
@@ -229,7 +233,7 @@ def _estimated_move(
         )
     source = None
     if held_out is None:
-        source = _carried_prior(prediction, from_prior, " (or measure it: --calibrate-on FILE)")
+        source = carried_prior(prediction, from_prior)
     found = estimate_label_shift(
         prediction.logits,
         # A species without training photos is taken to have had half of one.

@@ -113,6 +113,14 @@ def test_everything_but_logits_and_meta_is_carried_over_and_the_input_is_left_al
     assert same == {"ids.npy", "labels.npy", "species.parquet", "photos.parquet"}
 
 
+def test_float32_logits_stay_float32(tmp_path: Path) -> None:
+    prediction = make_prediction(tmp_path / "p", LOGITS, train_counts=COUNTS, dtype=np.float32)
+    found, _ = adjust(prediction, tmp_path / "out", tau=1.0)
+    assert found.logits.dtype == np.float32
+    moved = LOGITS - LOGITS.max(axis=1, keepdims=True) - np.log(PRIOR)
+    assert found.logits == pytest.approx(moved - moved.max(axis=1, keepdims=True), abs=1e-5)
+
+
 # --- what changes nothing --------------------------------------------------------------------
 
 
@@ -549,7 +557,7 @@ def test_one_photo_and_calibration_photos_as_out_are_refused(
     with pytest.raises(InputError) as caught:
         adjust(shifted, held_out.path, target="estimated", calibrate_on=held_out, overwrite=True)
     assert str(caught.value) == (
-        f"{held_out.path}: adjust does not write over --calibrate-on; give another --out"
+        f"{held_out.path}: adjust does not write over its input; give another --out"
     )
 
 
@@ -563,7 +571,7 @@ def test_an_unknown_prior_is_measured_on_the_calibration_photos(tmp_path: Path) 
         adjust(unknown, tmp_path / "out", target="estimated")
     assert str(caught.value) == (
         f"{tmp_path / 'p'}: which prior its logits carry is not known; say what to assume: "
-        "--from-prior uniform|counts|FILE (or measure it: --calibrate-on FILE)"
+        "--from-prior uniform|counts|FILE"
     )
     held_out = make_held_out(tmp_path / "holdout", logits_prior=None)
     made, _ = adjust(unknown, tmp_path / "out", target="estimated", calibrate_on=held_out)
