@@ -1,10 +1,11 @@
 """Prints how much of the oracle's gain an estimated prior recovers, on worlds of known shift.
 
 The oracle knows the target's prior; its gain is its accuracy less that under the source prior, of
-the same calibrated logits, on 10,000 other photos of the target. Given are medians over 5 seeds, and
-of the share that EM recovers the least and the most as well. EM is `estimate_label_shift`, plain EM the same without its smoothing.
-Counted are the seeds in which the estimate was called unstable and those in which EM and BBSE were
-said to disagree. Where nothing has shifted there is no gain to recover.
+the same calibrated logits, on 10,000 other photos of the target. Given are medians over 5 seeds,
+and of the share that EM recovers the least and the most as well. EM is `estimate_label_shift`,
+plain EM the same without its smoothing. Counted are the seeds in which the estimate was called
+unstable and those in which EM and BBSE were said to disagree. Where nothing has shifted there is
+no gain to recover.
 
 python tests/benchmarks/label_shift_table.py
 """
