@@ -13,16 +13,20 @@ if TYPE_CHECKING:
     from inat.demo import run_demo
     from inat.errors import FaultsFound, InatError, InputError, WorldError
     from inat.evaluation.evaluate import Evaluation, evaluate
+    from inat.fold_runs import FoldRuns, open_folds
+    from inat.prediction.folds import predict_folds, predict_out_of_fold
     from inat.prediction.predict import predict, predict_photos
     from inat.prediction_file import PredictionFile, read_prediction
     from inat.run_folder import Run, open_run
     from inat.stage_two.train import train_stage_two
+    from inat.training.folds import train_folds
     from inat.training.loop import dry_run, train
 
 __all__ = [
     "Config",
     "Evaluation",
     "FaultsFound",
+    "FoldRuns",
     "InatError",
     "InputError",
     "PredictionFile",
@@ -34,14 +38,18 @@ __all__ = [
     "dry_run",
     "evaluate",
     "load_split",
+    "open_folds",
     "open_run",
     "predict",
+    "predict_folds",
+    "predict_out_of_fold",
     "predict_photos",
     "read_config",
     "read_prediction",
     "run_demo",
     "to_device",
     "train",
+    "train_folds",
     "train_stage_two",
 ]
 
@@ -51,6 +59,7 @@ _find = lazy_names(
         "Config": "inat.config",
         "Evaluation": "inat.evaluation.evaluate",
         "FaultsFound": "inat.errors",
+        "FoldRuns": "inat.fold_runs",
         "InatError": "inat.errors",
         "InputError": "inat.errors",
         "PredictionFile": "inat.prediction_file",
@@ -62,14 +71,18 @@ _find = lazy_names(
         "dry_run": "inat.training.loop",
         "evaluate": "inat.evaluation.evaluate",
         "load_split": "inat.data.annotations",
+        "open_folds": "inat.fold_runs",
         "open_run": "inat.run_folder",
         "predict": "inat.prediction.predict",
+        "predict_folds": "inat.prediction.folds",
+        "predict_out_of_fold": "inat.prediction.folds",
         "predict_photos": "inat.prediction.predict",
         "read_config": "inat.config",
         "read_prediction": "inat.prediction_file",
         "run_demo": "inat.demo",
         "to_device": "inat.data.loader",
         "train": "inat.training.loop",
+        "train_folds": "inat.training.folds",
         "train_stage_two": "inat.stage_two.train",
     },
 )

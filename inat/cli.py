@@ -284,6 +284,7 @@ def train(
     config: Path,
     *,
     run: Path | None = None,
+    folds: int | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -292,7 +293,7 @@ def train(
     """Train what a config says, and leave a run folder.
 
     Every field of the config is a flag below; a flag overrules the file. From Python:
-    inat.train.
+    inat.train, inat.train_folds, inat.dry_run.
 
     Parameters
     ----------
@@ -300,23 +301,31 @@ def train(
         A YAML file (configs/...).
     run
         The run folder; unset: runs/ and the config file's name.
+    folds
+        Train so many runs, RUN/fold_1 and on, each with data.holdout another fold, and predict
+        every photo by the run that had held it out into RUN/predictions/oof. Unset: one run.
     resume
         Go on from the last whole epoch.
     overwrite
         Throw away the run that is there.
     dry_run
-        Print the plan, run one batch, print the peak memory, and stop.
+        Print the plan, run one batch, print the peak memory, and stop; of folds the first.
     """
     from inat import training
+    from inat.training.folds import fold_holdout
 
     if dry_run:
-        for line in training.dry_run(settings):
+        first = None if folds is None else fold_holdout(settings, 1, folds)
+        for line in training.dry_run(settings, overrides=first):
             print(line)
         return
-    trained = training.train(
-        settings, run or Path("runs") / config.stem, resume=resume, overwrite=overwrite
-    )
-    print(f"{trained.path}: trained; next: inat predict {trained.path} --split test")
+    run = run or Path("runs") / config.stem
+    if folds is not None:
+        training.train_folds(settings, folds, run, resume=resume, overwrite=overwrite)
+        print(f"{run}: {folds} folds trained; next: inat evaluate {run}/predictions/oof")
+        return
+    training.train(settings, run, resume=resume, overwrite=overwrite)
+    print(f"{run}: trained; next: inat predict {run} --split test")
 
 
 @app.command
@@ -427,14 +436,15 @@ def predict(
 ) -> None:
     """Predict a split into RUN/predictions/NAME, or print the likeliest species of photos.
 
-    From Python: inat.predict, inat.predict_photos.
+    From Python: inat.predict, inat.predict_photos; inat.predict_folds, inat.predict_out_of_fold.
 
     Parameters
     ----------
     run
-        A folder that inat train made.
+        A folder that inat train made; of one with --folds, each fold's run predicts.
     split
-        test, val, train, holdout or fold:i/K.
+        test, val, train, holdout or fold:i/K; of folds oof too, all photos of train in one
+        prediction, each by the run that had held it out.
     photos
         A folder of photos: print the three likeliest species of each instead.
     checkpoint
@@ -452,6 +462,8 @@ def predict(
     overwrite
         Replace a prediction of that name that was made with other settings.
     """
+    from inat.fold_runs import holds_folds
+    from inat.prediction.folds import OUT_OF_FOLD, predict_folds, predict_out_of_fold
     from inat.prediction.predict import predict as predict_split
     from inat.prediction.predict import predict_photos
 
@@ -463,20 +475,25 @@ def predict(
         for event in unreadable:
             print(f"not read: {event}", file=sys.stderr)
         return
-    made = predict_split(
-        run,
-        split,
-        checkpoint=checkpoint,
-        weights=weights,
-        name=name,
-        root=root,
-        batch_size=batch_size,
-        workers=workers,
-        overwrite=overwrite,
-    )
-    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
-    for event in made.meta["bad_photos"]:
-        print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
+    options: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "weights": weights,
+        "name": name,
+        "root": root,
+        "batch_size": batch_size,
+        "workers": workers,
+        "overwrite": overwrite,
+    }
+    if not holds_folds(run):
+        predictions = [predict_split(run, split, **options)]
+    elif split == OUT_OF_FOLD:
+        predictions = [predict_out_of_fold(run, **options)]
+    else:
+        predictions = predict_folds(run, split, **options)
+    for made in predictions:
+        print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+        for event in made.meta["bad_photos"]:
+            print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
 
 
 @app.command

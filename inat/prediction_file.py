@@ -72,6 +72,13 @@ class PredictionFile:
         prior = self.meta["logits_prior"]
         return None if prior is None else np.array(prior, np.float64)
 
+    @property
+    def absent_species(self) -> pd.DataFrame:
+        """The rows of `species` of which no photo here is known to be."""
+        here = np.bincount(self.labels[self.labels >= 0], minlength=self.n_classes)
+        absent: pd.DataFrame = self.species[here == 0]
+        return absent
+
     def chunks(self) -> Iterator[slice]:
         """Slices of the images that need about 64 MB each as float32."""
         rows = max(1, CHUNK_BYTES // (4 * self.n_classes))
