@@ -1,7 +1,7 @@
 """Moves the prior of a prediction file's logits, without a model."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -18,15 +18,17 @@ from inat.priors import (
     temper,
     uniform_prior,
 )
+from inat.tau_search import TauChoice, choose_tau, refuse_other_model
 
 
 def adjust(
     prediction: Path | str | PredictionFile,
     out: Path | str,
     *,
-    tau: float | None = None,
+    tau: float | Literal["search"] | None = None,
     target: Path | str | None = None,
     from_prior: Path | str | None = None,
+    fit: Path | str | PredictionFile | None = None,
     overwrite: bool = False,
 ) -> tuple[PredictionFile, list[str]]:
     """Writes a prediction file whose logits carry another class prior.
@@ -35,10 +37,13 @@ def adjust(
         prediction: the prediction file to start from; it is left as it is.
         out: the new prediction file.
         tau: subtract tau log(prior that the logits carry); 1 makes it uniform (Menon et al.
-            2021, eq. 9).
+            2021, eq. 9). search: the one of 0, 0.1 ... 2 with the best mean class accuracy on
+            photos that were held out, which count as chosen on from then on.
         target: uniform, or a CSV `category_id,prior`: the prior to move to.
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
+        fit: for tau search, the same model's prediction of holdout or oof; None: `prediction` is
+            one itself.
         overwrite: replace what stands at `out`.
 
     Returns:
@@ -46,22 +51,31 @@ def adjust(
 
     Raises:
         InputError: both or none of tau and target; an unknown prior without `from_prior`; `out`
-            exists.
+            exists; photos to choose tau on that were not held out, or are of another model.
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
+    if fit is not None and not isinstance(fit, PredictionFile):
+        fit = read_prediction(fit)
     out = Path(out)
     if (tau is None) == (target is None):
-        raise InputError("adjust takes one of --tau T and --target uniform|FILE")
-    if out.resolve() == prediction.path.resolve():
-        raise InputError(f"{out}: adjust does not write over its input; give another --out")
-    if prediction.path.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out}: holds the prediction that is adjusted; give another --out")
+        raise InputError("adjust takes one of --tau T|search and --target uniform|FILE")
+    if fit is not None and tau != "search":
+        raise InputError("--fit goes with --tau search alone")
+    for source in (prediction, fit or prediction):
+        if out.resolve() == source.path.resolve():
+            raise InputError(f"{out}: adjust does not write over its input; give another --out")
+        if source.path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out}: holds a prediction that is read; give another --out")
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists already; give another --out, or --overwrite")
     prior = _carried_prior(prediction, from_prior)
+    choice = None
+    if tau == "search":
+        choice = _searched(prediction, prior, fit, from_prior)
+        tau = choice.tau
     shift, left, what = _shift(prediction, prior, tau, target)
-    notes = []
+    notes = [] if choice is None else choice.notes()
     if np.ptp(shift) < 1e-6:
         notes.append(
             "this changes nothing: the logits carry a uniform prior already"
@@ -70,18 +84,36 @@ def adjust(
         )
     meta: dict[str, Any] = dict(prediction.meta)
     meta["logits_prior"] = left.tolist()
+    photos = prediction.photos
+    if choice is not None:
+        what |= {"fit": str(choice.photos.path), "never_held_out": choice.never_held_out}
+        meta["chosen"] = choice.added_to(meta["chosen"])
+        photos = choice.mark(photos)
     meta["adjusted"] = [*meta.get("adjusted", []), {"of": str(prediction.path), **what}]
     with write_prediction(
         out,
         ids=prediction.ids,
         labels=prediction.labels,
         species=prediction.species,
-        photos=prediction.photos,
+        photos=photos,
         meta=meta,
     ) as rows:
         for chunk in prediction.chunks():
             rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + shift)
     return read_prediction(out), notes
+
+
+def _searched(
+    prediction: PredictionFile,
+    prior: Prior,
+    fit: PredictionFile | None,
+    from_prior: Path | str | None,
+) -> TauChoice:
+    if fit is None:
+        return choose_tau(prediction, prior)
+    fit_prior = _carried_prior(fit, from_prior)
+    refuse_other_model(prediction, prior, fit, fit_prior)
+    return choose_tau(fit, fit_prior)
 
 
 def _carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:

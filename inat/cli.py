@@ -501,9 +501,10 @@ def adjust(
     prediction: Path,
     *,
     out: Path,
-    tau: float | None = None,
+    tau: float | Literal["search"] | None = None,
     target: str | None = None,
     from_prior: str | None = None,
+    fit: Path | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Move a prediction's logits to another class prior (post-hoc logit adjustment).
@@ -517,18 +518,28 @@ def adjust(
     out
         The new prediction file.
     tau
-        Subtract tau log(prior); 1 takes the whole prior off.
+        Subtract tau log(prior); 1 takes the whole prior off. search: the one of 0, 0.1 ... 2 with
+        the best mean class accuracy on photos that were held out.
     target
         uniform, or a CSV category_id,prior: the prior to move to.
     from_prior
         uniform, counts, or a CSV: what the logits carry, where the file does not know.
+    fit
+        With --tau search: the same model's prediction of holdout or oof; unset: the prediction
+        itself is one.
     overwrite
         Replace what stands at --out.
     """
     from inat.adjusting import adjust as move_prior
 
     made, notes = move_prior(
-        prediction, out, tau=tau, target=target, from_prior=from_prior, overwrite=overwrite
+        prediction,
+        out,
+        tau=tau,
+        target=target,
+        from_prior=from_prior,
+        fit=fit,
+        overwrite=overwrite,
     )
     for note in notes:
         print(note)

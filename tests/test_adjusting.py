@@ -226,7 +226,7 @@ def test_both_or_none_of_tau_and_target_is_refused(
 ) -> None:
     with pytest.raises(InputError) as caught:
         adjust(prediction, tmp_path / "out", **options)
-    assert str(caught.value) == "adjust takes one of --tau T and --target uniform|FILE"
+    assert str(caught.value) == "adjust takes one of --tau T|search and --target uniform|FILE"
 
 
 @pytest.mark.parametrize("tau", [-0.1, 10.5, math.nan])
