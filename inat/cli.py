@@ -312,11 +312,12 @@ def train(
         Print the plan, run one batch, print the peak memory, and stop; of folds the first.
     """
     from inat import training
-    from inat.training.folds import fold_holdout
+    from inat.training.folds import fold_config
 
     if dry_run:
-        first = None if folds is None else fold_holdout(settings, 1, folds)
-        for line in training.dry_run(settings, overrides=first):
+        for line in training.dry_run(
+            settings if folds is None else fold_config(settings, 1, folds)
+        ):
             print(line)
         return
     run = run or Path("runs") / config.stem

@@ -12,9 +12,9 @@ from worlds import category_id, make_world
 
 import inat
 from inat.cli import main
-from inat.config import Config
 from inat.data.annotations import cut_holdout, load_split
 from inat.errors import InputError
+from inat.files import write_json
 from inat.fold_runs import FoldRuns
 from inat.prediction_file import PredictionFile
 from inat.priors import count_prior
@@ -22,7 +22,7 @@ from inat.priors import count_prior
 COUNTS = (12, 6, 4, 2, 1)
 FOLDS = 3
 SETTINGS: dict[str, Any] = {
-    "epochs": 2,
+    "epochs": 1,
     "batch_size": 4,
     "data.workers": 0,
     "transforms.image_size": 32,
@@ -134,28 +134,26 @@ def test_meta_names_the_folds_and_nothing_of_one_fold_alone(
         part = inat.read_prediction(run.prediction("holdout"))
         assert fold == {
             "run": str(run.path),
-            "checkpoint_epoch": 2,
+            "checkpoint_epoch": 1,
             "checkpoint_sha256": part.meta["checkpoint_sha256"],
             "config_digest": run.config.digest,
         }
 
 
-@pytest.mark.parametrize(("loss", "prior"), [("logit_adjusted", np.full(5, 0.2)), ("focal", None)])
+@pytest.mark.parametrize("prior", [[0.2] * 5, None], ids=["uniform", "unknown"])
 def test_logits_that_carry_one_prior_or_an_unknown_one_stay_as_they_are(
-    place: Path, tmp_path: Path, loss: str, prior: np.ndarray | None
+    own: FoldRuns, prior: list[float] | None
 ) -> None:
-    made = trained(place, tmp_path / "run", folds=2, epochs=1, **{"loss.name": loss})
-    oof = inat.read_prediction(made.prediction("oof"))
+    for run in own.runs:
+        write_json(run.path / "model.json", {**run.model, "logits_prior": prior})
+    oof = inat.predict_out_of_fold(own.path, name="again")
     if prior is None:
         assert oof.logits_prior is None
     else:
         assert oof.logits_prior == pytest.approx(prior)
-    parts = [inat.read_prediction(run.prediction("holdout")) for run in made.runs]
+    parts = [inat.read_prediction(run.prediction("again")) for run in own.runs]
     expected = dict(row for part in parts for row in rows_by_id(part))
-    if prior is None:
-        assert dict(rows_by_id(oof)) == expected
-    for image_id, logits in rows_by_id(oof):
-        assert logits == pytest.approx(expected[image_id], abs=1e-3)
+    assert dict(rows_by_id(oof)) == expected
 
 
 def test_a_species_without_photos_keeps_its_logits_and_its_prior_of_0(
@@ -172,12 +170,28 @@ def test_a_species_without_photos_keeps_its_logits_and_its_prior_of_0(
     assert _common_prior([priors[0], None]) is None
 
 
-def test_adjust_and_evaluate_take_it_like_any_other(oof: PredictionFile, tmp_path: Path) -> None:
-    evaluation = inat.evaluate(oof)
-    assert evaluation.n_images == 24
-    moved, _ = inat.adjust(oof, tmp_path / "adjusted", tau=1.0)
-    assert moved.logits_prior == pytest.approx(np.full(5, 0.2))
-    assert inat.evaluate(moved).n_images == 24
+def test_what_is_chosen_out_of_fold_is_written_down_and_refused_there_alone(
+    own: FoldRuns, oof: PredictionFile, tmp_path: Path
+) -> None:
+    assert inat.evaluate(oof).n_images == 24
+    chosen = {"tau": f"mean class accuracy on the 24 photos of {oof.path}"}
+    here, _ = inat.adjust(oof, tmp_path / "oof", tau="search")
+    with pytest.raises(InputError, match="on 24 of its photos something was chosen"):
+        inat.evaluate(here)
+    assert inat.evaluate(here, chosen_here=True).chosen == chosen
+    run = own.runs[0].path
+    val, _ = inat.adjust(inat.predict(run, "val"), tmp_path / "val", tau="search", fit=oof)
+    assert inat.evaluate(val).to_dict()["chosen"] == chosen
+    # What one run had held out is among the photos that tau was chosen on.
+    part, _ = inat.adjust(run / "predictions/holdout", tmp_path / "part", tau="search", fit=oof)
+    with pytest.raises(InputError, match=f"on {len(part)} of its photos something was chosen"):
+        inat.evaluate(part)
+    best = inat.predict(run, "val", checkpoint="best", name="best")
+    both, _ = inat.adjust(best, tmp_path / "best", tau="search", fit=oof)
+    assert inat.evaluate(both).chosen == {
+        "epoch": "mean class accuracy on the held-out part of train",
+        **chosen,
+    }
 
 
 def test_the_best_epochs_are_chosen_on_these_photos_and_evaluate_refuses_them(
@@ -219,9 +233,11 @@ def test_finished_folds_are_not_trained_again_and_nothing_is_written(
     place: Path, folds: FoldRuns
 ) -> None:
     before = files_of(folds.path)
-    for how in ({}, {"resume": True}):
-        trained(place, folds.path, **how)
-        assert files_of(folds.path) == before
+    overrides = {**SETTINGS, "data.root": place / "DATA", "data.holdout": "none"}
+    in_memory = inat.read_config(place / "empty.yaml", overrides)
+    again = inat.train_folds(in_memory, FOLDS, folds.path, resume=True)
+    assert files_of(folds.path) == before
+    assert [run.path for run in again.runs] == [run.path for run in folds.runs]
 
 
 def test_fold_runs_that_were_moved_are_finished_too(place: Path, own: FoldRuns) -> None:
@@ -235,22 +251,21 @@ def test_a_killed_fold_resumes_and_all_ends_as_if_never_killed(
 ) -> None:
     from inat.training import loop
 
-    save, step = loop.save_checkpoint, loop._step
+    say = loop.say
 
     def unplugged(*_: object) -> None:
         raise KeyboardInterrupt
 
-    def save_and_die_in_fold_2(folder: Path, state: Any, *rest: Any) -> None:
-        save(folder, state, *rest)
-        if "fold_2" in folder.parts and folder.name == "last":
+    def unplug_in_fold_2(line: str) -> None:
+        say(line)
+        if line.startswith("device") and (tmp_path / "cut" / "fold_1").exists():
             monkeypatch.setattr(loop, "_step", unplugged)
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_and_die_in_fold_2)
+    monkeypatch.setattr(loop, "say", unplug_in_fold_2)
     path = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         trained(place, path)
     monkeypatch.undo()
-    assert loop._step is step
     assert sorted(child.name for child in path.iterdir()) == ["fold_1", "fold_2"]
     with pytest.raises(InputError) as refused:
         trained(place, path)
@@ -285,7 +300,7 @@ def test_overwrite_makes_fewer_folds_and_a_mistake_costs_none(place: Path, own: 
     with pytest.raises(InputError):
         trained(place, own.path, overwrite=True, **{"model.backbone": "resnet5"})
     assert files_of(own.path) == before
-    made = trained(place, own.path, folds=2, epochs=1, overwrite=True)
+    made = trained(place, own.path, folds=2, overwrite=True)
     assert len(made.runs) == 2
     assert sorted(child.name for child in own.path.iterdir()) == [
         "fold_1", "fold_2", "predictions"
@@ -326,15 +341,6 @@ def test_folds_that_cannot_be_cut_are_refused_before_the_first_is_trained(
     ]
     assert refusals[2].endswith("/60 holds out no photo of 25; make fewer folds")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_config_in_memory_is_trained_like_a_file(place: Path, folds: FoldRuns) -> None:
-    config = inat.read_config(
-        place / "empty.yaml", {**SETTINGS, "data.root": place / "DATA", "data.holdout": "none"}
-    )
-    assert isinstance(config, Config)
-    again = inat.train_folds(config, FOLDS, folds.path)
-    assert [run.config for run in again.runs] == [run.config for run in folds.runs]
 
 
 def test_runs_of_other_settings_are_no_folds_of_one_training(

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from inat.config import Config
 from inat.errors import InputError
-from inat.fold_runs import FoldRuns, fold_path, holds_folds, open_folds
+from inat.fold_runs import FoldRuns, fold_path, holds_folds
 from inat.prediction.folds import predict_out_of_fold
 from inat.progress import say
 from inat.training.loop import dry_run, resolved, train
@@ -44,25 +45,26 @@ def train_folds(
     if resume and overwrite:
         raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
     _refuse_place(path)
-    holdouts = [fold_holdout(config, fold, folds) for fold in range(1, folds + 1)]
+    configs = [fold_config(config, fold, folds) for fold in range(1, folds + 1)]
     # Before the first is trained: a fold that cannot be would be found out days later.
-    for holdout in holdouts:
-        make_plan(resolved(config, path, holdout)[0])
+    for each in configs:
+        make_plan(each)
     if overwrite and holds_folds(path):
-        dry_run(config, overrides=holdouts[0])  # what is wrong must not cost the old runs
+        dry_run(configs[0])  # what is wrong must not cost the old runs
         shutil.rmtree(path)
-    for fold, holdout in enumerate(holdouts, start=1):
+    runs = []
+    for fold, each in enumerate(configs, start=1):
         say(f"fold       {fold} of {folds}")
-        train(config, fold_path(path, fold), overrides=holdout, resume=resume)
+        runs.append(train(each, fold_path(path, fold), resume=resume))
     predict_out_of_fold(path)
-    return open_folds(path)
+    return FoldRuns(path, tuple(runs))
 
 
-def fold_holdout(config: Config, fold: int, folds: int) -> dict[str, str]:
-    """What to lay over a config to have it hold out a fold.
+def fold_config(config: Config, fold: int, folds: int) -> Config:
+    """The config of the run that holds out a fold, counted from 1.
 
     Raises:
-        InputError: there is no such fold, or the config leaves nothing to be held out.
+        InputError: fewer than two folds, or the config leaves nothing to be held out.
     """
     if folds < 2:
         raise InputError(f"--folds {folds}: each fold is trained on the others; give 2 or more")
@@ -71,7 +73,7 @@ def fold_holdout(config: Config, fold: int, folds: int) -> dict[str, str]:
             f"--folds {folds}: data.train_on {config.data.train_on} is for the final fit and folds "
             "are cut out of train; set data.train_on train"
         )
-    return {"data.holdout": f"fold:{fold}/{folds}"}
+    return replace(config, data=replace(config.data, holdout=f"fold:{fold}/{folds}"))
 
 
 def _refuse_place(path: Path) -> None:
