@@ -7,7 +7,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from inat.errors import InputError
-from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
+from inat.prediction_file import (
+    PredictionFile,
+    read_prediction,
+    refuse_place,
+    store,
+    write_prediction,
+)
 from inat.priors import (
     Prior,
     count_prior,
@@ -62,14 +68,9 @@ def adjust(
         raise InputError("adjust takes one of --tau T|search and --target uniform|FILE")
     if fit is not None and tau != "search":
         raise InputError("--fit goes with --tau search alone")
-    for source in (prediction, fit or prediction):
-        if out.resolve() == source.path.resolve():
-            raise InputError(f"{out}: adjust does not write over its input; give another --out")
-        if source.path.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"{out}: holds a prediction that is read; give another --out")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; give another --out, or --overwrite")
-    prior = _carried_prior(prediction, from_prior)
+    inputs = [prediction] if fit is None else [prediction, fit]
+    refuse_place(out, inputs, "adjust", overwrite=overwrite)
+    prior = carried_prior(prediction, from_prior)
     choice = None
     if tau == "search":
         choice = _searched(prediction, prior, fit, from_prior)
@@ -97,9 +98,10 @@ def adjust(
         species=prediction.species,
         photos=photos,
         meta=meta,
+        dtype=prediction.logits.dtype,
     ) as rows:
         for chunk in prediction.chunks():
-            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + shift)
+            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + shift, rows.dtype)
     return read_prediction(out), notes
 
 
@@ -111,12 +113,21 @@ def _searched(
 ) -> TauChoice:
     if fit is None:
         return choose_tau(prediction, prior)
-    fit_prior = _carried_prior(fit, from_prior)
+    fit_prior = carried_prior(fit, from_prior)
     refuse_other_model(prediction, prior, fit, fit_prior)
     return choose_tau(fit, fit_prior)
 
 
-def _carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
+def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
+    """The prior that a prediction's logits carry, or the one to assume where it does not know.
+
+    Args:
+        prediction: the prediction file.
+        from_prior: uniform, counts, or a CSV; None: what the file says.
+
+    Raises:
+        InputError: neither says it, they disagree, or a species' prior is 0.
+    """
     known = prediction.logits_prior
     if from_prior is not None:
         assumed = (

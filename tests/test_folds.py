@@ -194,6 +194,19 @@ def test_what_is_chosen_out_of_fold_is_written_down_and_refused_there_alone(
     }
 
 
+def test_weights_of_an_ensemble_are_chosen_out_of_fold_and_refused_there_alone(
+    own: FoldRuns, oof: PredictionFile, tmp_path: Path
+) -> None:
+    other = inat.predict_out_of_fold(own.path, weights="raw", name="other")
+    fit = [oof, other]
+    val = [inat.predict(run.path, "val") for run in own.runs[:2]]
+    free, _ = inat.ensemble(val, tmp_path / "val", weights="search", fit=fit)
+    assert {"weights", "temperatures"} <= set(inat.evaluate(free).chosen)
+    here, _ = inat.ensemble(fit, tmp_path / "oof", weights="search", fit=fit)
+    with pytest.raises(InputError, match="on 24 of its photos something was chosen .*weights by"):
+        inat.evaluate(here)
+
+
 def test_the_best_epochs_are_chosen_on_these_photos_and_evaluate_refuses_them(
     own: FoldRuns,
 ) -> None:

@@ -195,7 +195,7 @@ def test_fit_goes_with_search_and_is_not_written_over(
         f"{held_out.path}: adjust does not write over its input; give another --out"
     )
     assert refusal(unseen, tmp_path, fit=held_out, overwrite=True) == (
-        f"{tmp_path}: holds a prediction that is read; give another --out"
+        f"{tmp_path}: holds a prediction that adjust reads; give another --out"
     )
 
 

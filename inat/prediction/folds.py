@@ -103,12 +103,13 @@ def _join(path: Path, parts: list[PredictionFile], meta: dict[str, Any]) -> Pred
         species=parts[0].species,
         photos=photos.iloc[order].reset_index(drop=True),
         meta=meta,
+        dtype=parts[0].logits.dtype,
     ) as rows:
         begin = 0
         for part in parts:
             shift = _shift(part.logits_prior, meta["logits_prior"])
             for chunk in part.chunks():
-                moved = store(part.logits[chunk].astype(np.float32) + shift)
+                moved = store(part.logits[chunk].astype(np.float32) + shift, rows.dtype)
                 rows[place[begin:][chunk]] = moved
             begin += len(part)
     return read_prediction(path)
