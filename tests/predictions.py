@@ -23,6 +23,8 @@ def make_prediction(
     chosen: dict[str, str] | None = None,
     ids: Sequence[int] | None = None,
     category_ids: Sequence[int] | None = None,
+    competition: str = "inaturalist-2018",
+    **meta: Any,
 ) -> PredictionFile:
     """Writes a prediction file and opens it.
 
@@ -37,6 +39,8 @@ def make_prediction(
         chosen: what was chosen, and how.
         ids: image ids; None: 11, 18, 25, ...
         category_ids: ascending; None: 2, 10, 28, 56, ... as in `worlds`.
+        competition: Kaggle name.
+        meta: more fields of meta.json, or other values of those that it has.
     """
     values = np.asarray(logits, np.float32)
     n_images, n_classes = values.shape
@@ -71,13 +75,14 @@ def make_prediction(
         species=species,
         photos=photos,
         meta={
-            "competition": "inaturalist-2018",
+            "competition": competition,
             "split": split,
             "logits_prior": logits_prior,
             "run": "runs/a",
             "checkpoint": "last",
             "weights": "raw",
             "chosen": chosen or {},
+            **meta,
         },
     ) as rows:
         rows[:] = store(values)
