@@ -399,7 +399,7 @@ def test_a_bad_fold_is_refused(world: Path) -> None:
 
 def test_an_unknown_competition_lists_the_valid_ones(world: Path) -> None:
     assert refusal(world, competition="inaturalist-2081") == (
-        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2018? "
+        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2021? "
         f"valid: {', '.join(sorted(COMPETITIONS))}"
     )
 

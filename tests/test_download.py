@@ -269,7 +269,7 @@ def test_unknown_names_list_the_valid_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fault(lambda: download("inaturalist-2081", tmp_path), InputError) == (
-        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2018? "
+        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2021? "
         f"valid: {', '.join(sorted(COMPETITIONS))}"
     )
     assert fault(lambda: fetch(tmp_path, only="tests"), InputError) == (

@@ -2,7 +2,6 @@
 
 import hashlib
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from inat.errors import InputError
 from inat.files import read_json
 from inat.metrics import Interval, bootstrap_interval
 from inat.prediction_file import PredictionFile
+from inat.run_folder import versions
 from inat.submission.estimate import Estimate, estimate
 from inat.submission.manifest import update_manifest
 
@@ -84,7 +84,7 @@ def test_the_manifest_says_what_the_submission_was_made_of(
             f"beside {unlabelled.path}; predict val or holdout in the same way, or name one by "
             "--estimate-on",
         },
-        "inat_version": version("inat"),
+        "versions": versions(),
         "git_commit": None,
     }
 
@@ -107,10 +107,18 @@ def test_the_prior_is_named(tmp_path: Path, prior: list[float] | None, kind: str
     assert submission.read_manifest(path)["prediction"]["logits_prior"]["kind"] == kind
 
 
-def test_members_are_those_that_the_prediction_names(tmp_path: Path) -> None:
-    members = [{"prediction": "a", "weight": 0.25}, {"prediction": "b", "weight": 0.75}]
-    path = submission.write(made(tmp_path, "p", members=members), tmp_path / "s.csv")
-    assert submission.read_manifest(path)["members"] == members
+def test_members_are_those_that_the_prediction_names_with_the_hashes_of_what_is_there(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    members: list[dict[str, Any]] = [
+        {"prediction": str(unlabelled.path), "weight": 0.25, "temperature": 1.5, "run": "a"},
+        {"prediction": str(tmp_path / "gone"), "weight": 0.75, "temperature": 1.0, "run": "b"},
+    ]
+    ensemble = made(tmp_path, "p", members=members, how="mean_logprob")
+    manifest = submission.read_manifest(submission.write(ensemble, tmp_path / "s.csv"))
+    files = {path.name: sha256(path) for path in unlabelled.path.iterdir()}
+    assert manifest["members"] == [{**members[0], "files": files}, {**members[1], "files": None}]
+    assert manifest["prediction"]["how"] == "mean_logprob"
 
 
 def test_the_commit_is_the_working_directory_s_and_says_if_files_were_changed(
@@ -272,6 +280,20 @@ def test_adjusted_predictions_are_alike_whatever_file_each_was_made_of(tmp_path:
     test = made(tmp_path, "test-adjusted", adjusted=[{"of": "runs/test", "tau": 1.0}])
     val = made(tmp_path, "val-adjusted", labels=LABELS, adjusted=[{"of": "runs/val", "tau": 1.0}])
     assert estimated(test).prediction == str(val.path)
+
+
+def test_ensembles_are_alike_whose_members_were_made_and_weighed_alike(tmp_path: Path) -> None:
+    def members(split: str, weight: float) -> list[dict[str, Any]]:
+        return [
+            {"prediction": f"runs/{run}/{split}", "split": split, "weight": w, "run": run}
+            for run, w in (("a", weight), ("b", 1 - weight))
+        ]
+
+    test = made(tmp_path, "test", members=members("test", 0.5), fit={"photos": 3})
+    made(tmp_path, "val-1", labels=LABELS, members=members("val", 0.25))
+    assert isinstance(estimate(test, SPEC), str)
+    made(tmp_path, "val-2", labels=LABELS, members=members("val", 0.5))
+    assert estimated(test).prediction == str(tmp_path / "val-2")
 
 
 def test_the_prediction_to_estimate_on_can_be_named(

@@ -246,7 +246,7 @@ def test_the_interval_of_macro_f1_is_that_of_resampling_photos_within_species() 
         drawn = np.concatenate(
             [rng.choice(np.flatnonzero(labels == label), 30) for label in range(8)]
         )
-        again.append(f1_score(labels[drawn], guesses[drawn], average="macro"))
+        again.append(np.nanmean(class_f1(guesses[drawn], labels[drawn])))
     found = macro_f1(guesses, labels)
     assert found is not None
     assert found.half_width == pytest.approx(1.96 * np.std(again) * math.sqrt(30 / 29), rel=0.08)
@@ -256,4 +256,4 @@ def test_macro_f1_without_photos_or_with_one_a_species() -> None:
     none = np.empty(0, np.int64)
     assert macro_f1(none, none) is None
     found = macro_f1(np.array([0, 2]), np.array([0, 1]))
-    assert found == Interval(pytest.approx(1 / 3), None, None)
+    assert found == Interval(1 / 3, None, None)

@@ -15,8 +15,8 @@ from inat.prediction_file import PredictionFile, read_prediction
 
 # Of two predictions these differ though a model made both in the same way.
 NOT_OF_THE_RECIPE = {
-    "split", "chosen", "data_root", "band_edges", "versions", "bad_photos", "recovered_photos",
-    "slow_photos",
+    "split", "prediction", "chosen", "fit", "data_root", "band_edges", "versions", "bad_photos",
+    "recovered_photos", "slow_photos",
 }  # fmt: skip
 
 # The best photos to estimate on first.
@@ -122,7 +122,9 @@ def _is_alike(other: PredictionFile, prediction: PredictionFile) -> bool:
 
 
 def _recipe(meta: dict[str, Any]) -> dict[str, Any]:
+    """What the logits were made by, of an ensemble with that of its members."""
     recipe = {key: value for key, value in meta.items() if key not in NOT_OF_THE_RECIPE}
+    recipe["members"] = [_recipe(member) for member in meta.get("members", [])]
     # Each was adjusted from another file, by the same rule.
     recipe["adjusted"] = [
         {key: value for key, value in step.items() if key != "of"}

@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from inat.competitions import Competition
 from inat.files import sha256
 from inat.prediction_file import PredictionFile
 from inat.priors import is_uniform
+from inat.run_folder import versions
 from inat.submission.estimate import Estimate
 
 MADE_BY = ("run", "checkpoint", "checkpoint_sha256", "weights", "weights_source", "views",
-           "adjusted", "chosen", "config_digest", "versions")  # fmt: skip
+           "adjusted", "chosen", "config_digest", "versions", "how", "fit")  # fmt: skip
 
 
 def provenance(
@@ -41,9 +41,9 @@ def provenance(
         "sha256": sha256(submission),
         "rows": len(prediction),
         "prediction": made_of,
-        "members": prediction.meta.get("members", []),
+        "members": [_member(facts) for facts in prediction.meta.get("members", [])],
         "estimate": _told(expected),
-        "inat_version": version("inat"),
+        "versions": versions(),
         "git_commit": _git_commit(),
     }
 
@@ -52,6 +52,13 @@ def _told(expected: Estimate | str) -> dict[str, Any]:
     if isinstance(expected, str):
         return {"value": None, "line": f"no estimate of the score: {expected}"}
     return {**asdict(expected), "line": expected.line()}
+
+
+def _member(facts: dict[str, Any]) -> dict[str, Any]:
+    """A member as the ensemble knows it: prediction, weight, run ..., and its files if they are
+    there still."""
+    folder = Path(facts["prediction"])
+    return {**facts, "files": _hashes(folder) if folder.is_dir() else None}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
