@@ -14,10 +14,11 @@ from predictions import make_prediction
 from worlds import category_id
 
 from inat import submission
-from inat.competitions import COMPETITIONS
+from inat.competitions import COMPETITIONS, find_competition
 from inat.data.annotations import load_split
 from inat.errors import FaultsFound, InputError
 from inat.submission import Score
+from inat.submission import rows as rows_module
 
 HEADER = "id,predicted"
 GUESSES = " ".join(str(category_id(label)) for label in (2, 0, 1))
@@ -433,3 +434,44 @@ def test_the_competition_stands_in_the_manifest_and_can_be_overruled(
         path,
     )
     assert found.startswith("not 3 guesses separated by one space (line 2: '2'; ")
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+def outcome(path: Path, wanted: rows_module.Wanted, slug: str) -> list[list[int]] | str:
+    try:
+        return rows_module.read_rows(path, find_competition(slug), wanted).tolist()
+    except (FaultsFound, InputError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("slug", sorted(COMPETITIONS))
+@pytest.mark.parametrize("knows_categories", [True, False])
+def test_plain_rows_are_read_at_once_as_they_are_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slug: str, knows_categories: bool
+) -> None:
+    spec, rng = find_competition(slug), np.random.default_rng(0)
+    categories = np.array([1, 2, 10, 28, 300, 5000])
+    wanted = rows_module.Wanted(
+        "photo", "photos", np.array([7, 0, 12, 120]), categories if knows_categories else None
+    )
+    guesses = " ".join(map(str, categories[: spec.n_guesses]))
+    lines = [spec.header, *(f"{i},{guesses}" for i in wanted.ids)]
+    good = "\n".join(lines).encode() + b"\n"
+    cases = [good, good[:-1], good.replace(b"\n", b"\r\n"), good + b"\n", b"", lines[0].encode()]
+    for _ in range(300):
+        place, n_cut = rng.integers(len(good)), rng.integers(3)
+        mark = rng.choice([b"", b" ", b",", b"0", b"1", b"\n", b"\r", b'"', b"-", b"x", b"\xff"])
+        cases.append(good[:place] + mark + good[place + n_cut :])
+    cases.append(good.replace(b"\n7,", b'\n"7",'))
+    path, fast = tmp_path / "s.csv", []
+    for case in cases:
+        path.write_bytes(case)
+        fast.append(outcome(path, wanted, slug))
+    monkeypatch.setattr(rows_module, "_plain_rows", lambda *_: None)
+    for case, found in zip(cases, fast, strict=True):
+        path.write_bytes(case)
+        assert found == outcome(path, wanted, slug), case
+    assert isinstance(fast[0], list)
+    assert fast[0] == fast[1] == fast[2] == fast[-1]
