@@ -23,8 +23,8 @@ def make_prediction(
     chosen: dict[str, str] | None = None,
     ids: Sequence[int] | None = None,
     category_ids: Sequence[int] | None = None,
-    competition: str = "inaturalist-2018",
-    **meta: Any,
+    dtype: type = np.float16,
+    **facts: Any,
 ) -> PredictionFile:
     """Writes a prediction file and opens it.
 
@@ -38,9 +38,9 @@ def make_prediction(
         logits_prior: prior that the logits carry; None: not known; ...: that of train_counts.
         chosen: what was chosen, and how.
         ids: image ids; None: 11, 18, 25, ...
-        category_ids: ascending; None: 2, 10, 28, 56, ... as in `worlds`.
-        competition: Kaggle name.
-        meta: more fields of meta.json, or other values of those that it has.
+        category_ids: None: 2, 10, 28, 56, ... as in `worlds`.
+        dtype: of the stored logits.
+        **facts: more for meta.json, or other values of run, checkpoint and weights.
     """
     values = np.asarray(logits, np.float32)
     n_images, n_classes = values.shape
@@ -75,15 +75,16 @@ def make_prediction(
         species=species,
         photos=photos,
         meta={
-            "competition": competition,
+            "competition": "inaturalist-2018",
             "split": split,
             "logits_prior": logits_prior,
             "run": "runs/a",
             "checkpoint": "last",
             "weights": "raw",
             "chosen": chosen or {},
-            **meta,
+            **facts,
         },
+        dtype=dtype,
     ) as rows:
-        rows[:] = store(values)
+        rows[:] = store(values, dtype)
     return read_prediction(path)

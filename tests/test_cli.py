@@ -21,12 +21,16 @@ VERBS = {
     "data describe": "inat.data.describe",
     "train": "inat.train",
     "stage-two": "inat.train_stage_two",
+    "soup": "inat.soup",
     "predict": "inat.predict",
     "adjust": "inat.adjust",
+    "ensemble": "inat.ensemble",
     "evaluate": "inat.evaluate",
     "submission write": "inat.submission.write",
     "submission check": "inat.submission.check",
     "submission score": "inat.submission.score",
+    "submission upload": "inat.submission.upload",
+    "submission status": "inat.submission.status",
 }
 
 

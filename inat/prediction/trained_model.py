@@ -63,9 +63,9 @@ def find_checkpoint(
             f"{run.path}: there is no best checkpoint, since data.holdout none validates nothing; "
             "use --checkpoint last, or train with data.holdout 0.2"
         )
-    if name == "best" and "stage_two" in run.model:
+    if name == "best" and run.made_by != "inat train":
         raise InputError(
-            f"{run.path}: inat stage-two leaves no best checkpoint; use --checkpoint last"
+            f"{run.path}: {run.made_by} leaves no best checkpoint; use --checkpoint last"
         )
     if not folder.is_dir():
         raise InputError(f"{run.path}: there is no checkpoint {name}; let an epoch end")

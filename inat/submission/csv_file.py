@@ -20,11 +20,9 @@ from inat.metrics import macro_f1
 from inat.prediction_file import PredictionFile, read_prediction
 from inat.solution import read_solution
 from inat.submission.estimate import estimate
-from inat.submission.manifest import read_manifest, update_manifest
+from inat.submission.manifest import competition_of, update_manifest
 from inat.submission.provenance import provenance
 from inat.submission.rows import Wanted, read_rows
-
-DEFAULT_COMPETITION = "inaturalist-2018"
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def check(submission: Path | str, root: Path | str, *, competition: str | None =
         InputError: submission or data set cannot be read.
     """
     submission = Path(submission)
-    spec = find_competition(competition or _competition_of(submission))
+    spec = competition_of(submission, competition)
     test = load_split(root, "test", competition=spec.slug)
     wanted = Wanted("test photo", "test photos", test.image_ids, test.taxonomy.category_ids)
     return len(read_rows(submission, spec, wanted))
@@ -133,7 +131,7 @@ def score(submission: Path | str, solution: Path | str, *, competition: str | No
         InputError: a file cannot be read.
     """
     submission = Path(submission)
-    spec = find_competition(competition or _competition_of(submission))
+    spec = competition_of(submission, competition)
     table = read_solution(solution)
     ids, expected = table["id"].to_numpy(np.int64), table["expected"].to_numpy(np.int64)
     wanted = Wanted("photo of the solution", "photos of the solution", ids, None)
@@ -159,10 +157,6 @@ def _score(
     _, labels = np.unique(np.concatenate([expected, guesses[:, 0]]), return_inverse=True)
     found = macro_f1(labels[len(expected) :], labels[: len(expected)])
     return None if found is None else found.value
-
-
-def _competition_of(submission: Path) -> str:
-    return str(read_manifest(submission).get("competition", DEFAULT_COMPETITION))
 
 
 @contextmanager
