@@ -752,23 +752,31 @@ def write(
     *,
     out: Path,
     competition: str | None = None,
+    estimate_on: Path | None = None,
 ) -> None:
-    """Write a prediction as the competition's CSV.
+    """Write a prediction as the competition's CSV, and a manifest beside it.
 
-    From Python: inat.submission.write.
+    The manifest, NAME.manifest.json, says what the file was made of and which score may be
+    expected. From Python: inat.submission.write.
 
     Parameters
     ----------
     prediction
         A prediction file of the test split.
     out
-        The CSV file; one that is there is replaced.
+        The CSV file, or CSV.gz; one that is there is replaced.
     competition
         Kaggle name; unset: the prediction's own.
+    estimate_on
+        Labelled prediction, made in the same way, on which the score is estimated; unset: the
+        best one beside the prediction.
     """
+    from inat.submission import read_manifest
     from inat.submission import write as write_csv
 
-    print(f"wrote {write_csv(prediction, out, competition=competition)}")
+    path = write_csv(prediction, out, competition=competition, estimate_on=estimate_on)
+    print(f"wrote {path}")
+    print(read_manifest(path)["estimate"]["line"])
 
 
 @submission.command
@@ -776,7 +784,7 @@ def check(
     csv: Path,
     *,
     root: Annotated[Path, Parameter(name="--data.root")],
-    competition: str = "inaturalist-2018",
+    competition: str | None = None,
 ) -> None:
     """Refuse what Kaggle would refuse or silently score wrongly.
 
@@ -789,7 +797,7 @@ def check(
     root
         Folder of the data set, for its test photos and categories.
     competition
-        Kaggle name.
+        Kaggle name; unset: what the manifest beside the CSV says, or else inaturalist-2018.
     """
     from inat.submission import check as check_csv
 
@@ -797,7 +805,7 @@ def check(
 
 
 @submission.command
-def score(csv: Path, *, solution: Path, competition: str = "inaturalist-2018") -> None:
+def score(csv: Path, *, solution: Path, competition: str | None = None) -> None:
     """Score a submission as Kaggle does, public and private.
 
     From Python: inat.submission.score.
@@ -809,15 +817,13 @@ def score(csv: Path, *, solution: Path, competition: str = "inaturalist-2018") -
     solution
         The organisers' CSV id,expected,usage.
     competition
-        Kaggle name.
+        Kaggle name; unset: what the manifest beside the CSV says, or else inaturalist-2018.
     """
-    from inat.competitions import find_competition
     from inat.submission import score as score_csv
 
     result = score_csv(csv, solution, competition=competition)
-    k = find_competition(competition).n_guesses
-    for usage, error in (("public", result.public), ("private", result.private)):
-        print(f"{usage} top-{k} error  {'–' if error is None else f'{error:.5f}'}")
+    for usage, value in (("public", result.public), ("private", result.private)):
+        print(f"{usage} {result.metric}  {'–' if value is None else f'{value:.5f}'}")
 
 
 @submission.command
