@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from inat.data.loader import build_loader, to_device
     from inat.demo import run_demo
     from inat.errors import FaultsFound, InatError, InputError, WorldError
+    from inat.evaluation.compare import Comparison, compare
     from inat.evaluation.evaluate import Evaluation, evaluate
     from inat.prediction.predict import predict, predict_photos
     from inat.prediction_file import PredictionFile, read_prediction
     from inat.run_folder import Run, open_run
+    from inat.runs import list_runs
     from inat.stage_two.train import train_stage_two
     from inat.training.loop import dry_run, train
 
 __all__ = [
+    "Comparison",
     "Config",
     "Evaluation",
     "FaultsFound",
@@ -31,8 +34,10 @@ __all__ = [
     "WorldError",
     "adjust",
     "build_loader",
+    "compare",
     "dry_run",
     "evaluate",
+    "list_runs",
     "load_split",
     "open_run",
     "predict",
@@ -48,6 +53,7 @@ __all__ = [
 _find = lazy_names(
     __name__,
     {
+        "Comparison": "inat.evaluation.compare",
         "Config": "inat.config",
         "Evaluation": "inat.evaluation.evaluate",
         "FaultsFound": "inat.errors",
@@ -59,8 +65,10 @@ _find = lazy_names(
         "WorldError": "inat.errors",
         "adjust": "inat.adjusting",
         "build_loader": "inat.data.loader",
+        "compare": "inat.evaluation.compare",
         "dry_run": "inat.training.loop",
         "evaluate": "inat.evaluation.evaluate",
+        "list_runs": "inat.runs",
         "load_split": "inat.data.annotations",
         "open_run": "inat.run_folder",
         "predict": "inat.prediction.predict",

@@ -23,6 +23,7 @@ def make_prediction(
     chosen: dict[str, str] | None = None,
     ids: Sequence[int] | None = None,
     category_ids: Sequence[int] | None = None,
+    columns: dict[str, Sequence[str]] | None = None,
 ) -> PredictionFile:
     """Writes a prediction file and opens it.
 
@@ -37,6 +38,7 @@ def make_prediction(
         chosen: what was chosen, and how.
         ids: image ids; None: 11, 18, 25, ...
         category_ids: ascending; None: 2, 10, 28, 56, ... as in `worlds`.
+        columns: more columns of the species, or others for name and lineage.
     """
     values = np.asarray(logits, np.float32)
     n_images, n_classes = values.shape
@@ -56,6 +58,7 @@ def make_prediction(
             "lineage": [f"Animalia|Genus{label}" for label in range(n_classes)],
             "train_count": counts,
         }
+        | (columns or {})
     )
     photos = pd.DataFrame(
         {

@@ -24,6 +24,8 @@ VERBS = {
     "predict": "inat.predict",
     "adjust": "inat.adjust",
     "evaluate": "inat.evaluate",
+    "compare": "inat.compare",
+    "runs": "inat.list_runs",
     "submission write": "inat.submission.write",
     "submission check": "inat.submission.check",
     "submission score": "inat.submission.score",
