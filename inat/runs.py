@@ -115,11 +115,10 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         settings = _settings(Run(path)) if is_run(path) else {"run": str(path)}
-        found = sorted(path.glob("predictions/*/evaluation/metrics.json"))
-        scores = [_scores(metrics) for metrics in found]
     except InputError as error:
-        return [{"run": str(path), "note": str(error)}]
-    return [settings | each for each in scores] or [settings]
+        settings = {"run": str(path), "note": str(error)}
+    found = sorted(path.glob("predictions/*/evaluation/metrics.json"))
+    return [settings | _scores(metrics) for metrics in found] or [settings]
 
 
 def _settings(run: Run) -> dict[str, Any]:
@@ -159,10 +158,11 @@ def _last_held_out(path: Path) -> float | None:
 
 
 def _scores(path: Path) -> dict[str, Any]:
-    found = read_json(path)
+    name = path.parts[-3]
     try:
+        found = read_json(path)
         return {
-            "prediction": path.parts[-3],
+            "prediction": name,
             "n_images": found["n_images"],
             "top1": found["top1"]["value"],
             "top3_error": found["top3_error"],
@@ -171,8 +171,10 @@ def _scores(path: Path) -> dict[str, Any]:
             **{band: value and value["value"] for band, value in found["bands"].items()},
             "ece": found["reliability"]["all"]["ece"],
         }
+    except InputError as error:
+        return {"prediction": name, "note": str(error)}
     except (KeyError, TypeError):
-        raise InputError(f"{path}: of another version; evaluate that prediction again") from None
+        return {"prediction": name, "note": f"{path}: of another version; evaluate it again"}
 
 
 def _holds(table: pd.DataFrame, condition: str) -> pd.Series:

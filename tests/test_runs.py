@@ -123,15 +123,18 @@ def test_predictions_of_several_runs_together_are_listed_too(tmp_path: Path) -> 
 def test_what_is_broken_is_noted_in_its_row(runs: Path, tmp_path: Path) -> None:
     runs = shutil.copytree(runs, tmp_path / "runs")
     config = runs / "new" / "config.yaml"
-    config.write_text("epochs: 3\nloss: ce\n")
+    config.write_text("epochs: 3\n")
     metrics = runs / "deep" / "la" / "predictions" / "val" / "evaluation" / "metrics.json"
     metrics.write_text('{"top1": 3}')
     table = list_runs(runs)
-    assert names(table) == [EVERY[0], EVERY[1], ("la", None), EVERY[3]]
+    assert names(table) == [EVERY[0], EVERY[1], EVERY[2], EVERY[3]]
     assert table["note"].tolist()[2:] == [
-        f"{metrics}: of another version; evaluate that prediction again",
+        f"{metrics}: of another version; evaluate it again",
         f"{config}: not as inat train writes it",
     ]
+    metrics.write_text("{")
+    assert list_runs(runs)["note"].tolist()[2].startswith(f"{metrics}: not JSON, or cut off")
+    assert list_runs(runs)["method"].tolist()[2] == "logit_adjusted"
 
 
 @pytest.mark.parametrize(
