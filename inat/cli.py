@@ -32,7 +32,9 @@ app = App(
     version_flags=["--version"],
 )
 data = App(name="data", help="Make, import and look at data sets.")
-submission = App(name="submission", help="Write, check and score Kaggle's submission files.")
+submission = App(
+    name="submission", help="Write, check, score and upload Kaggle's submission files."
+)
 app.command(data)
 app.command(submission)
 
@@ -736,6 +738,62 @@ def score(csv: Path, *, solution: Path, competition: str = "inaturalist-2018") -
     k = find_competition(competition).n_guesses
     for usage, error in (("public", result.public), ("private", result.private)):
         print(f"{usage} top-{k} error  {'–' if error is None else f'{error:.5f}'}")
+
+
+@submission.command
+def upload(
+    csv: Path,
+    *,
+    message: Annotated[str, Parameter(alias="-m")],
+    root: Annotated[Path, Parameter(name="--data.root")],
+    again: Annotated[bool, Parameter(negative="")] = False,
+    wait: float = 10.0,
+    competition: str | None = None,
+) -> None:
+    """Check a CSV, send it to Kaggle, wait for its score, and note all that in its manifest.
+
+    Nothing is ever asked. The credentials are those of the kaggle client: a token from
+    https://www.kaggle.com/settings/api in ~/.kaggle/access_token. From Python:
+    inat.submission.upload.
+
+    Parameters
+    ----------
+    csv
+        The submission.
+    message
+        Description that Kaggle shows; a mark of the content is put behind it.
+    root
+        Folder of the data set, for its test photos and categories.
+    again
+        Send it although the same bytes were sent before.
+    wait
+        Minutes to wait for the score; 0 leaves without.
+    competition
+        Kaggle name; unset: the manifest's, or else inaturalist-2018.
+    """
+    from inat.submission import upload as send
+
+    made = send(csv, root, message=message, competition=competition, again=again, wait=wait)
+    print(made.line())
+
+
+@submission.command
+def status(csv: Path | None = None, *, competition: str | None = None) -> None:
+    """List the own submissions to a competition with their scores, the newest first.
+
+    From Python: inat.submission.status.
+
+    Parameters
+    ----------
+    csv
+        List only the uploads of this submission, and bring its manifest up to date.
+    competition
+        Kaggle name; unset: the manifest's, or else inaturalist-2018.
+    """
+    from inat.submission import status as ask
+
+    for known in ask(csv, competition=competition):
+        print(known.line())
 
 
 @dataclass

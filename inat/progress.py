@@ -27,7 +27,7 @@ class Bar:
         """`count` more are done; `note` stands behind the rate."""
         self._done += count
         rate = self._done / max(time.monotonic() - self._began, 1e-9)
-        text = f"{rate:.0f} {self._unit}/s {note}".rstrip()
+        text = (f"{rate:.0f} {self._unit}/s {note}" if self._unit else note).rstrip()
         if self._display is not None and self._task is not None:
             self._display.update(self._task, advance=count, note=text)
         elif time.monotonic() - self._last_line > PLAIN_LINE_SECONDS:
@@ -38,7 +38,10 @@ class Bar:
 
 @contextmanager
 def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
-    """A bar over `total` units, on standard error, so that standard output holds results alone."""
+    """A bar over `total` units, on standard error, so that standard output holds results alone.
+
+    Without a `unit` it shows no rate.
+    """
     if not sys.stderr.isatty():
         yield Bar(title, total, unit, None)
         return

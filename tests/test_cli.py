@@ -29,6 +29,8 @@ VERBS = {
     "submission write": "inat.submission.write",
     "submission check": "inat.submission.check",
     "submission score": "inat.submission.score",
+    "submission upload": "inat.submission.upload",
+    "submission status": "inat.submission.status",
 }
 
 

@@ -1,5 +1,7 @@
-"""Kaggle's submission files: written, checked and scored. Imports no torch."""
+"""Kaggle's submission files: written, checked, scored and uploaded. Imports no torch."""
 
 from inat.submission.csv_file import Score, check, score, write
+from inat.submission.kaggle import status, upload
+from inat.submission.kaggle_client import Submission
 
-__all__ = ["Score", "check", "score", "write"]
+__all__ = ["Score", "Submission", "check", "score", "status", "upload", "write"]
