@@ -148,9 +148,8 @@ def test_means_over_species_equal_scikit_learn_s_f1_and_slow_loops(
     found: Evaluation, photos: Photos
 ) -> None:
     guesses = [guess for _, guess, *_ in photos]
-    tested = sorted(set(LABELS))
     assert found.means.macro_f1 == pytest.approx(
-        f1_score(LABELS, guesses, labels=tested, average="macro", zero_division=0)
+        f1_score(LABELS, guesses, average="macro", zero_division=0)
     )
     floored = [max(each, 0.001) for each in accuracies(photos).values()]
     assert found.means.harmonic == pytest.approx(len(floored) / sum(1 / each for each in floored))

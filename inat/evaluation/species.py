@@ -20,7 +20,7 @@ class SpeciesMeans:
     """Means over the species that have photos here.
 
     Attributes:
-        macro_f1: of the species' F1.
+        macro_f1: of the species' F1, species counting too that are predicted and have no photos.
         harmonic: harmonic mean of their accuracies (Du and Wu 2023), 0 counting as 0.001.
         geometric: geometric mean of their accuracies, 0 counting as 0.001.
         never_right: number of species of which no photo is right.
@@ -68,15 +68,11 @@ def species_table(
 
 
 def species_means(table: pd.DataFrame) -> SpeciesMeans:
-    """The means of a species table.
-
-    A species that has photos and is never predicted has F1 0; one without photos does not count,
-    though it may be predicted.
-    """
+    """The means of a species table."""
     tested = table[table["n"] > 0]
     accuracy = np.maximum(tested["accuracy"].to_numpy(np.float64), LOWEST)
     return SpeciesMeans(
-        macro_f1=float(tested["f1"].mean()),
+        macro_f1=float(table["f1"].mean()),
         harmonic=float(1 / np.mean(1 / accuracy)),
         geometric=float(np.exp(np.mean(np.log(accuracy)))),
         never_right=int((tested["hits"] == 0).sum()),
