@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from inat.data.annotations import Split, load_split
     from inat.data.loader import build_loader, to_device
     from inat.demo import run_demo
+    from inat.ensembling.ensemble import ensemble
     from inat.errors import FaultsFound, InatError, InputError, WorldError
     from inat.evaluation.compare import Comparison, compare
     from inat.evaluation.evaluate import Evaluation, evaluate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from inat.runs import list_runs
     from inat.stage_two.train import train_stage_two
     from inat.training.loop import dry_run, train
+    from inat.training.soup import soup
 
 __all__ = [
     "Comparison",
@@ -36,6 +38,7 @@ __all__ = [
     "build_loader",
     "compare",
     "dry_run",
+    "ensemble",
     "evaluate",
     "list_runs",
     "load_split",
@@ -45,6 +48,7 @@ __all__ = [
     "read_config",
     "read_prediction",
     "run_demo",
+    "soup",
     "to_device",
     "train",
     "train_stage_two",
@@ -67,6 +71,7 @@ _find = lazy_names(
         "build_loader": "inat.data.loader",
         "compare": "inat.evaluation.compare",
         "dry_run": "inat.training.loop",
+        "ensemble": "inat.ensembling.ensemble",
         "evaluate": "inat.evaluation.evaluate",
         "list_runs": "inat.runs",
         "load_split": "inat.data.annotations",
@@ -76,6 +81,7 @@ _find = lazy_names(
         "read_config": "inat.config",
         "read_prediction": "inat.prediction_file",
         "run_demo": "inat.demo",
+        "soup": "inat.training.soup",
         "to_device": "inat.data.loader",
         "train": "inat.training.loop",
         "train_stage_two": "inat.stage_two.train",

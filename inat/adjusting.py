@@ -7,7 +7,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from inat.errors import InputError
-from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
+from inat.prediction_file import (
+    PredictionFile,
+    read_prediction,
+    refuse_place,
+    store,
+    write_prediction,
+)
 from inat.priors import (
     Prior,
     count_prior,
@@ -53,13 +59,8 @@ def adjust(
     out = Path(out)
     if (tau is None) == (target is None):
         raise InputError("adjust takes one of --tau T and --target uniform|FILE")
-    if out.resolve() == prediction.path.resolve():
-        raise InputError(f"{out}: adjust does not write over its input; give another --out")
-    if prediction.path.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out}: holds the prediction that is adjusted; give another --out")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; give another --out, or --overwrite")
-    prior = _carried_prior(prediction, from_prior)
+    refuse_place(out, [prediction], "adjust", overwrite=overwrite)
+    prior = carried_prior(prediction, from_prior)
     shift, left, what = _shift(prediction, prior, tau, target)
     notes = []
     if np.ptp(shift) < 1e-6:
@@ -78,13 +79,23 @@ def adjust(
         species=prediction.species,
         photos=prediction.photos,
         meta=meta,
+        dtype=prediction.logits.dtype,
     ) as rows:
         for chunk in prediction.chunks():
-            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + shift)
+            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + shift, rows.dtype)
     return read_prediction(out), notes
 
 
-def _carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
+def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
+    """The prior that a prediction's logits carry, or the one to assume where it does not know.
+
+    Args:
+        prediction: the prediction file.
+        from_prior: uniform, counts, or a CSV; None: what the file says.
+
+    Raises:
+        InputError: neither says it, they disagree, or a species' prior is 0.
+    """
     known = prediction.logits_prior
     if from_prior is not None:
         assumed = (

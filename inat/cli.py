@@ -17,8 +17,12 @@ from inat.bands import BandName
 from inat.config import (
     CheckpointName,
     Config,
+    EnsembleRule,
+    SoupRecipe,
     StageTwoMethod,
+    ViewMean,
     Weights,
+    WeightSearch,
     check_keys,
     one_line,
     read_yaml,
@@ -415,6 +419,63 @@ def stage_two(
 
 
 @app.command
+def soup(
+    run: Path,
+    *runs: Path,
+    out: Path,
+    how: SoupRecipe = "uniform",
+    checkpoint: CheckpointName = "last",
+    weights: Weights = "auto",
+    root: Annotated[Path | None, Parameter(name="--data.root")] = None,
+    workers: int | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Average the weights of runs of one architecture into a run that every verb takes.
+
+    Batch norm's statistics are gathered anew from some 10,000 draws of the first run's training;
+    its counters are the first run's. From Python: inat.soup.
+
+    Parameters
+    ----------
+    run
+        A folder that inat train made; the new run has its settings.
+    runs
+        More of them, trained on the same photos.
+    out
+        The new run.
+    how
+        uniform (all of them), or greedy (from the best on the held-out part on, each of the
+        others where it does not lower the mean class accuracy there).
+    checkpoint
+        last, or best on the held-out part of train.
+    weights
+        ema (moving average) or raw; auto: ema where a run kept one.
+    root
+        Folder of the data set, where it is another than the first run's.
+    workers
+        Threads or processes that read photos; unset: the first run's.
+    overwrite
+        Throw away the run that is at --out.
+    """
+    from inat.training.soup import soup as average
+
+    made = average(
+        [run, *runs],
+        out,
+        how=how,
+        checkpoint=checkpoint,
+        weights=weights,
+        root=root,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    used = [one["run"] for one in made.model["soup"]["runs"] if one["used"]]
+    print(
+        f"{made.path}: the mean of {', '.join(used)}; next: inat predict {made.path} --split test"
+    )
+
+
+@app.command
 def predict(
     run: Path,
     *,
@@ -422,15 +483,22 @@ def predict(
     photos: Path | None = None,
     checkpoint: CheckpointName = "last",
     weights: Weights = "auto",
+    views: str = "centre",
+    view_mean: ViewMean = "logprob",
     name: str | None = None,
     root: Annotated[Path | None, Parameter(name="--data.root")] = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    float32: Annotated[bool, Parameter(negative="")] = False,
+    rank: int | None = None,
+    world_size: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Predict a split into RUN/predictions/NAME, or print the likeliest species of photos.
 
-    From Python: inat.predict, inat.predict_photos.
+    Run again after an interruption it goes on, and the file is the same. Several processes share
+    the work (torchrun --nproc-per-node 2 --no-python inat predict RUN). From Python:
+    inat.predict, inat.predict_photos.
 
     Parameters
     ----------
@@ -444,14 +512,28 @@ def predict(
         last, or best on the held-out part of train.
     weights
         ema (moving average) or raw; auto: ema where the run kept one.
+    views
+        What is seen of each photo, from one decode: parts joined by +. Crops add up: centre,
+        five-crop (corners and centre), full (the whole photo, squeezed), random:N (of seed:S).
+        flip adds the mirror image of each, scales:A,B shows each in each size; ten-crop is
+        five-crop+flip. Examples: flip; ten-crop; scales:224,256,288+flip; full+random:8+seed:1.
+    view_mean
+        What is averaged over the views: logprob (log-probabilities) or prob (probabilities).
     name
         Name of the prediction; unset: the split's.
     root
         Folder of the data set, where it is another than the run's.
     batch_size
-        Photos a forward pass; unset: twice the run's.
+        Images a forward pass, views counted; unset: twice the run's.
     workers
         Threads or processes that read photos; unset: the run's.
+    float32
+        Keep the logits as float32 instead of float16, in twice the space.
+    rank
+        Number of this process among several that predict together, from 0; unset: RANK and
+        WORLD_SIZE of the environment, or the only one.
+    world_size
+        How many processes predict together.
     overwrite
         Replace a prediction of that name that was made with other settings.
     """
@@ -459,7 +541,9 @@ def predict(
     from inat.prediction.predict import predict_photos
 
     if photos is not None:
-        guesses, unreadable = predict_photos(run, photos, checkpoint=checkpoint, weights=weights)
+        guesses, unreadable = predict_photos(
+            run, photos, checkpoint=checkpoint, weights=weights, views=views, view_mean=view_mean
+        )
         for guess in guesses:
             likely = zip(guess.names, guess.probabilities, strict=True)
             print(f"{guess.path}: " + ", ".join(f"{who} {share:.1%}" for who, share in likely))
@@ -471,10 +555,15 @@ def predict(
         split,
         checkpoint=checkpoint,
         weights=weights,
+        views=views,
+        view_mean=view_mean,
         name=name,
         root=root,
         batch_size=batch_size,
         workers=workers,
+        float32=float32,
+        rank=rank,
+        world_size=world_size,
         overwrite=overwrite,
     )
     print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
@@ -515,6 +604,64 @@ def adjust(
 
     made, notes = move_prior(
         prediction, out, tau=tau, target=target, from_prior=from_prior, overwrite=overwrite
+    )
+    for note in notes:
+        print(note)
+    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+
+
+@app.command
+def ensemble(
+    prediction: Path,
+    *predictions: Path,
+    out: Path,
+    how: EnsembleRule = "mean_logprob",
+    weights: str = "equal",
+    search: WeightSearch = "greedy",
+    fit: Annotated[list[Path] | None, Parameter(consume_multiple=True, negative="")] = None,
+    from_prior: str | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Average the predictions of several models.
+
+    Members are moved to the uniform prior first. With --fit a temperature for each is fitted, and
+    the gain is told on photos that it was not chosen on. From Python: inat.ensemble.
+
+    Parameters
+    ----------
+    prediction
+        A prediction file, the first member.
+    predictions
+        The other members, of the same photos.
+    out
+        The new prediction file.
+    how
+        mean_logprob (mean of log-probabilities), mean_prob (of probabilities) or rank (of ranks,
+        those from the 100th on alike).
+    weights
+        equal, search, or a number for each member: 0.5,0.3,0.2.
+    search
+        greedy (picks with replacement, by mean class accuracy) or convex (least class-mean log
+        loss); for --weights search.
+    fit
+        Predictions of held-out photos, one for each member in the members' order: --split
+        holdout, or out-of-fold ones.
+    from_prior
+        uniform, counts, or a CSV: what logits carry whose file does not know.
+    overwrite
+        Replace what stands at --out.
+    """
+    from inat.ensembling.ensemble import ensemble as pool
+
+    made, notes = pool(
+        [prediction, *predictions],
+        out,
+        how=how,
+        weights=weights,
+        search=search,
+        fit=fit,
+        from_prior=from_prior,
+        overwrite=overwrite,
     )
     for note in notes:
         print(note)

@@ -13,7 +13,7 @@ import pandas as pd
 from rich.table import Table
 
 from inat.bands import BANDS
-from inat.config import read_yaml
+from inat.config import parse_stage, read_yaml
 from inat.errors import InputError, unknown_name
 from inat.files import read_json
 from inat.run_folder import Run, is_run
@@ -49,8 +49,8 @@ def list_runs(
 ) -> pd.DataFrame:
     """A row an evaluated prediction of every run in a folder; a run without any has one row.
 
-    Columns: run (its folder), method (the loss, or stage two's method), sampler, backbone, epochs
-    (trained/planned), seed, held_out (last mean class accuracy on the held-out part),
+    Columns: run (its folder), method (the loss, soup, or stage two's method), sampler, backbone,
+    epochs (trained/planned), seed, held_out (last mean class accuracy on the held-out part),
     prediction (its name), n_images, top1, top3_error, mean_class_accuracy, macro_f1, many,
     medium, few, ece (shares), note (what could not be read). What is unknown is None or NaN.
 
@@ -129,19 +129,30 @@ def _settings(run: Run) -> dict[str, Any]:
     model = run.model if (run.path / "model.json").is_file() else {}
     state = run.checkpoint("last") / "state.json"
     done = read_json(state)["epoch"] if state.is_file() else 0
-    stage_two = model.get("stage_two")
+    is_trained = not {"stage_two", "soup"} & set(model)
     try:
         return {
             "run": str(run.path),
-            "method": stage_two["method"] if stage_two else config["loss"]["name"],
+            "method": _method(config, model),
             "sampler": config["sampler"]["name"],
             "backbone": config["model"]["backbone"],
-            "epochs": str(done) if stage_two else f"{done}/{config['epochs']}",
+            "epochs": f"{done}/{_planned_epochs(config)}" if is_trained else str(done),
             "seed": config["seed"],
             "held_out": _last_held_out(run.metrics_path),
         }
     except (KeyError, TypeError):
         raise InputError(f"{path}: not as inat train writes it") from None
+
+
+def _method(config: dict[str, Any], model: dict[str, Any]) -> str:
+    if "stage_two" in model:
+        return str(model["stage_two"]["method"])
+    return "soup" if "soup" in model else str(config["loss"]["name"])
+
+
+def _planned_epochs(config: dict[str, Any]) -> int:
+    later = [parse_stage(text)["epochs"] for text in config.get("stages") or ()]
+    return int(config["epochs"] + sum(later))
 
 
 def _last_held_out(path: Path) -> float | None:

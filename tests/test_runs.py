@@ -120,6 +120,16 @@ def test_predictions_of_several_runs_together_are_listed_too(tmp_path: Path) -> 
     assert table["top1"].tolist()[0] == 1
 
 
+def test_a_run_says_how_it_was_made_and_how_many_epochs_its_stages_plan(tmp_path: Path) -> None:
+    config = build({"epochs": 4, "stages": [{"epochs": 2}, {"epochs": 3}]}, "test")
+    write_json(create_run(tmp_path / "a", config).checkpoint("last") / "state.json", {"epoch": 5})
+    for name, model in (("b", {"soup": {}}), ("c", {"stage_two": {"method": "crt"}})):
+        write_json(made_run(tmp_path / name, epochs_done=30).path / "model.json", model)
+    table = list_runs(tmp_path)
+    assert table["method"].tolist() == ["ce", "soup", "crt"]
+    assert table["epochs"].tolist() == ["5/9", "30", "30"]
+
+
 def test_what_is_broken_is_noted_in_its_row(runs: Path, tmp_path: Path) -> None:
     runs = shutil.copytree(runs, tmp_path / "runs")
     config = runs / "new" / "config.yaml"

@@ -631,7 +631,7 @@ def test_nothing_is_overwritten_unless_it_is_a_run_and_it_is_said(run: Run, tmp_
     )
     for place in (run.path, run.path.parent):
         assert refusal(run, place, method="ncm", overwrite=True) == (
-            f"{place}: holds the run that stage two starts from; give another --out"
+            f"{place}: holds the run {run.path}; give another --out"
         )
 
 

@@ -12,6 +12,7 @@ from inat.files import read_json, sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
 from inat.models.device import pick_device, resolve_precision, to_device_format
 from inat.run_folder import Run
+from inat.stages import stage_at
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ def find_checkpoint(
             f"{run.path}: there is no best checkpoint, since data.holdout none validates nothing; "
             "use --checkpoint last, or train with data.holdout 0.2"
         )
-    if name == "best" and "stage_two" in run.model:
+    if name == "best" and run.made_by != "inat train":
         raise InputError(
-            f"{run.path}: inat stage-two leaves no best checkpoint; use --checkpoint last"
+            f"{run.path}: {run.made_by} leaves no best checkpoint; use --checkpoint last"
         )
     if not folder.is_dir():
         raise InputError(f"{run.path}: there is no checkpoint {name}; let an epoch end")
@@ -83,7 +84,7 @@ def find_checkpoint(
 
 def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
     """Builds the run's network with the weights of `checkpoint`."""
-    config, facts = run.config, run.model
+    config, facts = stage_at(run.config, checkpoint.epoch), run.model
     backbone = build_backbone(
         replace(config.model, weights="none"),
         len(facts["category_ids"]),

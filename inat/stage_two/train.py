@@ -17,7 +17,7 @@ from inat.models.heads import put_classifier
 from inat.prediction.trained_model import find_checkpoint
 from inat.priors import Prior
 from inat.progress import say
-from inat.run_folder import Run, create_run, is_run, open_run, with_root
+from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
 from inat.stage_two import crt, lws
 from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
 from inat.stage_two.body import Body, take_body
@@ -27,6 +27,7 @@ from inat.stage_two.held_out import score_cached, score_live
 from inat.stage_two.ncm import nearest_mean_head
 from inat.stage_two.options import TRAINED, Options
 from inat.stage_two.tau_norm import GRID, score_grid, tau_normalised
+from inat.stages import stage_at
 from inat.training.checkpoint import LoopState
 from inat.training.tracking import MetricsLog
 
@@ -128,13 +129,10 @@ def train_stage_two(
     )
     opened = open_run(run)
     _refuse_head(opened, options)
-    _refuse_place(opened, out, overwrite=overwrite)
-    body = take_body(
-        opened,
-        with_root(opened.config, root),
-        find_checkpoint(opened, checkpoint, weights),
-        workers=workers,
-    )
+    refuse_run_place(out, [opened], overwrite=overwrite)
+    start = find_checkpoint(opened, checkpoint, weights)
+    config = stage_at(with_root(opened.config, root), start.epoch)
+    body = take_body(opened, config, start, workers=workers)
     say(f"stage two  {method} on {opened.path} ({checkpoint}, {body.checkpoint.weights})")
     cuda = [body.device] if body.device.type == "cuda" else []
     # Whole or not at all: what is interrupted leaves nothing at `out`.
@@ -165,19 +163,6 @@ def _refuse_head(run: Run, options: Options) -> None:
         raise InputError(
             f"{run.path}: nothing was held out (data.holdout none), so there are no photos to "
             "choose tau on; give --tau T"
-        )
-
-
-def _refuse_place(run: Run, out: Path, *, overwrite: bool) -> None:
-    if run.path.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out}: holds the run that stage two starts from; give another --out")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not is_run(out):
-        raise InputError(f"{out}: it is not empty and holds no run; give another --out")
-    if not overwrite:
-        raise InputError(
-            f"{out}: there is a run already; give another --out, or --overwrite to throw it away"
         )
 
 
