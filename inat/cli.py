@@ -579,6 +579,7 @@ def adjust(
     tau: float | None = None,
     target: str | None = None,
     from_prior: str | None = None,
+    calibrate_on: Path | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Move a prediction's logits to another class prior (post-hoc logit adjustment).
@@ -594,16 +595,26 @@ def adjust(
     tau
         Subtract tau log(prior); 1 takes the whole prior off.
     target
-        uniform, or a CSV category_id,prior: the prior to move to.
+        The prior to move to: uniform, a CSV category_id,prior, or estimated from these photos'
+        predictions alone; the estimate is left in OUT/estimated_prior.csv.
     from_prior
         uniform, counts, or a CSV: what the logits carry, where the file does not know.
+    calibrate_on
+        With --target estimated: the same model's prediction of labelled photos that were not
+        trained on; its labels calibrate the logits and check the estimate.
     overwrite
         Replace what stands at --out.
     """
     from inat.adjusting import adjust as move_prior
 
     made, notes = move_prior(
-        prediction, out, tau=tau, target=target, from_prior=from_prior, overwrite=overwrite
+        prediction,
+        out,
+        tau=tau,
+        target=target,
+        from_prior=from_prior,
+        calibrate_on=calibrate_on,
+        overwrite=overwrite,
     )
     for note in notes:
         print(note)
