@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
+from inat.bands import BandName
 from inat.config import (
     CheckpointName,
     Config,
@@ -703,11 +704,12 @@ def evaluate(
     prediction: Path,
     *predictions: Path,
     solution: Path | None = None,
+    bands: BandName | None = None,
     band_edges: tuple[int, int] | None = None,
     chosen_here: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
 ) -> None:
-    """Print and save accuracy, top-3 error and shot bands of predictions.
+    """Print accuracy, top-3 error and shot bands of predictions, and save every measure.
 
     From Python: inat.evaluate.
 
@@ -719,6 +721,8 @@ def evaluate(
         More of them; each is a row of the table.
     solution
         The organisers' CSV id,expected,usage, where the prediction knows no labels.
+    bands
+        Named band edges: literature (few < 20, many > 100) or mislas (few <= 20).
     band_edges
         few has fewer training photos than the first, many has more than the second; unset: the
         run's data.band_edges.
@@ -728,22 +732,116 @@ def evaluate(
         Folder for metrics.json and per_class.csv; unset: evaluation/ in each prediction.
     """
     from inat.evaluation.evaluate import evaluate as score_prediction
-    from inat.evaluation.table import evaluation_table, print_table
+    from inat.evaluation.table import evaluation_table, further_figures, print_table
 
     paths = [prediction, *predictions]
     if out is not None and len(paths) > 1:
         raise InputError("--out takes one prediction; without it each has its own evaluation/")
     results = [
-        score_prediction(path, solution=solution, band_edges=band_edges, chosen_here=chosen_here)
+        score_prediction(
+            path, solution=solution, bands=bands, band_edges=band_edges, chosen_here=chosen_here
+        )
         for path in paths
     ]
     print_table(evaluation_table({str(result.prediction): result for result in results}))
     for result in results:
         folder = out or result.prediction / "evaluation"
         result.save(folder)
+        print(f"{result.prediction}: {further_figures(result)}")
         for note in result.notes:
             print(f"note: {result.prediction}: {note}")
         print(f"saved {folder / 'metrics.json'}, {folder / 'per_class.csv'}")
+
+
+@app.command
+def compare(
+    first: Path,
+    second: Path,
+    *,
+    solution: Path | None = None,
+    bands: BandName | None = None,
+    band_edges: tuple[int, int] | None = None,
+    chosen_here: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+) -> None:
+    """Say whether the second prediction is better than the first, and for which species.
+
+    Both are of the same photos. A difference is claimed where the 95 % interval of a paired
+    bootstrap leaves 0 out and McNemar's p is below 0.05. From Python: inat.compare.
+
+    Parameters
+    ----------
+    first
+        The prediction to compare with.
+    second
+        The prediction that may be better.
+    solution
+        The organisers' CSV id,expected,usage, where the predictions know no labels.
+    bands
+        Named band edges: literature (few < 20, many > 100) or mislas (few <= 20).
+    band_edges
+        few has fewer training photos than the first, many has more than the second; unset: the
+        runs' data.band_edges.
+    chosen_here
+        Compare even on photos on which something was chosen.
+    out
+        A JSON file for the comparison; unset: none.
+    """
+    from inat.evaluation.compare import compare as compare_predictions
+    from inat.evaluation.table import comparison_table, moved_species_lines, print_table
+
+    found = compare_predictions(
+        first,
+        second,
+        solution=solution,
+        bands=bands,
+        band_edges=band_edges,
+        chosen_here=chosen_here,
+    )
+    print(found.sentence())
+    print_table(comparison_table(found))
+    for line in moved_species_lines(found):
+        print(line)
+    if out is not None:
+        found.save(out)
+        print(f"saved {out}")
+
+
+@app.command
+def runs(
+    folder: Path = Path("runs"),
+    *,
+    sort: str = "run",
+    reverse: Annotated[bool, Parameter(negative="")] = False,
+    where: Annotated[list[str] | None, Parameter(negative="")] = None,
+    csv: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """List the runs in a folder with their scores, a row an evaluated prediction.
+
+    From Python: inat.list_runs.
+
+    Parameters
+    ----------
+    folder
+        Folder that holds runs, at most three levels deep.
+    sort
+        A column, see --csv; scores best first, the rest ascending; unknown ones last.
+    reverse
+        Turn the order round.
+    where
+        Only rows with this: COLUMN=PATTERN (loss=logit*), COLUMN!=PATTERN, COLUMN>NUMBER, or
+        with >=, <, <= (few>=0.4). Given again, all must hold.
+    csv
+        Print all columns as CSV.
+    """
+    from inat.evaluation.table import print_table
+    from inat.runs import list_runs, runs_table
+
+    table = list_runs(folder, sort=sort, reverse=reverse, where=where or ())
+    if csv:
+        print(table.to_csv(index=False), end="")
+    else:
+        print_table(runs_table(table))
 
 
 @submission.command
