@@ -310,7 +310,7 @@ def train(
     overwrite
         Throw away the run that is there.
     dry_run
-        Print the plan, run one batch, print the peak memory, and stop.
+        Print the plan, run one batch of each stage, print the peak memory, and stop.
     """
     from inat import training
 
