@@ -29,6 +29,7 @@ DEEPEST_LEVEL = 20
 
 CheckpointName = Literal["last", "best"]
 Weights = Literal["auto", "ema", "raw"]
+ViewMean = Literal["logprob", "prob"]
 StageTwoMethod = Literal["crt", "lws", "tau_norm", "ncm"]
 EnsembleRule = Literal["mean_logprob", "mean_prob", "rank"]
 WeightSearch = Literal["greedy", "convex"]
