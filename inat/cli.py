@@ -316,7 +316,8 @@ def train(
     overwrite
         Throw away the run that is there.
     dry_run
-        Print the plan, run one batch, print the peak memory, and stop; of folds the first.
+        Print the plan, run one batch of each stage, print the peak memory, and stop; of folds the
+        first.
     """
     from inat import training
     from inat.training.folds import fold_config
