@@ -7,7 +7,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from inat.errors import InputError
-from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
+from inat.prediction_file import (
+    PredictionFile,
+    read_prediction,
+    refuse_place,
+    store,
+    write_prediction,
+)
 from inat.priors import (
     Prior,
     count_prior,
@@ -18,6 +24,7 @@ from inat.priors import (
     temper,
     uniform_prior,
 )
+from inat.product_rule import add_log_presence
 
 
 def adjust(
@@ -27,9 +34,10 @@ def adjust(
     tau: float | None = None,
     target: Path | str | None = None,
     from_prior: Path | str | None = None,
+    geo: Path | str | PredictionFile | None = None,
     overwrite: bool = False,
 ) -> tuple[PredictionFile, list[str]]:
-    """Writes a prediction file whose logits carry another class prior.
+    """Writes a prediction file whose logits carry another class prior, or a geo prior too.
 
     Args:
         prediction: the prediction file to start from; it is left as it is.
@@ -39,26 +47,30 @@ def adjust(
         target: uniform, or a CSV `category_id,prior`: the prior to move to.
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
+        geo: what `predict` made of the same photos with a geo prior: its log presence is added,
+            and the class prior stays (Mac Aodha et al. 2019). It goes alone; tau and target
+            before or after it give the same.
         overwrite: replace what stands at `out`.
 
     Returns:
         The new file, and sentences about what the adjustment did.
 
     Raises:
-        InputError: both or none of tau and target; an unknown prior without `from_prior`; `out`
-            exists.
+        InputError: not one of tau, target and geo; an unknown prior without `from_prior`; `out`
+            exists; a geo prior's prediction of other photos or species.
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
     out = Path(out)
-    if (tau is None) == (target is None):
-        raise InputError("adjust takes one of --tau T and --target uniform|FILE")
-    if out.resolve() == prediction.path.resolve():
-        raise InputError(f"{out}: adjust does not write over its input; give another --out")
-    if prediction.path.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out}: holds the prediction that is adjusted; give another --out")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; give another --out, or --overwrite")
+    if geo is not None and not (tau is target is from_prior is None):
+        raise InputError("--geo goes alone; adjust once more for --tau or --target")
+    if geo is None and (tau is None) == (target is None):
+        raise InputError("adjust takes one of --tau T, --target uniform|FILE and --geo GEO_PRED")
+    if geo is not None and not isinstance(geo, PredictionFile):
+        geo = read_prediction(geo)
+    refuse_place(out, [prediction, *([geo] if geo else [])], "adjust", overwrite=overwrite)
+    if geo is not None:
+        return add_log_presence(prediction, geo, out)
     prior = _carried_prior(prediction, from_prior)
     shift, left, what = _shift(prediction, prior, tau, target)
     notes = []

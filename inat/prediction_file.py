@@ -5,7 +5,7 @@ A folder with `logits.npy` (float16 `[images, classes]`, row maximum subtracted)
 written beside its place and put there by one rename.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ FORMAT = 1
 ROLES = ("unseen", "trained on", "held out", "chosen on")
 META_KEYS = ("competition", "split", "logits_prior", "chosen")
 CHUNK_BYTES = 64_000_000
+LOG_PRESENCE = "log presence"
+"""What `logits` in meta.json says of a geo prior's; nothing is said of a classifier's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +155,23 @@ def store(logits: Float[np.ndarray, "images classes"]) -> Float16[np.ndarray, "i
         shifted, np.finfo(np.float16).min
     ).astype(np.float16)
     return stored
+
+
+def refuse_place(
+    out: Path, inputs: Sequence[PredictionFile], verb: str, *, overwrite: bool
+) -> None:
+    """Stops where `verb` must not write its prediction.
+
+    Raises:
+        InputError: `out` is or holds one of the inputs, or exists and may not be overwritten.
+    """
+    for place in (prediction.path.resolve() for prediction in inputs):
+        if out.resolve() == place:
+            raise InputError(f"{out}: {verb} does not write over its input; give another --out")
+        if place.is_relative_to(out.resolve()):
+            raise InputError(f"{out}: holds a prediction that {verb} reads; give another --out")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: exists already; give another --out, or --overwrite")
 
 
 def _read_array(path: Path, dtype: type, **options: Any) -> np.ndarray:

@@ -57,6 +57,11 @@ class Run:
             return count_prior(self.species["train_count"].to_numpy(np.int64))
         return np.array(prior, np.float64)
 
+    @property
+    def is_geo_prior(self) -> bool:
+        """Whether it knows places and dates alone, and looks at no photo."""
+        return bool(self.model.get("stage_two", {}).get("method") == "geo_prior")
+
     def checkpoint(self, name: CheckpointName) -> Path:
         """The folder of a checkpoint."""
         return self.path / "checkpoints" / name

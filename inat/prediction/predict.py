@@ -17,6 +17,7 @@ from inat.errors import InputError, WorldError
 from inat.metrics import top_k
 from inat.models.device import freed_memory_kept
 from inat.prediction.forward import iterate_logits
+from inat.prediction.log_presence import SEEN, refuse_geo_prior, write_log_presence
 from inat.prediction.trained_model import (
     Checkpoint,
     TrainedModel,
@@ -72,7 +73,8 @@ def predict(
         overwrite: replace a prediction of that name that was made with other settings.
 
     Raises:
-        InputError: no such run, checkpoint or split; a prediction of that name exists.
+        InputError: no such run, checkpoint or split; a prediction of that name exists; the split
+            has no locations, which a geo prior needs.
         WorldError: a photo cannot be read (data.on_bad_photo stop), or too many.
     """
     opened = open_run(run)
@@ -90,9 +92,12 @@ def predict(
     )
     _refuse_other_species(opened, photos)
     path = opened.prediction(name)
-    meta = _meta(opened, config, chosen, photos)
+    meta = _meta(opened, config, chosen, photos) | (SEEN if opened.is_geo_prior else {})
     if (path / "meta.json").is_file() and not overwrite:
         return _same_or_refused(path, meta)
+    if opened.is_geo_prior:
+        table = _photo_table(opened, photos, config, chosen)
+        return write_log_presence(path, opened, chosen, photos, table, meta)
     return _write(opened, config, chosen, photos, path, meta, batch_size, workers)
 
 
@@ -110,6 +115,7 @@ def predict_photos(
         InputError: no such run, or no photo in the folder.
     """
     opened = open_run(run)
+    refuse_geo_prior(opened, "predict --photos")
     folder = Path(folder)
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS)
     if not found:
