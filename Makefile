@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/inat demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov=inat --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --cov=inat --cov-report=term
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

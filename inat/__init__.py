@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from inat.data.annotations import Split, load_split
     from inat.data.loader import build_loader, to_device
     from inat.demo import run_demo
+    from inat.ensembling.ensemble import ensemble
     from inat.errors import FaultsFound, InatError, InputError, WorldError
     from inat.evaluation.evaluate import Evaluation, evaluate
     from inat.prediction.predict import predict, predict_photos
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from inat.run_folder import Run, open_run
     from inat.stage_two.train import train_stage_two
     from inat.training.loop import dry_run, train
+    from inat.training.soup import soup
 
 __all__ = [
     "Config",
@@ -32,6 +34,7 @@ __all__ = [
     "adjust",
     "build_loader",
     "dry_run",
+    "ensemble",
     "evaluate",
     "load_split",
     "open_run",
@@ -40,6 +43,7 @@ __all__ = [
     "read_config",
     "read_prediction",
     "run_demo",
+    "soup",
     "to_device",
     "train",
     "train_stage_two",
@@ -60,6 +64,7 @@ _find = lazy_names(
         "adjust": "inat.adjusting",
         "build_loader": "inat.data.loader",
         "dry_run": "inat.training.loop",
+        "ensemble": "inat.ensembling.ensemble",
         "evaluate": "inat.evaluation.evaluate",
         "load_split": "inat.data.annotations",
         "open_run": "inat.run_folder",
@@ -68,6 +73,7 @@ _find = lazy_names(
         "read_config": "inat.config",
         "read_prediction": "inat.prediction_file",
         "run_demo": "inat.demo",
+        "soup": "inat.training.soup",
         "to_device": "inat.data.loader",
         "train": "inat.training.loop",
         "train_stage_two": "inat.stage_two.train",

@@ -71,7 +71,7 @@ def adjust(
     refuse_place(out, [prediction, *([geo] if geo else [])], "adjust", overwrite=overwrite)
     if geo is not None:
         return add_log_presence(prediction, geo, out)
-    prior = _carried_prior(prediction, from_prior)
+    prior = carried_prior(prediction, from_prior)
     shift, left, what = _shift(prediction, prior, tau, target)
     notes = []
     if np.ptp(shift) < 1e-6:
@@ -90,13 +90,23 @@ def adjust(
         species=prediction.species,
         photos=prediction.photos,
         meta=meta,
+        dtype=prediction.logits.dtype,
     ) as rows:
         for chunk in prediction.chunks():
-            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + shift)
+            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + shift, rows.dtype)
     return read_prediction(out), notes
 
 
-def _carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
+def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
+    """The prior that a prediction's logits carry, or the one to assume where it does not know.
+
+    Args:
+        prediction: the prediction file.
+        from_prior: uniform, counts, or a CSV; None: what the file says.
+
+    Raises:
+        InputError: neither says it, they disagree, or a species' prior is 0.
+    """
     known = prediction.logits_prior
     if from_prior is not None:
         assumed = (

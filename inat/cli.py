@@ -16,8 +16,11 @@ from cyclopts.argument import ArgumentCollection, update_argument_collection
 from inat.config import (
     CheckpointName,
     Config,
+    EnsembleRule,
+    SoupRecipe,
     StageTwoMethod,
     Weights,
+    WeightSearch,
     check_keys,
     one_line,
     read_yaml,
@@ -347,8 +350,8 @@ def stage_two(
     The backbone stays as it is; its features are extracted once and kept in RUN/features, with
     batch norm at its stored statistics. geo_prior looks at no photo: it learns from the
     locations files where and when the run's training photos were taken; inat predict then writes
-    the log presence of each species, for inat adjust --geo (the 2018 test set has no locations:
-    report what is gained on val apart). From Python: inat.train_stage_two.
+    the log presence of each species, for inat adjust --geo. The 2018 test set has no locations:
+    what is gained on val is reported apart. From Python: inat.train_stage_two.
 
     Parameters
     ----------
@@ -416,7 +419,65 @@ def stage_two(
         workers=workers,
         overwrite=overwrite,
     )
-    print(f"{made.path}: {method} on {run}; next: inat predict {made.path} --split test")
+    split = "val" if made.is_geo_prior else "test"
+    print(f"{made.path}: {method} on {run}; next: inat predict {made.path} --split {split}")
+
+
+@app.command
+def soup(
+    run: Path,
+    *runs: Path,
+    out: Path,
+    how: SoupRecipe = "uniform",
+    checkpoint: CheckpointName = "last",
+    weights: Weights = "auto",
+    root: Annotated[Path | None, Parameter(name="--data.root")] = None,
+    workers: int | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Average the weights of runs of one architecture into a run that every verb takes.
+
+    Batch norm's statistics are gathered anew from some 10,000 draws of the first run's training;
+    its counters are the first run's. From Python: inat.soup.
+
+    Parameters
+    ----------
+    run
+        A folder that inat train made; the new run has its settings.
+    runs
+        More of them, trained on the same photos.
+    out
+        The new run.
+    how
+        uniform (all of them), or greedy (from the best on the held-out part on, each of the
+        others where it does not lower the mean class accuracy there).
+    checkpoint
+        last, or best on the held-out part of train.
+    weights
+        ema (moving average) or raw; auto: ema where a run kept one.
+    root
+        Folder of the data set, where it is another than the first run's.
+    workers
+        Threads or processes that read photos; unset: the first run's.
+    overwrite
+        Throw away the run that is at --out.
+    """
+    from inat.training.soup import soup as average
+
+    made = average(
+        [run, *runs],
+        out,
+        how=how,
+        checkpoint=checkpoint,
+        weights=weights,
+        root=root,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    used = [one["run"] for one in made.model["soup"]["runs"] if one["used"]]
+    print(
+        f"{made.path}: the mean of {', '.join(used)}; next: inat predict {made.path} --split test"
+    )
 
 
 @app.command
@@ -431,6 +492,7 @@ def predict(
     root: Annotated[Path | None, Parameter(name="--data.root")] = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    float32: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Predict a split into RUN/predictions/NAME, or print the likeliest species of photos.
@@ -457,6 +519,8 @@ def predict(
         Photos a forward pass; unset: twice the run's.
     workers
         Threads or processes that read photos; unset: the run's.
+    float32
+        Keep the logits as float32 instead of float16, in twice the space.
     overwrite
         Replace a prediction of that name that was made with other settings.
     """
@@ -480,6 +544,7 @@ def predict(
         root=root,
         batch_size=batch_size,
         workers=workers,
+        float32=float32,
         overwrite=overwrite,
     )
     print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
@@ -529,6 +594,64 @@ def adjust(
         target=target,
         from_prior=from_prior,
         geo=geo,
+        overwrite=overwrite,
+    )
+    for note in notes:
+        print(note)
+    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+
+
+@app.command
+def ensemble(
+    prediction: Path,
+    *predictions: Path,
+    out: Path,
+    how: EnsembleRule = "mean_logprob",
+    weights: str = "equal",
+    search: WeightSearch = "greedy",
+    fit: Annotated[list[Path] | None, Parameter(consume_multiple=True, negative="")] = None,
+    from_prior: str | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Average the predictions of several models.
+
+    Members are moved to the uniform prior first. With --fit a temperature for each is fitted, and
+    the gain is told on photos that it was not chosen on. From Python: inat.ensemble.
+
+    Parameters
+    ----------
+    prediction
+        A prediction file, the first member.
+    predictions
+        The other members, of the same photos.
+    out
+        The new prediction file.
+    how
+        mean_logprob (mean of log-probabilities), mean_prob (of probabilities) or rank (of ranks,
+        those from the 100th on alike).
+    weights
+        equal, search, or a number for each member: 0.5,0.3,0.2.
+    search
+        greedy (picks with replacement, by mean class accuracy) or convex (least class-mean log
+        loss); for --weights search.
+    fit
+        Predictions of held-out photos, one for each member in the members' order: --split
+        holdout, or out-of-fold ones.
+    from_prior
+        uniform, counts, or a CSV: what logits carry whose file does not know.
+    overwrite
+        Replace what stands at --out.
+    """
+    from inat.ensembling.ensemble import ensemble as pool
+
+    made, notes = pool(
+        [prediction, *predictions],
+        out,
+        how=how,
+        weights=weights,
+        search=search,
+        fit=fit,
+        from_prior=from_prior,
         overwrite=overwrite,
     )
     for note in notes:

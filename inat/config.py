@@ -30,6 +30,9 @@ DEEPEST_LEVEL = 20
 CheckpointName = Literal["last", "best"]
 Weights = Literal["auto", "ema", "raw"]
 StageTwoMethod = Literal["crt", "lws", "tau_norm", "ncm", "geo_prior"]
+EnsembleRule = Literal["mean_logprob", "mean_prob", "rank"]
+WeightSearch = Literal["greedy", "convex"]
+SoupRecipe = Literal["uniform", "greedy"]
 
 HOLDOUT_FORMS = "none, a share between 0 and 1 (0.2), or fold:i/K with 1 <= i <= K (fold:1/5)"
 

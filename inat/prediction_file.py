@@ -1,8 +1,8 @@
 """The prediction file: a model's logits with everything that later steps need to know of them.
 
-A folder with `logits.npy` (float16 `[images, classes]`, row maximum subtracted), `ids.npy`,
-`labels.npy` (-1 where unknown), `species.parquet`, `photos.parquet` and `meta.json`. It is
-written beside its place and put there by one rename.
+A folder with `logits.npy` (float16 `[images, classes]`, row maximum subtracted; float32 where
+that was asked for), `ids.npy`, `labels.npy` (-1 where unknown), `species.parquet`,
+`photos.parquet` and `meta.json`. It is written beside its place and put there by one rename.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-from jaxtyping import Float, Float16, Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from numpy.lib.format import open_memmap
 
 from inat.errors import InputError
@@ -34,7 +35,7 @@ class PredictionFile:
 
     Attributes:
         path: the folder.
-        logits: float16, memory-mapped.
+        logits: float16 or float32, memory-mapped.
         ids: image ids.
         labels: true labels, -1 where unknown.
         species: a row a label: category_id, name, lineage, train_count.
@@ -74,9 +75,9 @@ class PredictionFile:
         prior = self.meta["logits_prior"]
         return None if prior is None else np.array(prior, np.float64)
 
-    def chunks(self) -> Iterator[slice]:
-        """Slices of the images that need about 64 MB each as float32."""
-        rows = max(1, CHUNK_BYTES // (4 * self.n_classes))
+    def chunks(self, n_bytes: int | None = None) -> Iterator[slice]:
+        """Slices of the images that need about `n_bytes` each as float32; None: 64 MB."""
+        rows = max(1, (n_bytes or CHUNK_BYTES) // (4 * self.n_classes))
         for begin in range(0, len(self), rows):
             yield slice(begin, min(begin + rows, len(self)))
 
@@ -96,7 +97,7 @@ def read_prediction(path: Path | str) -> PredictionFile:
     for key in META_KEYS:
         if key not in meta:
             raise InputError(f"{path / 'meta.json'}: has no field '{key}'; predict again")
-    logits = _read_array(path / "logits.npy", np.float16, mmap_mode="r")
+    logits = _read_array(path / "logits.npy", np.float16, np.float32, mmap_mode="r")
     ids = _read_array(path / "ids.npy", np.int64)
     labels = _read_array(path / "labels.npy", np.int64)
     species = _read_table(path / "species.parquet", ("category_id", "name", "train_count"))
@@ -125,16 +126,17 @@ def write_prediction(
     species: pd.DataFrame,
     photos: pd.DataFrame,
     meta: dict[str, Any],
+    dtype: npt.DTypeLike = np.float16,
 ) -> Iterator[Float[np.ndarray, "images classes"]]:
     """Gives the logits' rows to be filled by `store`; on leaving, the file is in its place.
 
-    Nothing is left at `path` when the block raises.
+    Nothing is left at `path` when the block raises. `dtype` is float16 or float32.
     """
     if path.exists() and not (path / "meta.json").is_file() and any(path.iterdir()):
         raise InputError(f"{path}: the folder is not empty and holds no prediction; give another")
     with atomic_folder(path) as partial:
         shape = (len(ids), len(species))
-        logits = open_memmap(partial / "logits.npy", mode="w+", dtype=np.float16, shape=shape)
+        logits = open_memmap(partial / "logits.npy", mode="w+", dtype=dtype, shape=shape)
         yield logits
         logits.flush()
         np.save(partial / "ids.npy", ids, allow_pickle=False)
@@ -144,16 +146,17 @@ def write_prediction(
         write_json(partial / "meta.json", {"format": FORMAT, **meta})
 
 
-def store(logits: Float[np.ndarray, "images classes"]) -> Float16[np.ndarray, "images classes"]:
-    """Logits as they are stored: row maximum subtracted, then rounded to float16.
+def store(
+    logits: Float[np.ndarray, "images classes"], dtype: npt.DTypeLike = np.float16
+) -> Float[np.ndarray, "images classes"]:
+    """Logits as they are stored: row maximum subtracted, then rounded to float16 (or `dtype`).
 
     So the likeliest classes lie near 0, where float16 is finest; what lies more than 65,504
     below the best is stored as that.
     """
     shifted = logits - logits.max(axis=1, keepdims=True)
-    stored: Float16[np.ndarray, "images classes"] = np.maximum(
-        shifted, np.finfo(np.float16).min
-    ).astype(np.float16)
+    np.maximum(shifted, np.finfo(np.float16).min, out=shifted)
+    stored: Float[np.ndarray, "images classes"] = shifted.astype(dtype, copy=False)
     return stored
 
 
@@ -174,15 +177,16 @@ def refuse_place(
         raise InputError(f"{out}: exists already; give another --out, or --overwrite")
 
 
-def _read_array(path: Path, dtype: type, **options: Any) -> np.ndarray:
+def _read_array(path: Path, *dtypes: type, **options: Any) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, allow_pickle=False, **options)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; predict again") from None
     except (ValueError, EOFError, OSError) as error:
         raise InputError(f"{path}: no array, or cut off ({error}); predict again") from None
-    if array.dtype != dtype:
-        raise InputError(f"{path}: holds {array.dtype}, not {np.dtype(dtype)}; predict again")
+    if array.dtype not in dtypes:
+        expected = " or ".join(dtype.__name__ for dtype in dtypes)
+        raise InputError(f"{path}: holds {array.dtype}, not {expected}; predict again")
     return array
 
 

@@ -51,11 +51,12 @@ def add_log_presence(
         species=prediction.species,
         photos=prediction.photos.assign(role=_graver(prediction.photos["role"].to_numpy(), roles)),
         meta=meta,
+        dtype=prediction.logits.dtype,
     ) as rows:
         for chunk in prediction.chunks():
             presence = geo.logits[rows_of[chunk]].astype(np.float32)
             placed[chunk] = np.ptp(presence, axis=1) > 0
-            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + presence)
+            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + presence, rows.dtype)
         step = {
             "of": str(prediction.path),
             "geo": str(geo.path),

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,12 @@ class Run:
         """Whether it knows places and dates alone, and looks at no photo."""
         return bool(self.model.get("stage_two", {}).get("method") == "geo_prior")
 
+    @property
+    def made_by(self) -> str:
+        """The verb that made it."""
+        verbs = {"soup": "inat soup", "stage_two": "inat stage-two"}
+        return next((verb for key, verb in verbs.items() if key in self.model), "inat train")
+
     def checkpoint(self, name: CheckpointName) -> Path:
         """The folder of a checkpoint."""
         return self.path / "checkpoints" / name
@@ -93,6 +100,26 @@ def open_run(path: Path | str) -> Run:
 def is_run(path: Path) -> bool:
     """Whether the folder is one that `create_run` made."""
     return all((path / name).is_file() for name in ("config.yaml", "environment.json"))
+
+
+def refuse_run_place(out: Path, sources: Sequence[Run], *, overwrite: bool) -> None:
+    """Stops where a run that is made from `sources` must not be put.
+
+    Raises:
+        InputError: `out` is or holds one of them, holds anything but a run, or holds a run that
+            may not be overwritten.
+    """
+    for source in sources:
+        if source.path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out}: holds the run {source.path}; give another --out")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_run(out):
+        raise InputError(f"{out}: it is not empty and holds no run; give another --out")
+    if not overwrite:
+        raise InputError(
+            f"{out}: there is a run already; give another --out, or --overwrite to throw it away"
+        )
 
 
 def create_run(path: Path, config: Config) -> Run:

@@ -23,6 +23,8 @@ def make_prediction(
     chosen: dict[str, str] | None = None,
     ids: Sequence[int] | None = None,
     category_ids: Sequence[int] | None = None,
+    dtype: type = np.float16,
+    **facts: Any,
 ) -> PredictionFile:
     """Writes a prediction file and opens it.
 
@@ -36,7 +38,9 @@ def make_prediction(
         logits_prior: prior that the logits carry; None: not known; ...: that of train_counts.
         chosen: what was chosen, and how.
         ids: image ids; None: 11, 18, 25, ...
-        category_ids: ascending; None: 2, 10, 28, 56, ... as in `worlds`.
+        category_ids: None: 2, 10, 28, 56, ... as in `worlds`.
+        dtype: of the stored logits.
+        **facts: more for meta.json, or other values of run, checkpoint and weights.
     """
     values = np.asarray(logits, np.float32)
     n_images, n_classes = values.shape
@@ -78,7 +82,9 @@ def make_prediction(
             "checkpoint": "last",
             "weights": "raw",
             "chosen": chosen or {},
+            **facts,
         },
+        dtype=dtype,
     ) as rows:
-        rows[:] = store(values)
+        rows[:] = store(values, dtype)
     return read_prediction(path)

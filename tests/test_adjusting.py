@@ -107,6 +107,14 @@ def test_everything_but_logits_and_meta_is_carried_over_and_the_input_is_left_al
     assert same == {"ids.npy", "labels.npy", "species.parquet", "photos.parquet"}
 
 
+def test_float32_logits_stay_float32(tmp_path: Path) -> None:
+    prediction = make_prediction(tmp_path / "p", LOGITS, train_counts=COUNTS, dtype=np.float32)
+    found, _ = adjust(prediction, tmp_path / "out", tau=1.0)
+    assert found.logits.dtype == np.float32
+    moved = LOGITS - LOGITS.max(axis=1, keepdims=True) - np.log(PRIOR)
+    assert found.logits == pytest.approx(moved - moved.max(axis=1, keepdims=True), abs=1e-5)
+
+
 # --- what changes nothing --------------------------------------------------------------------
 
 
@@ -226,7 +234,9 @@ def test_both_or_none_of_tau_and_target_is_refused(
 ) -> None:
     with pytest.raises(InputError) as caught:
         adjust(prediction, tmp_path / "out", **options)
-    assert str(caught.value) == "adjust takes one of --tau T and --target uniform|FILE"
+    assert str(caught.value) == (
+        "adjust takes one of --tau T, --target uniform|FILE and --geo GEO_PRED"
+    )
 
 
 @pytest.mark.parametrize("tau", [-0.1, 10.5, math.nan])

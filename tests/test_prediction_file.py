@@ -53,6 +53,14 @@ def test_the_same_prediction_has_the_same_bytes(tmp_path: Path) -> None:
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "b")
 
 
+def test_float32_logits_are_kept_bit_for_bit_below_their_row_maximum(tmp_path: Path) -> None:
+    make_prediction(tmp_path / "p", LOGITS, dtype=np.float32)
+    found = read_prediction(tmp_path / "p")
+    assert found.logits.dtype == np.float32
+    assert isinstance(found.logits, np.memmap)
+    assert found.logits.tolist() == (LOGITS - LOGITS.max(axis=1, keepdims=True)).tolist()
+
+
 def test_an_unknown_prior_is_none(tmp_path: Path) -> None:
     assert make_prediction(tmp_path / "p", LOGITS, logits_prior=None).logits_prior is None
 
@@ -185,8 +193,8 @@ def of_format(number: Any) -> Callable[[Path], None]:
         (put("ids.npy", b"no array"), "{p}/ids.npy: no array, or cut off (.+); predict again"),
         (cut("ids.npy", 3), "{p}/ids.npy: no array, or cut off (.+); predict again"),
         (remove("ids.npy"), "{p}/ids.npy: there is no such file; predict again"),
-        (save("logits.npy", LOGITS, np.float32),
-         "{p}/logits.npy: holds float32, not float16; predict again"),
+        (save("logits.npy", LOGITS, np.float64),
+         "{p}/logits.npy: holds float64, not float16 or float32; predict again"),
         (save("labels.npy", [0, 1, 2, 3, 0], np.int32),
          "{p}/labels.npy: holds int32, not int64; predict again"),
         (save("labels.npy", ["0", "1"], str), "{p}/labels.npy: holds <U1, not int64; predict .*"),

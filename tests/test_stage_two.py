@@ -590,17 +590,26 @@ def test_a_stage_two_can_start_from_a_stage_two(made: dict[str, Run], tmp_path: 
     [
         (
             {"method": "cart"},
-            "--method: unknown name 'cart'; did you mean crt? valid: crt, lws, ncm, tau_norm",
+            "--method: unknown name 'cart'; did you mean crt? "
+            "valid: crt, geo_prior, lws, ncm, tau_norm",
         ),
         ({"method": "crt", "tau": 1.0}, "--tau is for tau_norm; crt has none"),
+        (
+            {"method": "geo_prior", "weight_decay": 1e-4},
+            "--weight-decay is for crt and lws; geo_prior has none",
+        ),
+        (
+            {"method": "ncm", "lr_per_256": 0.1},
+            "--lr-per-256 is for crt, lws and geo_prior; ncm has none",
+        ),
         ({"method": "tau_norm", "tau": -1.0}, "--tau -1 is not within 0 and 10"),
         (
             {"method": "ncm", "live": True},
-            "--live is for crt and lws, which train; ncm computes its head",
+            "--live is for crt and lws; ncm has none",
         ),
         (
             {"method": "tau_norm", "epochs": 3},
-            "--epochs is for crt and lws, which train; tau_norm computes its head",
+            "--epochs is for crt, lws and geo_prior; tau_norm has none",
         ),
         ({"method": "crt", "epochs": 0}, "--epochs: 0 is less than 1; give 1 or more"),
         ({"method": "crt", "batch_size": 0}, "--batch-size: 0 is less than 1; give 1 or more"),
@@ -631,7 +640,7 @@ def test_nothing_is_overwritten_unless_it_is_a_run_and_it_is_said(run: Run, tmp_
     )
     for place in (run.path, run.path.parent):
         assert refusal(run, place, method="ncm", overwrite=True) == (
-            f"{place}: holds the run that stage two starts from; give another --out"
+            f"{place}: holds the run {run.path}; give another --out"
         )
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
 from inat.data.annotations import Split
 from inat.data.places import have_place, places_of
-from inat.errors import InputError
 from inat.models.backbone import read_weights
 from inat.models.device import pick_device
 from inat.models.geo_prior import GeoPrior, log_presence
@@ -28,19 +28,6 @@ SEEN: dict[str, Any] = {"logits": LOG_PRESENCE, "views": []}
 """For meta.json: what the logits are, and that nobody looked at a photo."""
 
 
-def refuse_geo_prior(run: Run, wanted: str) -> None:
-    """Stops where photos are to be looked at with a geo prior.
-
-    Raises:
-        InputError: the run is one.
-    """
-    if run.is_geo_prior:
-        raise InputError(
-            f"{run.path}: is a geo prior, which sees places and no photos; {wanted} takes the run "
-            f"that it was made from ({run.model['stage_two']['run']})"
-        )
-
-
 def write_log_presence(
     path: Path,
     run: Run,
@@ -48,6 +35,7 @@ def write_log_presence(
     photos: Split,
     photo_table: pd.DataFrame,
     meta: dict[str, Any],
+    dtype: npt.DTypeLike,
 ) -> PredictionFile:
     """Writes a prediction file of log presence; the row of a photo without a place is all 0.
 
@@ -70,11 +58,12 @@ def write_log_presence(
         species=run.species,
         photos=photo_table,
         meta=meta,
+        dtype=dtype,
     ) as rows:
         for begin in range(0, len(photos), length):
             chunk = slice(begin, begin + length)
             logits = log_presence(network, torch.from_numpy(places[chunk]).to(device))
-            rows[chunk] = store(logits.cpu().numpy())
+            rows[chunk] = store(logits.cpu().numpy(), dtype)
     return read_prediction(path)
 
 

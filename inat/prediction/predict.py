@@ -17,7 +17,7 @@ from inat.errors import InputError, WorldError
 from inat.metrics import top_k
 from inat.models.device import freed_memory_kept
 from inat.prediction.forward import iterate_logits
-from inat.prediction.log_presence import SEEN, refuse_geo_prior, write_log_presence
+from inat.prediction.log_presence import SEEN, write_log_presence
 from inat.prediction.trained_model import (
     Checkpoint,
     TrainedModel,
@@ -57,6 +57,7 @@ def predict(
     root: Path | str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    float32: bool = False,
     overwrite: bool = False,
 ) -> PredictionFile:
     """Predicts every photo of a split once and writes RUN/predictions/NAME.
@@ -70,6 +71,7 @@ def predict(
         root: data folder, where it is another than the run's.
         batch_size: photos a forward pass; None: twice the run's.
         workers: threads or processes that read photos; None: the run's.
+        float32: keep the logits as float32 instead of float16, in twice the space.
         overwrite: replace a prediction of that name that was made with other settings.
 
     Raises:
@@ -94,11 +96,12 @@ def predict(
     path = opened.prediction(name)
     meta = _meta(opened, config, chosen, photos) | (SEEN if opened.is_geo_prior else {})
     if (path / "meta.json").is_file() and not overwrite:
-        return _same_or_refused(path, meta)
+        return _same_or_refused(path, meta, float32=float32)
+    dtype = np.float32 if float32 else np.float16
     if opened.is_geo_prior:
         table = _photo_table(opened, photos, config, chosen)
-        return write_log_presence(path, opened, chosen, photos, table, meta)
-    return _write(opened, config, chosen, photos, path, meta, batch_size, workers)
+        return write_log_presence(path, opened, chosen, photos, table, meta, dtype)
+    return _write(opened, config, chosen, photos, path, meta, batch_size, workers, dtype)
 
 
 def predict_photos(
@@ -115,7 +118,6 @@ def predict_photos(
         InputError: no such run, or no photo in the folder.
     """
     opened = open_run(run)
-    refuse_geo_prior(opened, "predict --photos")
     folder = Path(folder)
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS)
     if not found:
@@ -152,6 +154,7 @@ def _write(
     meta: dict[str, Any],
     batch_size: int | None,
     workers: int | None,
+    dtype: type,
 ) -> PredictionFile:
     model = load_model(run, checkpoint)
     loader = _eval_loader(
@@ -168,6 +171,7 @@ def _write(
         species=run.species,
         photos=_photo_table(run, photos, config, checkpoint),
         meta=meta,
+        dtype=dtype,
     ) as rows:
         _fill(rows, model, loader, photos, np.log(run.draws_prior), f"predict {photos.name}")
         limit = config.data.bad_photo_limit * len(photos)
@@ -203,10 +207,10 @@ def _fill(
                     "neighbour are not finite; predict with --weights raw or train again at a "
                     "lower learning rate"
                 )
-            rows[places] = store(logits.numpy())
+            rows[places] = store(logits.numpy(), rows.dtype)
             bar.advance(len(places))
     for event in loader.bad_photos:
-        rows[row_of[event.image_id]] = store(log_prior[None])[0]
+        rows[row_of[event.image_id]] = store(log_prior[None], rows.dtype)[0]
 
 
 def _eval_loader(
@@ -251,7 +255,7 @@ def _meta(run: Run, config: Config, checkpoint: Checkpoint, photos: Split) -> di
     }
 
 
-def _same_or_refused(path: Path, meta: dict[str, Any]) -> PredictionFile:
+def _same_or_refused(path: Path, meta: dict[str, Any], *, float32: bool) -> PredictionFile:
     """The prediction that is there already, if it is the one asked for."""
     there = read_prediction(path)
     for key in ("split", "checkpoint", "checkpoint_sha256", "chosen", "data_root", "views"):
@@ -260,6 +264,11 @@ def _same_or_refused(path: Path, meta: dict[str, Any]) -> PredictionFile:
                 f"{path}: there is a prediction with another {key} ({there.meta.get(key)}); "
                 "give another --name, or --overwrite"
             )
+    if (there.logits.dtype == np.float32) != float32:
+        raise InputError(
+            f"{path}: there is a prediction in {there.logits.dtype}; give another --name, or "
+            "--overwrite"
+        )
     return there
 
 

@@ -63,9 +63,9 @@ def find_checkpoint(
             f"{run.path}: there is no best checkpoint, since data.holdout none validates nothing; "
             "use --checkpoint last, or train with data.holdout 0.2"
         )
-    if name == "best" and "stage_two" in run.model:
+    if name == "best" and run.made_by != "inat train":
         raise InputError(
-            f"{run.path}: inat stage-two leaves no best checkpoint; use --checkpoint last"
+            f"{run.path}: {run.made_by} leaves no best checkpoint; use --checkpoint last"
         )
     if not folder.is_dir():
         raise InputError(f"{run.path}: there is no checkpoint {name}; let an epoch end")
@@ -82,7 +82,16 @@ def find_checkpoint(
 
 
 def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
-    """Builds the run's network with the weights of `checkpoint`."""
+    """Builds the run's network with the weights of `checkpoint`.
+
+    Raises:
+        InputError: it is a geo prior, which has no use for photos.
+    """
+    if run.is_geo_prior:
+        raise InputError(
+            f"{run.path}: is a geo prior, which sees places and no photos; give the run that it "
+            f"was made from ({run.model['stage_two']['run']})"
+        )
     config, facts = run.config, run.model
     backbone = build_backbone(
         replace(config.model, weights="none"),

@@ -143,7 +143,8 @@ def train_geo_prior(
 
 def _dated(places: Float32[np.ndarray, "batch 3"]) -> Float[Tensor, "batch 3"]:
     dated = torch.from_numpy(places)
-    dated[:, 2] = torch.where(dated[:, 2].isnan(), 2 * torch.rand(len(dated)) - 1, dated[:, 2])
+    unknown = dated[:, 2].isnan()
+    dated[unknown, 2] = 2 * torch.rand(int(unknown.sum())) - 1
     return dated
 
 

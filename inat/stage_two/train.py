@@ -13,11 +13,10 @@ from inat.config import CheckpointName, Weights
 from inat.errors import InputError
 from inat.files import atomic_folder, write_json
 from inat.models.heads import put_classifier
-from inat.prediction.log_presence import refuse_geo_prior
 from inat.prediction.trained_model import find_checkpoint
 from inat.priors import Prior
 from inat.progress import say
-from inat.run_folder import Run, create_run, is_run, open_run, with_root
+from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
 from inat.stage_two import crt, lws
 from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
 from inat.stage_two.body import Body, take_body
@@ -134,10 +133,9 @@ def train_stage_two(
     )
     opened = open_run(run)
     _refuse_head(opened, options)
-    _refuse_place(opened, out, overwrite=overwrite)
+    refuse_run_place(out, [opened], overwrite=overwrite)
     if method == "geo_prior":
         return make_geo_run(opened, with_root(opened.config, root), out, options)
-    refuse_geo_prior(opened, f"--method {method}")
     body = take_body(
         opened,
         with_root(opened.config, root),
@@ -174,19 +172,6 @@ def _refuse_head(run: Run, options: Options) -> None:
         raise InputError(
             f"{run.path}: nothing was held out (data.holdout none), so there are no photos to "
             "choose tau on; give --tau T"
-        )
-
-
-def _refuse_place(run: Run, out: Path, *, overwrite: bool) -> None:
-    if run.path.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"{out}: holds the run that stage two starts from; give another --out")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not is_run(out):
-        raise InputError(f"{out}: it is not empty and holds no run; give another --out")
-    if not overwrite:
-        raise InputError(
-            f"{out}: there is a run already; give another --out, or --overwrite to throw it away"
         )
 
 

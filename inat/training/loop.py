@@ -176,9 +176,9 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
     if overwrite:
         return False
     run = Run(path)
-    if (path / "model.json").is_file() and "stage_two" in run.model:
+    if (path / "model.json").is_file() and run.made_by != "inat train":
         raise InputError(
-            f"{path}: the run there was made by inat stage-two; give another --run, or "
+            f"{path}: the run there was made by {run.made_by}; give another --run, or "
             "--overwrite to throw it away"
         )
     if run.config.digest != plan.config.digest:

@@ -1,0 +1,1 @@
+"""Several predictions into one, without their models."""

@@ -1,0 +1,342 @@
+"""Averages the weights of several runs into one run (model soup, Wortsman et al. 2022)."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from inat.config import CheckpointName, Config, SoupRecipe, Weights
+from inat.data.annotations import Split, cut_holdout, load_split
+from inat.data.loader import Loader, build_loader, to_device
+from inat.errors import InputError, unknown_name
+from inat.files import atomic_file, atomic_folder, write_json
+from inat.models.backbone import read_weights
+from inat.prediction.trained_model import Checkpoint, TrainedModel, find_checkpoint, load_model
+from inat.progress import say
+from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
+from inat.training.checkpoint import LoopState
+from inat.training.tracking import MetricsLog
+from inat.training.validation import Validation, validate
+
+CHOSEN_ON = "mean class accuracy on the held-out part of train"
+
+BATCH_NORM_DRAWS = 10_000
+"""Draws of the first run's training that batch norm's statistics are taken from, at most."""
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A run, and which of its weights go into the soup."""
+
+    run: Run
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Kitchen:
+    """What a soup is cooked and tasted with: all as the first run has it.
+
+    Attributes:
+        model: the network, whose weights change.
+        config: with the data root that is used.
+        trained: photos that the runs were trained on.
+        held_out: photos that the runs held out; None with holdout none.
+        workers: threads or processes that read photos; None: one a processor.
+    """
+
+    model: TrainedModel
+    config: Config
+    trained: Split
+    held_out: Split | None
+    workers: int | None
+
+    def fill(self, ingredients: Sequence[Ingredient]) -> None:
+        """Gives the network the mean weights, and batch norm statistics that fit them."""
+        self.model.network.load_state_dict(average_weights(map(_weights, ingredients)))
+        # A frozen backbone's statistics are the same in all of them.
+        moves = self.config.model.freeze == "none" and has_batch_norm(self.model.network)
+        if moves and len(ingredients) > 1:
+            self._gather_statistics()
+
+    def taste(self) -> Validation:
+        """How well the network recognises the held-out photos."""
+        assert self.held_out is not None
+        return validate(
+            self.model.network,
+            self._loader(self.held_out, training=False),
+            mean=self.model.mean,
+            std=self.model.std,
+            precision=self.model.precision,
+            train_counts=self.trained.train_counts,
+            band_edges=self.config.data.band_edges,
+        )
+
+    def _gather_statistics(self) -> None:
+        device = next(self.model.network.parameters()).device
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):  # dropout draws
+            torch.manual_seed(self.config.seed)
+            update_bn(self._images(device), self.model.network)
+        self.model.network.eval()
+
+    def _images(self, device: torch.device) -> Iterator[Tensor]:
+        for batch in self._loader(self.trained, training=True):
+            if len(batch["label"]):  # else all its photos were unreadable
+                yield to_device(batch, device, self.model.mean, self.model.std)
+
+    def _loader(self, photos: Split, *, training: bool) -> Loader:
+        config = self.config
+        n_draws = min(BATCH_NORM_DRAWS, config.sampler.epoch_size or len(photos))
+        return build_loader(
+            photos,
+            image_size=config.transforms.image_size if training else config.transforms.test_size,
+            training=training,
+            batch_size=min(config.batch_size, n_draws) if training else 2 * config.batch_size,
+            workers=self.workers,
+            seed=config.seed,
+            sampler=config.sampler,
+            epoch_size=n_draws if training else None,
+            epochs=config.epochs,
+            recipe=config.transforms,
+            worker_kind=config.data.worker_kind,
+            on_bad_photo=config.data.on_bad_photo,
+        )
+
+
+def soup(
+    runs: Sequence[Path | str],
+    out: Path | str,
+    *,
+    how: str = "uniform",
+    checkpoint: CheckpointName = "last",
+    weights: Weights = "auto",
+    root: Path | str | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Run:
+    """Averages the weights of runs of one architecture, and leaves a run that all verbs take.
+
+    Tensors of numbers are averaged; integer ones (batch norm's counters) are the first run's.
+    The mean of batch norm's statistics is not the statistics of the mean, so these are gathered
+    anew from some 10,000 draws of the first run's training, as stochastic weight averaging does
+    (Izmailov et al. 2018, section 3.2).
+
+    Args:
+        runs: two or more, trained on the same photos.
+        out: the new run; its settings are the first run's.
+        how: uniform, all of them; greedy (Wortsman et al. 2022, recipe 1), from the one that is
+            best on the held-out part on, each of the others where it does not lower the soup's
+            mean class accuracy there.
+        checkpoint: last, or best on the held-out part.
+        weights: ema or raw; auto: the moving average where a run kept one.
+        root: data folder, where it is another than the first run's.
+        workers: threads or processes that read photos; None: the first run's.
+        overwrite: throw away the run that `out` holds.
+
+    Raises:
+        InputError: no such run or checkpoint, other architectures, species or training photos, no
+            held-out part to be greedy on, `out` exists.
+        WorldError: a photo cannot be read.
+    """
+    out = Path(out)
+    if how not in get_args(SoupRecipe):
+        raise InputError(unknown_name("--how", how, get_args(SoupRecipe)))
+    if len(runs) < 2:
+        raise InputError(f"a soup has two runs or more, and {len(runs)} was given")
+    opened = [open_run(run) for run in runs]
+    refuse_run_place(out, opened, overwrite=overwrite)
+    for run in opened[1:]:
+        _refuse_another_kind(run, opened[0])
+    if how == "greedy" and opened[0].config.data.holdout == "none":
+        raise InputError(
+            f"{opened[0].path}: nothing was held out (data.holdout none), so there are no photos "
+            "to be greedy on; use --how uniform"
+        )
+    ingredients = [Ingredient(run, find_checkpoint(run, checkpoint, weights)) for run in opened]
+    kitchen = _kitchen(ingredients[0], root, workers)
+    with atomic_folder(out) as partial:
+        log = MetricsLog(partial / "metrics.jsonl")
+        try:
+            used = ingredients if how == "uniform" else _greedy(kitchen, ingredients, log)
+            kitchen.fill(used)
+            _log_taste(kitchen, log, how)
+        finally:
+            log.close()
+        made = create_run(partial, kitchen.config)
+        _write_facts(made, ingredients, used, how)
+        _write_checkpoint(made, kitchen.model.network, ingredients[0])
+    return Run(out)
+
+
+def average_weights(states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each tensor of numbers over the states; integer tensors are the first state's.
+
+    Raises:
+        InputError: they do not have tensors of the same names and shapes.
+    """
+    total: dict[str, Tensor] = {}
+    first: dict[str, Tensor] = {}
+    n_states = 0
+    for state in states:
+        n_states += 1
+        if n_states == 1:
+            first = dict(state)
+            total = {k: v.double() for k, v in first.items() if v.is_floating_point()}
+            continue
+        _refuse_other_shapes(state, first)
+        for name, running in total.items():
+            running += state[name]
+    return {
+        name: (total[name] / n_states).to(tensor.dtype) if name in total else tensor
+        for name, tensor in first.items()
+    }
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether the network keeps statistics of its activations."""
+    return any(
+        isinstance(module, _BatchNorm) and module.track_running_stats
+        for module in network.modules()
+    )
+
+
+def _refuse_other_shapes(state: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> None:
+    for name in [*first, *state]:
+        shapes = [tuple(one[name].shape) if name in one else None for one in (first, state)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"the runs' networks are not of one architecture: {name} is {shapes[0]} in one "
+                f"and {shapes[1]} in another; give runs of the same model and image size"
+            )
+
+
+def _weights(ingredient: Ingredient) -> Mapping[str, Tensor]:
+    return read_weights(ingredient.checkpoint.path)
+
+
+def _refuse_another_kind(run: Run, first: Run) -> None:
+    for field in ("backbone", "head", "head_scale"):
+        one, other = getattr(run.config.model, field), getattr(first.config.model, field)
+        if one != other:
+            raise InputError(
+                f"{run.path}: its model.{field} is {one}, and that of {first.path} is {other}; a "
+                "soup needs one architecture (inat ensemble averages predictions of any)"
+            )
+    for key, what in (
+        ("category_ids", "species are"),
+        ("trained", "training photos are"),
+        ("mean", "pixel means are"),
+        ("std", "pixel deviations are"),
+    ):
+        if run.model[key] != first.model[key]:
+            raise InputError(
+                f"{run.path}: its {what} not those of {first.path}; give runs that differ in "
+                "seed and recipe alone"
+            )
+
+
+def _kitchen(first: Ingredient, root: Path | str | None, workers: int | None) -> Kitchen:
+    config = with_root(first.run.config, root)
+    data, held_out = config.data, None
+    trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
+    if data.holdout != "none":
+        trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
+    if trained.fingerprint != first.run.model["trained"]:
+        raise InputError(
+            f"{data.root}: its {data.train_on} photos are not those that {first.run.path} was "
+            "trained on; give the data set it was trained on (--data.root)"
+        )
+    return Kitchen(
+        model=load_model(first.run, first.checkpoint),
+        config=config,
+        trained=trained,
+        held_out=held_out,
+        workers=data.workers if workers is None else workers,
+    )
+
+
+def _greedy(kitchen: Kitchen, ingredients: list[Ingredient], log: MetricsLog) -> list[Ingredient]:
+    alone = [_score(kitchen, [ingredient], log) for ingredient in ingredients]
+    ranked = [ingredients[place] for place in np.argsort(-np.array(alone), kind="stable")]
+    used, best = ranked[:1], max(alone)
+    for ingredient in ranked[1:]:
+        score = _score(kitchen, [*used, ingredient], log)
+        if score >= best:
+            used, best = [*used, ingredient], score
+    return used
+
+
+def _score(kitchen: Kitchen, ingredients: list[Ingredient], log: MetricsLog) -> float:
+    kitchen.fill(ingredients)
+    score = kitchen.taste().mean_class_accuracy
+    paths = [str(ingredient.run.path) for ingredient in ingredients]
+    say(f"{score:.3f} mean class accuracy held out  {' + '.join(paths)}")
+    log.write("soup", runs=paths, mean_class_accuracy=score)
+    return score
+
+
+def _log_taste(kitchen: Kitchen, log: MetricsLog, how: str) -> None:
+    """Prints and logs how well the held-out part, if there is one, is recognised."""
+    if kitchen.held_out is None:
+        return
+    result = kitchen.taste()
+    say(f"{result}" + (" (the runs were chosen on them)" if how == "greedy" else ""))
+    log.write("validation", **vars(result))
+
+
+def _write_facts(
+    made: Run, ingredients: list[Ingredient], used: list[Ingredient], how: str
+) -> None:
+    first = ingredients[0].run
+    with atomic_file(made.path / "species.parquet") as partial:
+        first.species.to_parquet(partial, index=False)
+    chosen = {what: by for one in used for what, by in one.checkpoint.chosen.items()}
+    write_json(
+        made.path / "model.json",
+        {
+            **first.model,
+            "draws_prior": _common(used, "draws_prior"),
+            "logits_prior": _common(used, "logits_prior"),
+            "chosen": chosen | ({"runs": CHOSEN_ON} if how == "greedy" else {}),
+            "soup": {
+                "how": how,
+                "runs": [_ingredient_facts(one, used=one in used) for one in ingredients],
+            },
+        },
+    )
+
+
+def _common(used: list[Ingredient], key: Literal["draws_prior", "logits_prior"]) -> Any:
+    """The prior that all have; None where they differ: no formula says what their mean carries."""
+    priors = [ingredient.run.model[key] for ingredient in used]
+    if any(prior is None for prior in priors) or not np.allclose(priors, priors[0], rtol=1e-6):
+        return None
+    return priors[0]
+
+
+def _ingredient_facts(ingredient: Ingredient, *, used: bool) -> dict[str, Any]:
+    return {
+        "run": str(ingredient.run.path),
+        "used": used,
+        "checkpoint": ingredient.checkpoint.name,
+        "checkpoint_sha256": ingredient.checkpoint.digest,
+        "weights": ingredient.checkpoint.weights,
+    }
+
+
+def _write_checkpoint(made: Run, network: nn.Module, first: Ingredient) -> None:
+    folder = made.checkpoint("last")
+    folder.mkdir(parents=True)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
+        folder / "model.safetensors",
+    )
+    write_json(folder / "state.json", dataclasses.asdict(LoopState(first.checkpoint.epoch)))
