@@ -1,12 +1,18 @@
 """Moves the prior of a prediction file's logits, without a model."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64
 
+from inat.calibration_photos import read_calibration_photos
 from inat.errors import InputError
+from inat.files import atomic_file
+from inat.label_shift import estimate_label_shift
+from inat.label_shift_notes import figures, notes
 from inat.prediction_file import (
     PredictionFile,
     read_prediction,
@@ -18,6 +24,7 @@ from inat.priors import (
     Prior,
     count_prior,
     is_uniform,
+    normalised,
     read_prior,
     target_shift,
     tau_shift,
@@ -25,6 +32,28 @@ from inat.priors import (
     uniform_prior,
 )
 from inat.product_rule import add_log_presence
+
+ESTIMATED_PRIOR = "estimated_prior.csv"
+"""In the new prediction file; --target FILE takes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """What becomes of the logits z: z / temperature + shift.
+
+    Attributes:
+        shift: what is added.
+        prior: what the moved logits carry.
+        what: for the history in meta.json.
+        temperature: what they are divided by.
+        notes: sentences about it.
+    """
+
+    shift: Float64[np.ndarray, "classes"]
+    prior: Prior
+    what: dict[str, Any]
+    temperature: float = 1.0
+    notes: list[str] = field(default_factory=list)
 
 
 def adjust(
@@ -34,6 +63,7 @@ def adjust(
     tau: float | None = None,
     target: Path | str | None = None,
     from_prior: Path | str | None = None,
+    calibrate_on: Path | str | PredictionFile | None = None,
     geo: Path | str | PredictionFile | None = None,
     overwrite: bool = False,
 ) -> tuple[PredictionFile, list[str]]:
@@ -44,9 +74,14 @@ def adjust(
         out: the new prediction file.
         tau: subtract tau log(prior that the logits carry); 1 makes it uniform (Menon et al.
             2021, eq. 9).
-        target: uniform, or a CSV `category_id,prior`: the prior to move to.
+        target: uniform, a CSV `category_id,prior`, or estimated: the prior to move to. The
+            estimate is made from these predictions, which need no labels
+            (`inat.label_shift.estimate_label_shift`), and stands in OUT/estimated_prior.csv.
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
+        calibrate_on: for target estimated, a prediction file of the same model for labelled
+            photos that were not trained on (holdout, val): their labels calibrate
+            the logits, tell the prior that these carry, and check the estimate.
         geo: what `predict` made of the same photos with a geo prior: its log presence is added,
             and the class prior stays (Mac Aodha et al. 2019). It goes alone; tau and target
             before or after it give the same.
@@ -57,44 +92,94 @@ def adjust(
 
     Raises:
         InputError: not one of tau, target and geo; an unknown prior without `from_prior`; `out`
-            exists; a geo prior's prediction of other photos or species.
+            exists; calibration photos of another model, without labels, or trained on; a geo
+            prior's prediction of other photos or species.
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
     out = Path(out)
-    if geo is not None and not (tau is target is from_prior is None):
-        raise InputError("--geo goes alone; adjust once more for --tau or --target")
-    if geo is None and (tau is None) == (target is None):
-        raise InputError("adjust takes one of --tau T, --target uniform|FILE and --geo GEO_PRED")
-    if geo is not None and not isinstance(geo, PredictionFile):
-        geo = read_prediction(geo)
-    refuse_place(out, [prediction, *([geo] if geo else [])], "adjust", overwrite=overwrite)
     if geo is not None:
-        return add_log_presence(prediction, geo, out)
-    prior = carried_prior(prediction, from_prior)
-    shift, left, what = _shift(prediction, prior, tau, target)
-    notes = []
-    if np.ptp(shift) < 1e-6:
-        notes.append(
-            "this changes nothing: the logits carry a uniform prior already"
-            if is_uniform(prior)
-            else "this changes nothing: the shift is the same for all species"
+        if not (tau is target is from_prior is calibrate_on is None):
+            raise InputError("--geo goes alone; adjust once more for --tau or --target")
+        return add_log_presence(prediction, geo, out, overwrite=overwrite)
+    if (tau is None) == (target is None):
+        raise InputError(
+            "adjust takes one of --tau T, --target uniform|estimated|FILE and --geo GEO_PRED"
         )
+    if calibrate_on is not None and str(target) != "estimated":
+        raise InputError("--calibrate-on goes with --target estimated alone")
+    held_out = None if calibrate_on is None else read_calibration_photos(prediction, calibrate_on)
+    inputs = [prediction] if held_out is None else [prediction, held_out]
+    refuse_place(out, inputs, "adjust", overwrite=overwrite)
+    if str(target) == "estimated":
+        move = _estimated_move(prediction, held_out, from_prior)
+    else:
+        move = _named_move(prediction, tau, target, from_prior)
+    _write(prediction, out, move, held_out)
+    if str(target) == "estimated":
+        move.notes.append(f"the estimated prior is in {_write_prior(prediction, out, move.prior)}")
+    return read_prediction(out), move.notes
+
+
+def _write(
+    prediction: PredictionFile, out: Path, move: Move, held_out: PredictionFile | None
+) -> None:
     meta: dict[str, Any] = dict(prediction.meta)
-    meta["logits_prior"] = left.tolist()
-    meta["adjusted"] = [*meta.get("adjusted", []), {"of": str(prediction.path), **what}]
+    meta["logits_prior"] = move.prior.tolist()
+    meta["adjusted"] = [*meta.get("adjusted", []), {"of": str(prediction.path), **move.what}]
+    photos = prediction.photos
+    if held_out is not None:
+        meta["chosen"] = meta["chosen"] | {
+            "calibration": f"negative log-likelihood on the {len(held_out)} photos of "
+            f"{held_out.path}"
+        }
+        # Image ids are unique within a data set alone, file names tell its parts apart too.
+        chosen_on = photos["file_name"].isin(held_out.photos["file_name"])
+        photos = photos.assign(role=photos["role"].mask(chosen_on, "chosen on"))
     with write_prediction(
         out,
         ids=prediction.ids,
         labels=prediction.labels,
         species=prediction.species,
-        photos=prediction.photos,
+        photos=photos,
         meta=meta,
         dtype=prediction.logits.dtype,
     ) as rows:
         for chunk in prediction.chunks():
-            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + shift, rows.dtype)
-    return read_prediction(out), notes
+            moved = prediction.logits[chunk].astype(np.float32) / np.float32(move.temperature)
+            rows[chunk] = store(moved + move.shift, rows.dtype)
+
+
+def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:
+    table = pd.DataFrame({"category_id": prediction.category_ids, "prior": prior})
+    with atomic_file(out / ESTIMATED_PRIOR) as partial:
+        table.to_csv(partial, index=False)
+    return out / ESTIMATED_PRIOR
+
+
+def _named_move(
+    prediction: PredictionFile,
+    tau: float | None,
+    target: Path | str | None,
+    from_prior: Path | str | None,
+) -> Move:
+    """To a prior that is known, or away from the one that the logits carry."""
+    prior = carried_prior(prediction, from_prior)
+    if target is not None:
+        wanted = _named_prior(prediction, target)
+        move = Move(target_shift(prior, wanted), wanted, {"target": str(target)})
+    else:
+        assert tau is not None
+        if not 0 <= tau <= 10:
+            raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
+        move = Move(tau_shift(prior, tau), temper(prior, 1 - tau), {"tau": tau})
+    if np.ptp(move.shift) < 1e-6:
+        move.notes.append(
+            "this changes nothing: the logits carry a uniform prior already"
+            if is_uniform(prior)
+            else "this changes nothing: the shift is the same for all species"
+        )
+    return move
 
 
 def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
@@ -144,13 +229,40 @@ def _named_prior(prediction: PredictionFile, name: Path | str) -> Prior:
     return read_prior(Path(name), prediction.category_ids)
 
 
-def _shift(
-    prediction: PredictionFile, prior: Prior, tau: float | None, target: Path | str | None
-) -> tuple[Float64[np.ndarray, "classes"], Prior, dict[str, Any]]:
-    if target is not None:
-        wanted = _named_prior(prediction, target)
-        return target_shift(prior, wanted), wanted, {"target": str(target)}
-    assert tau is not None
-    if not 0 <= tau <= 10:
-        raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
-    return tau_shift(prior, tau), temper(prior, 1 - tau), {"tau": tau}
+def _estimated_move(
+    prediction: PredictionFile, held_out: PredictionFile | None, from_prior: Path | str | None
+) -> Move:
+    """To the prior that the photos' own predictions speak for."""
+    n_photos = len(prediction)
+    if n_photos < 2:
+        raise InputError(
+            f"{prediction.path}: {n_photos} photo tells nothing of the species' shares; "
+            "give --target uniform|FILE"
+        )
+    if held_out is not None and from_prior is not None:
+        raise InputError(
+            "--calibrate-on measures which prior the logits carry; leave --from-prior away"
+        )
+    source = None
+    if held_out is None:
+        source = carried_prior(prediction, from_prior)
+    found = estimate_label_shift(
+        prediction.logits,
+        # A species without training photos is taken to have had half of one.
+        normalised(np.maximum(prediction.train_counts, 0.5)),
+        source=source,
+        held_out=None if held_out is None else (held_out.logits, held_out.labels),
+    )
+    if not (found.source > 0).all():
+        assert held_out is not None
+        raise InputError(
+            f"{held_out.path}: {(found.source <= 0).sum()} species have probability 0 on all of "
+            "its photos, which no prior can move; adjust the prediction that it was made from"
+        )
+    return Move(
+        shift=found.calibration.bias + target_shift(found.source, found.prior),
+        prior=found.prior,
+        what={"target": "estimated", **figures(found, n_photos, held_out)},
+        temperature=found.calibration.temperature,
+        notes=notes(found, n_photos, held_out),
+    )

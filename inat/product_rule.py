@@ -15,6 +15,7 @@ from inat.prediction_file import (
     LOG_PRESENCE,
     PredictionFile,
     read_prediction,
+    refuse_place,
     store,
     write_prediction,
 )
@@ -24,7 +25,7 @@ SEVERITY = {"unseen": 0, "held out": 1, "chosen on": 2, "trained on": 3}
 
 
 def add_log_presence(
-    prediction: PredictionFile, geo: PredictionFile, out: Path
+    prediction: PredictionFile, geo: Path | str | PredictionFile, out: Path, *, overwrite: bool
 ) -> tuple[PredictionFile, list[str]]:
     """Writes logits + log presence; a photo without a place keeps its own logits.
 
@@ -36,8 +37,11 @@ def add_log_presence(
 
     Raises:
         InputError: `geo` is no geo prior's, is of other photos or species, or is in
-            `prediction` already.
+            `prediction` already; `out` exists.
     """
+    if not isinstance(geo, PredictionFile):
+        geo = read_prediction(geo)
+    refuse_place(out, [prediction, geo], "adjust", overwrite=overwrite)
     _refuse_wrong_kinds(prediction, geo)
     rows_of = _rows(prediction, geo)
     placed: Bool[np.ndarray, images] = np.zeros(len(prediction), bool)

@@ -24,7 +24,7 @@ from inat.prediction_file import (
 )
 from inat.run_folder import Run
 
-SEEN: dict[str, Any] = {"logits": LOG_PRESENCE, "views": []}
+SEEN: dict[str, Any] = {"logits": LOG_PRESENCE, "views": [], "view_mean": None}
 """For meta.json: what the logits are, and that nobody looked at a photo."""
 
 

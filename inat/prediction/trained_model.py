@@ -12,6 +12,7 @@ from inat.files import read_json, sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
 from inat.models.device import pick_device, resolve_precision, to_device_format
 from inat.run_folder import Run
+from inat.stages import stage_at
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
             f"{run.path}: is a geo prior, which sees places and no photos; give the run that it "
             f"was made from ({run.model['stage_two']['run']})"
         )
-    config, facts = run.config, run.model
+    config, facts = stage_at(run.config, checkpoint.epoch), run.model
     backbone = build_backbone(
         replace(config.model, weights="none"),
         len(facts["category_ids"]),

@@ -28,6 +28,7 @@ from inat.stage_two.ncm import nearest_mean_head
 from inat.stage_two.options import TRAINED_HEADS, Options
 from inat.stage_two.run_files import write_checkpoint, write_species
 from inat.stage_two.tau_norm import GRID, score_grid, tau_normalised
+from inat.stages import stage_at
 from inat.training.tracking import MetricsLog
 
 FEW_STEPS = 500
@@ -134,14 +135,11 @@ def train_stage_two(
     opened = open_run(run)
     _refuse_head(opened, options)
     refuse_run_place(out, [opened], overwrite=overwrite)
+    start = find_checkpoint(opened, checkpoint, weights)
+    config = stage_at(with_root(opened.config, root), start.epoch)
     if method == "geo_prior":
-        return make_geo_run(opened, with_root(opened.config, root), out, options)
-    body = take_body(
-        opened,
-        with_root(opened.config, root),
-        find_checkpoint(opened, checkpoint, weights),
-        workers=workers,
-    )
+        return make_geo_run(opened, config, out, options)
+    body = take_body(opened, config, start, workers=workers)
     say(f"stage two  {method} on {opened.path} ({checkpoint}, {body.checkpoint.weights})")
     cuda = [body.device] if body.device.type == "cuda" else []
     # Whole or not at all: what is interrupted leaves nothing at `out`.
