@@ -84,7 +84,7 @@ def train(folder: Path, world: Path, **settings: Any) -> Run:
     return inat.train(folder / "empty.yaml", folder / "run", overrides=overrides)
 
 
-GEO: dict[str, Any] = {"method": "geo_prior", "epochs": 30, "batch_size": 8, "lr_per_256": 0.064}
+GEO: dict[str, Any] = {"method": "geo_prior", "epochs": 20, "batch_size": 8, "lr_per_256": 0.064}
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +329,7 @@ def test_the_run_learns_from_the_photos_with_a_place_that_were_trained_on(
     assert geo.config.data == run.config.data
     assert geo.species.equals(run.species)
     lines = [orjson.loads(line) for line in geo.metrics_path.read_bytes().splitlines()]
-    assert [line["kind"] for line in lines] == ["train"] * 30 + ["validation"]
+    assert [line["kind"] for line in lines] == ["train"] * 20 + ["validation"]
     assert lines[-1]["top1"] > 0.9
 
 
