@@ -99,7 +99,7 @@ def adjust(
         prediction = read_prediction(prediction)
     out = Path(out)
     if geo is not None:
-        if not (tau is target is from_prior is calibrate_on is None):
+        if any(given is not None for given in (tau, target, from_prior, calibrate_on)):
             raise InputError("--geo goes alone; adjust once more for --tau or --target")
         return add_log_presence(prediction, geo, out, overwrite=overwrite)
     if (tau is None) == (target is None):

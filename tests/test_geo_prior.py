@@ -384,6 +384,10 @@ def test_what_a_geo_prior_cannot_do_is_one_line(geo: Run, run: Run, tmp_path: Pa
         f"{geo.path}: is a geo prior, which sees places and no photos; give the run that it was "
         f"made from ({run.path})"
     )
+    assert refusal(inat.predict, geo.path, "val", name="x", rank=0, world_size=2) == (
+        f"{geo.path}: one process predicts a geo prior, in seconds, and not 2; call it without "
+        "--world-size or torchrun"
+    )
     assert refusal(inat.predict_photos, geo.path, (root or Path()) / "test2018") == text
     assert refusal(inat.train_stage_two, geo.path, tmp_path / "x", method="crt") == text
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from worlds import make_world
 
@@ -175,7 +175,7 @@ def test_features_are_used_again_until_the_checkpoint_or_the_views_change(
     path = own_run.checkpoint("last") / "model.safetensors"
     state = load_file(path)
     state["conv_head.weight"] *= 2
-    inat.stage_two.train.save_file(state, path)
+    save_file(state, path)
     assert features().path not in extracted[:2]
     assert len(extracted) == 3
 

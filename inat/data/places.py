@@ -27,12 +27,15 @@ def places_of(photos: Split) -> Float32[np.ndarray, "photos 3"]:
         _refuse_beyond(photos, table, name)
     lon, lat = (table[name].to_numpy(np.float64) for name in ("lon", "lat"))
     lon, lat = np.where(np.isnan(lat), np.nan, lon), np.where(np.isnan(lon), np.nan, lat)
-    return np.stack([lon / 180, lat / 90, 2 * _shares_of_year(table) - 1], axis=1, dtype=np.float32)
+    scaled = np.stack([lon / 180, lat / 90, 2 * _shares_of_year(table) - 1], axis=1)
+    places: Float32[np.ndarray, "photos 3"] = scaled.astype(np.float32)
+    return places
 
 
 def have_place(places: Float32[np.ndarray, "photos 3"]) -> Bool[np.ndarray, "photos"]:
     """Which photos have a place, dated or not."""
-    return ~np.isnan(places[:, 0])
+    placed: Bool[np.ndarray, photos] = ~np.isnan(places[:, 0])
+    return placed
 
 
 def _shares_of_year(table: pd.DataFrame) -> Float64[np.ndarray, "photos"]:

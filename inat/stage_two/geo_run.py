@@ -96,8 +96,8 @@ def _score_held_out(
         return
     device = next(network.parameters()).device
     guesses = [
-        top_k(log_presence(network, chunk.to(device)).cpu().numpy(), 3)
-        for chunk in torch.from_numpy(places[placed]).split(CHUNK)
+        top_k(log_presence(network, torch.from_numpy(chunk).to(device)).cpu().numpy(), 3)
+        for chunk in np.split(places[placed], range(CHUNK, int(placed.sum()), CHUNK))
     ]
     result = score_guesses(
         np.concatenate(guesses),
