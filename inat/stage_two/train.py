@@ -15,7 +15,7 @@ from inat.files import atomic_folder, write_json
 from inat.models.heads import put_classifier
 from inat.prediction.trained_model import find_checkpoint
 from inat.priors import Prior
-from inat.progress import say
+from inat.progress import first_few, say
 from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
 from inat.stage_two import crt, lws
 from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
@@ -249,8 +249,7 @@ def _choose_tau(body: Body, linear: nn.Linear, log: MetricsLog) -> float:
         f"{len(body.held_out)} held-out photos, {scores.max():.3f} (0: {scores[0]:.3f})"
     )
     if names:
-        more = " ..." if len(names) > 5 else ""
-        say(f"tau        {len(names)} species have none there: {', '.join(names[:5])}{more}")
+        say(f"tau        {len(names)} species have none there: {first_few(names)}")
     return best
 
 

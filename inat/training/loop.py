@@ -112,7 +112,7 @@ def train(
         InputError: anything wrong with config or data; a run folder that is in use.
         WorldError: the loss is not finite, or a photo cannot be read.
     """
-    config, path = _resolved(config, run, overrides)
+    config, path = resolved(config, run, overrides)
     if resume and overwrite:
         raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
     plan = make_plan(config)
@@ -138,7 +138,7 @@ def dry_run(
 ) -> list[str]:
     """The plan of a training in lines, with the peak memory that one batch of it took, and one of
     each of its later stages."""
-    config, _ = _resolved(config, None, overrides)
+    config, _ = resolved(config, None, overrides)
     plan = make_plan(config)
     with _engine(config) as (accelerator, precision):
         trainer = _build_trainer(plan, accelerator, precision)
@@ -181,7 +181,7 @@ def _memory_remedies() -> Iterator[None]:
         ) from None
 
 
-def _resolved(
+def resolved(
     config: Path | str | Config, run: Path | str | None, overrides: Mapping[str, Any] | None
 ) -> tuple[Config, Path]:
     if isinstance(config, Config):
