@@ -345,9 +345,9 @@ def stage_two(
     out: Path,
     epochs: int | None = None,
     epoch_size: int | None = None,
-    batch_size: int = 512,
-    lr_per_256: float = 0.1,
-    weight_decay: float = 1e-4,
+    batch_size: int | None = None,
+    lr_per_256: float | None = None,
+    weight_decay: float | None = None,
     tau: float | None = None,
     feature_views: int = 2,
     live: Annotated[bool, Parameter(negative="")] = False,
@@ -361,7 +361,10 @@ def stage_two(
     """Give a trained run a new head, in a run of its own that every verb takes.
 
     The backbone stays as it is; its features are extracted once and kept in RUN/features, with
-    batch norm at its stored statistics. From Python: inat.train_stage_two.
+    batch norm at its stored statistics. geo_prior looks at no photo: it learns from the
+    locations files where and when the run's training photos were taken; inat predict then writes
+    the log presence of each species, for inat adjust --geo. The 2018 test set has no locations:
+    what is gained on val is reported apart. From Python: inat.train_stage_two.
 
     Parameters
     ----------
@@ -370,19 +373,22 @@ def stage_two(
     method
         crt (a new linear head on class-balanced draws), lws (a scale for each species on the old
         head's logits), tau_norm (the old head's weights divided by their length to the power
-        tau, without its bias) or ncm (the nearest class mean).
+        tau, without its bias), ncm (the nearest class mean) or geo_prior (a network from place
+        and date to the presence of each species).
     out
         The new run.
     epochs
-        Of crt (unset: 30) and lws (unset: 5).
+        Of crt and geo_prior (unset: 30) and lws (unset: 5).
     epoch_size
         Draws an epoch of crt and lws; unset: the number of photos trained on.
     batch_size
-        Draws a step of crt and lws, at most an epoch.
+        Draws a step of crt and lws (unset: 512), at most an epoch, and of geo_prior (unset:
+        1,024).
     lr_per_256
-        Learning rate of crt and lws for a batch of 256, in proportion for others.
+        Learning rate for a batch of 256, in proportion for others, of crt and lws (unset: 0.1)
+        and geo_prior (unset: 1.25e-4).
     weight_decay
-        Of crt and lws, biases and scales included.
+        Of crt and lws (unset: 1e-4), biases and scales included.
     tau
         Of tau_norm; unset: the one of 0, 0.1 ... 2 with the best mean class accuracy on the
         held-out part.
@@ -426,7 +432,8 @@ def stage_two(
         workers=workers,
         overwrite=overwrite,
     )
-    print(f"{made.path}: {method} on {run}; next: inat predict {made.path} --split test")
+    split = "val" if made.is_geo_prior else "test"
+    print(f"{made.path}: {method} on {run}; next: inat predict {made.path} --split {split}")
 
 
 @app.command
@@ -599,6 +606,7 @@ def adjust(
     target: str | None = None,
     from_prior: str | None = None,
     fit: Path | None = None,
+    geo: Path | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Move a prediction's logits to another class prior (post-hoc logit adjustment).
@@ -623,6 +631,9 @@ def adjust(
         The same model's prediction of labelled photos that were not trained on (holdout, oof).
         With --tau search: what tau is chosen on; unset: the prediction itself. With --target
         estimated: its labels calibrate the logits and check the estimate.
+    geo
+        A geo prior's prediction of the same photos: instead of moving the prior, add its log
+        presence (photos without a place keep their own). The 2018 test set has no locations.
     overwrite
         Replace what stands at --out.
     """
@@ -635,6 +646,7 @@ def adjust(
         target=target,
         from_prior=from_prior,
         fit=fit,
+        geo=geo,
         overwrite=overwrite,
     )
     for note in notes:

@@ -240,8 +240,9 @@ def test_both_or_none_of_tau_and_target_is_refused(
 ) -> None:
     with pytest.raises(InputError) as caught:
         adjust(prediction, tmp_path / "out", **options)
-    expected = "adjust takes one of --tau T|search and --target uniform|estimated|FILE"
-    assert str(caught.value) == expected
+    assert str(caught.value) == (
+        "adjust takes one of --tau T|search, --target uniform|estimated|FILE and --geo GEO_PRED"
+    )
 
 
 @pytest.mark.parametrize("tau", [-0.1, 10.5, math.nan])
