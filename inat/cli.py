@@ -19,6 +19,7 @@ from inat.config import (
     EnsembleRule,
     SoupRecipe,
     StageTwoMethod,
+    ViewMean,
     Weights,
     WeightSearch,
     check_keys,
@@ -289,6 +290,7 @@ def train(
     config: Path,
     *,
     run: Path | None = None,
+    folds: int | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -297,7 +299,7 @@ def train(
     """Train what a config says, and leave a run folder.
 
     Every field of the config is a flag below; a flag overrules the file. From Python:
-    inat.train.
+    inat.train, inat.train_folds, inat.dry_run.
 
     Parameters
     ----------
@@ -305,23 +307,32 @@ def train(
         A YAML file (configs/...).
     run
         The run folder; unset: runs/ and the config file's name.
+    folds
+        Train so many runs, RUN/fold_1 and on, each with data.holdout another fold, and predict
+        every photo by the run that had held it out into RUN/predictions/oof. Unset: one run.
     resume
         Go on from the last whole epoch.
     overwrite
         Throw away the run that is there.
     dry_run
-        Print the plan, run one batch, print the peak memory, and stop.
+        Print the plan, run one batch, print the peak memory, and stop; of folds the first.
     """
     from inat import training
+    from inat.training.folds import fold_config
 
     if dry_run:
-        for line in training.dry_run(settings):
+        for line in training.dry_run(
+            settings if folds is None else fold_config(settings, 1, folds)
+        ):
             print(line)
         return
-    trained = training.train(
-        settings, run or Path("runs") / config.stem, resume=resume, overwrite=overwrite
-    )
-    print(f"{trained.path}: trained; next: inat predict {trained.path} --split test")
+    run = run or Path("runs") / config.stem
+    if folds is not None:
+        training.train_folds(settings, folds, run, resume=resume, overwrite=overwrite)
+        print(f"{run}: {folds} folds trained; next: inat evaluate {run}/predictions/oof")
+        return
+    training.train(settings, run, resume=resume, overwrite=overwrite)
+    print(f"{run}: trained; next: inat predict {run} --split test")
 
 
 @app.command
@@ -481,68 +492,100 @@ def predict(
     photos: Path | None = None,
     checkpoint: CheckpointName = "last",
     weights: Weights = "auto",
+    views: str = "centre",
+    view_mean: ViewMean = "logprob",
     name: str | None = None,
     root: Annotated[Path | None, Parameter(name="--data.root")] = None,
     batch_size: int | None = None,
     workers: int | None = None,
     float32: Annotated[bool, Parameter(negative="")] = False,
+    rank: int | None = None,
+    world_size: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Predict a split into RUN/predictions/NAME, or print the likeliest species of photos.
 
-    From Python: inat.predict, inat.predict_photos.
+    Run again after an interruption it goes on, and the file is the same. Several processes share
+    the work (torchrun --nproc-per-node 2 --no-python inat predict RUN). From Python:
+    inat.predict, inat.predict_photos; inat.predict_folds, inat.predict_out_of_fold.
 
     Parameters
     ----------
     run
-        A folder that inat train made.
+        A folder that inat train made; of one with --folds, each fold's run predicts.
     split
-        test, val, train, holdout or fold:i/K.
+        test, val, train, holdout or fold:i/K; of folds oof too, all photos of train in one
+        prediction, each by the run that had held it out.
     photos
         A folder of photos: print the three likeliest species of each instead.
     checkpoint
         last, or best on the held-out part of train.
     weights
         ema (moving average) or raw; auto: ema where the run kept one.
+    views
+        What is seen of each photo, from one decode: parts joined by +. Crops add up: centre,
+        five-crop (corners and centre), full (the whole photo, squeezed), random:N (of seed:S).
+        flip adds the mirror image of each, scales:A,B shows each in each size; ten-crop is
+        five-crop+flip. Examples: flip; ten-crop; scales:224,256,288+flip; full+random:8+seed:1.
+    view_mean
+        What is averaged over the views: logprob (log-probabilities) or prob (probabilities).
     name
         Name of the prediction; unset: the split's.
     root
         Folder of the data set, where it is another than the run's.
     batch_size
-        Photos a forward pass; unset: twice the run's.
+        Images a forward pass, views counted; unset: twice the run's.
     workers
         Threads or processes that read photos; unset: the run's.
     float32
         Keep the logits as float32 instead of float16, in twice the space.
+    rank
+        Number of this process among several that predict together, from 0; unset: RANK and
+        WORLD_SIZE of the environment, or the only one.
+    world_size
+        How many processes predict together.
     overwrite
         Replace a prediction of that name that was made with other settings.
     """
+    from inat.fold_runs import holds_folds
+    from inat.prediction.folds import OUT_OF_FOLD, predict_folds, predict_out_of_fold
     from inat.prediction.predict import predict as predict_split
     from inat.prediction.predict import predict_photos
 
     if photos is not None:
-        guesses, unreadable = predict_photos(run, photos, checkpoint=checkpoint, weights=weights)
+        guesses, unreadable = predict_photos(
+            run, photos, checkpoint=checkpoint, weights=weights, views=views, view_mean=view_mean
+        )
         for guess in guesses:
             likely = zip(guess.names, guess.probabilities, strict=True)
             print(f"{guess.path}: " + ", ".join(f"{who} {share:.1%}" for who, share in likely))
         for event in unreadable:
             print(f"not read: {event}", file=sys.stderr)
         return
-    made = predict_split(
-        run,
-        split,
-        checkpoint=checkpoint,
-        weights=weights,
-        name=name,
-        root=root,
-        batch_size=batch_size,
-        workers=workers,
-        float32=float32,
-        overwrite=overwrite,
-    )
-    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
-    for event in made.meta["bad_photos"]:
-        print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
+    options: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "weights": weights,
+        "views": views,
+        "view_mean": view_mean,
+        "name": name,
+        "root": root,
+        "batch_size": batch_size,
+        "workers": workers,
+        "float32": float32,
+        "rank": rank,
+        "world_size": world_size,
+        "overwrite": overwrite,
+    }
+    if not holds_folds(run):
+        predictions = [predict_split(run, split, **options)]
+    elif split == OUT_OF_FOLD:
+        predictions = [predict_out_of_fold(run, **options)]
+    else:
+        predictions = predict_folds(run, split, **options)
+    for made in predictions:
+        print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+        for event in made.meta["bad_photos"]:
+            print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
 
 
 @app.command
@@ -550,10 +593,10 @@ def adjust(
     prediction: Path,
     *,
     out: Path,
-    tau: float | None = None,
+    tau: float | Literal["search"] | None = None,
     target: str | None = None,
     from_prior: str | None = None,
-    calibrate_on: Path | None = None,
+    fit: Path | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Move a prediction's logits to another class prior (post-hoc logit adjustment).
@@ -567,15 +610,17 @@ def adjust(
     out
         The new prediction file.
     tau
-        Subtract tau log(prior); 1 takes the whole prior off.
+        Subtract tau log(prior); 1 takes the whole prior off. search: the one of 0, 0.1 ... 2 with
+        the best mean class accuracy on photos that were held out.
     target
         The prior to move to: uniform, a CSV category_id,prior, or estimated from these photos'
         predictions alone; the estimate is left in OUT/estimated_prior.csv.
     from_prior
         uniform, counts, or a CSV: what the logits carry, where the file does not know.
-    calibrate_on
-        With --target estimated: the same model's prediction of labelled photos that were not
-        trained on; its labels calibrate the logits and check the estimate.
+    fit
+        The same model's prediction of labelled photos that were not trained on (holdout, oof).
+        With --tau search: what tau is chosen on; unset: the prediction itself. With --target
+        estimated: its labels calibrate the logits and check the estimate.
     overwrite
         Replace what stands at --out.
     """
@@ -587,7 +632,7 @@ def adjust(
         tau=tau,
         target=target,
         from_prior=from_prior,
-        calibrate_on=calibrate_on,
+        fit=fit,
         overwrite=overwrite,
     )
     for note in notes:
@@ -707,23 +752,31 @@ def write(
     *,
     out: Path,
     competition: str | None = None,
+    estimate_on: Path | None = None,
 ) -> None:
-    """Write a prediction as the competition's CSV.
+    """Write a prediction as the competition's CSV, and a manifest beside it.
 
-    From Python: inat.submission.write.
+    The manifest, NAME.manifest.json, says what the file was made of and which score may be
+    expected. From Python: inat.submission.write.
 
     Parameters
     ----------
     prediction
         A prediction file of the test split.
     out
-        The CSV file; one that is there is replaced.
+        The CSV file, or CSV.gz; one that is there is replaced.
     competition
         Kaggle name; unset: the prediction's own.
+    estimate_on
+        Labelled prediction, made in the same way, on which the score is estimated; unset: the
+        best one beside the prediction.
     """
+    from inat.submission import read_manifest
     from inat.submission import write as write_csv
 
-    print(f"wrote {write_csv(prediction, out, competition=competition)}")
+    path = write_csv(prediction, out, competition=competition, estimate_on=estimate_on)
+    print(f"wrote {path}")
+    print(read_manifest(path)["estimate"]["line"])
 
 
 @submission.command
@@ -731,7 +784,7 @@ def check(
     csv: Path,
     *,
     root: Annotated[Path, Parameter(name="--data.root")],
-    competition: str = "inaturalist-2018",
+    competition: str | None = None,
 ) -> None:
     """Refuse what Kaggle would refuse or silently score wrongly.
 
@@ -744,7 +797,7 @@ def check(
     root
         Folder of the data set, for its test photos and categories.
     competition
-        Kaggle name.
+        Kaggle name; unset: what the manifest beside the CSV says, or else inaturalist-2018.
     """
     from inat.submission import check as check_csv
 
@@ -752,7 +805,7 @@ def check(
 
 
 @submission.command
-def score(csv: Path, *, solution: Path, competition: str = "inaturalist-2018") -> None:
+def score(csv: Path, *, solution: Path, competition: str | None = None) -> None:
     """Score a submission as Kaggle does, public and private.
 
     From Python: inat.submission.score.
@@ -764,15 +817,13 @@ def score(csv: Path, *, solution: Path, competition: str = "inaturalist-2018") -
     solution
         The organisers' CSV id,expected,usage.
     competition
-        Kaggle name.
+        Kaggle name; unset: what the manifest beside the CSV says, or else inaturalist-2018.
     """
-    from inat.competitions import find_competition
     from inat.submission import score as score_csv
 
     result = score_csv(csv, solution, competition=competition)
-    k = find_competition(competition).n_guesses
-    for usage, error in (("public", result.public), ("private", result.private)):
-        print(f"{usage} top-{k} error  {'–' if error is None else f'{error:.5f}'}")
+    for usage, value in (("public", result.public), ("private", result.private)):
+        print(f"{usage} {result.metric}  {'–' if value is None else f'{value:.5f}'}")
 
 
 @submission.command

@@ -34,7 +34,7 @@ def notes(found: LabelShift, n_photos: int, held_out: PredictionFile | None) -> 
     """What was done, then the warnings."""
     said = [
         "not calibrated, and not checked by BBSE: that takes labelled photos that were not trained "
-        "on (--calibrate-on HOLDOUT)"
+        "on (--fit HOLDOUT)"
     ]
     if held_out is not None:
         said = [_calibration_note(found, held_out), *_not_held_out_note(held_out)]

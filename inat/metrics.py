@@ -149,3 +149,51 @@ def bootstrap_interval(
         return Interval(value, None, None)
     low, high = value + np.quantile(total / len(present), (0.025, 0.975))
     return Interval(value, float(low), float(high))
+
+
+def photo_interval(
+    values: Float[np.ndarray, "images"] | Bool[np.ndarray, "images"],
+    labels: Int64[np.ndarray, "images"],
+) -> Interval | None:
+    """95 % interval of the mean over the images, resampled within classes as in
+    `bootstrap_interval`, each class weighing as much as it has images."""
+    counts = np.bincount(labels)
+    weight = np.count_nonzero(counts) * counts / max(1, len(labels))
+    return bootstrap_interval(values * weight[labels], labels)
+
+
+def class_f1(
+    guesses: Int64[np.ndarray, "images"], labels: Int64[np.ndarray, "images"]
+) -> Float64[np.ndarray, "classes"]:
+    """F1, 2 hits / (guesses + images), of every class up to the highest label; NaN for a class
+    that is neither guessed nor has an image."""
+    n_classes = int(max(guesses.max(initial=-1), labels.max(initial=-1))) + 1
+    hits = np.bincount(labels[guesses == labels], minlength=n_classes)
+    sizes = np.bincount(labels, minlength=n_classes) + np.bincount(guesses, minlength=n_classes)
+    f1: Float64[np.ndarray, classes] = np.full(n_classes, np.nan)
+    np.divide(2 * hits, sizes, out=f1, where=sizes > 0)
+    return f1
+
+
+def macro_f1(
+    guesses: Int64[np.ndarray, "images"], labels: Int64[np.ndarray, "images"]
+) -> Interval | None:
+    """Macro F1, the mean over the classes guessed or with images, with its 95 % interval.
+
+    F1 is no mean over images. The interval is that of the mean of its derivatives: with s the
+    guesses and images of a class, a hit adds 2/s to the class's F1 and a guess takes F1/s off.
+
+    Returns:
+        None where there is no image; without low and high where no class has two.
+    """
+    if not len(labels):
+        return None
+    f1 = class_f1(guesses, labels)
+    sizes = np.bincount(labels, minlength=len(f1)) + np.bincount(guesses, minlength=len(f1))
+    slopes = 2.0 * (guesses == labels) / sizes[labels] - f1[guesses] / sizes[guesses]
+    value = float(np.nanmean(f1))
+    spread = photo_interval(slopes * len(labels) / np.count_nonzero(sizes), labels)
+    if spread is None or spread.low is None or spread.high is None:
+        return Interval(value, None, None)
+    shift = value - spread.value
+    return Interval(value, spread.low + shift, spread.high + shift).within(0, 1)

@@ -73,6 +73,13 @@ class PredictionFile:
         prior = self.meta["logits_prior"]
         return None if prior is None else np.array(prior, np.float64)
 
+    @property
+    def absent_species(self) -> pd.DataFrame:
+        """The rows of `species` of which no photo here is known to be."""
+        here = np.bincount(self.labels[self.labels >= 0], minlength=self.n_classes)
+        absent: pd.DataFrame = self.species[here == 0]
+        return absent
+
     def chunks(self, n_bytes: int | None = None) -> Iterator[slice]:
         """Slices of the images that need about `n_bytes` each as float32; None: 64 MB."""
         rows = max(1, (n_bytes or CHUNK_BYTES) // (4 * self.n_classes))

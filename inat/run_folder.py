@@ -85,6 +85,8 @@ def open_run(path: Path | str) -> Run:
         InputError: there is no run, or it has no checkpoint yet.
     """
     run = Run(Path(path))
+    if not is_run(run.path) and is_run(run.path / "fold_1"):
+        raise InputError(f"{run.path}: holds the runs of folds; give one, {run.path / 'fold_1'}")
     if not is_run(run.path):
         raise InputError(f"{run.path}: no run (no config.yaml in it); inat train makes one")
     if not run.checkpoint("last").is_dir():

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from inat.metrics import (
     Interval,
     bootstrap_interval,
+    class_f1,
     class_means,
     hits_at,
+    macro_f1,
     mean_of,
+    photo_interval,
     shot_bands,
     top_k,
 )
@@ -202,3 +206,54 @@ def test_paired_differences_of_two_models_are_narrower_than_each_model_alone() -
 def test_the_difference_of_a_model_to_itself_is_exactly_nothing() -> None:
     labels = np.repeat(np.arange(4), 3)
     assert bootstrap_interval(np.zeros(12), labels) == Interval(0.0, 0.0, 0.0)
+
+
+# --- means over photos, and macro F1 ----------------------------------------------------------
+
+
+def test_a_photo_interval_is_the_mean_over_photos_with_its_spread_within_species() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), [2, 5, 40, 3])
+    values = rng.random(50)
+    found = photo_interval(values, labels)
+    assert found is not None
+    assert found.value == pytest.approx(values.mean())
+    variance = sum(
+        values[labels == label].var(ddof=1) * (labels == label).sum() for label in range(4)
+    )
+    spread = 1.96 * math.sqrt(variance) / 50
+    assert found.half_width == pytest.approx(spread, rel=0.1)
+
+
+@pytest.mark.parametrize("n_classes", [2, 5, 40])
+def test_macro_f1_equals_scikit_learn_s(n_classes: int) -> None:
+    rng = np.random.default_rng(n_classes)
+    labels, guesses = rng.integers(n_classes, size=(2, 60))
+    found = macro_f1(guesses, labels)
+    assert found is not None
+    assert found.value == pytest.approx(f1_score(labels, guesses, average="macro"), abs=1e-15)
+    own = class_f1(guesses, labels)
+    assert own[~np.isnan(own)] == pytest.approx(f1_score(labels, guesses, average=None))
+
+
+def test_the_interval_of_macro_f1_is_that_of_resampling_photos_within_species() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(8), 30)
+    right = rng.random(240) < np.repeat(np.linspace(0.3, 0.95, 8), 30)
+    guesses = np.where(right, labels, rng.integers(8, size=240))
+    again = []
+    for _ in range(2000):
+        drawn = np.concatenate(
+            [rng.choice(np.flatnonzero(labels == label), 30) for label in range(8)]
+        )
+        again.append(np.nanmean(class_f1(guesses[drawn], labels[drawn])))
+    found = macro_f1(guesses, labels)
+    assert found is not None
+    assert found.half_width == pytest.approx(1.96 * np.std(again) * math.sqrt(30 / 29), rel=0.08)
+
+
+def test_macro_f1_without_photos_or_with_one_a_species() -> None:
+    none = np.empty(0, np.int64)
+    assert macro_f1(none, none) is None
+    found = macro_f1(np.array([0, 2]), np.array([0, 1]))
+    assert found == Interval(1 / 3, None, None)

@@ -40,6 +40,7 @@ class Evaluation:
         hits: top-1 hit of each scored photo.
         labels: species of each scored photo.
         notes: sentences that belong beside the figures.
+        chosen: what was chosen to get the prediction, and on which photos.
     """
 
     prediction: Path
@@ -54,6 +55,7 @@ class Evaluation:
     hits: Bool[np.ndarray, "images"]
     labels: Int64[np.ndarray, "images"]
     notes: list[str]
+    chosen: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as they stand in metrics.json."""
@@ -67,6 +69,7 @@ class Evaluation:
             "band_species": self.band_species,
             "band_edges": list(self.band_edges),
             "notes": self.notes,
+            "chosen": self.chosen,
         }
 
     def save(self, folder: Path) -> None:
@@ -131,6 +134,7 @@ def evaluate(
         hits=hits,
         labels=labels,
         notes=notes,
+        chosen=dict(prediction.meta["chosen"]),
     )
 
 

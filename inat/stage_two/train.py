@@ -16,7 +16,7 @@ from inat.files import atomic_file, atomic_folder, write_json
 from inat.models.heads import put_classifier
 from inat.prediction.trained_model import find_checkpoint
 from inat.priors import Prior
-from inat.progress import say
+from inat.progress import first_few, say
 from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
 from inat.stage_two import crt, lws
 from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
@@ -27,6 +27,7 @@ from inat.stage_two.held_out import score_cached, score_live
 from inat.stage_two.ncm import nearest_mean_head
 from inat.stage_two.options import TRAINED, Options
 from inat.stage_two.tau_norm import GRID, score_grid, tau_normalised
+from inat.stages import stage_at
 from inat.training.checkpoint import LoopState
 from inat.training.tracking import MetricsLog
 
@@ -129,12 +130,9 @@ def train_stage_two(
     opened = open_run(run)
     _refuse_head(opened, options)
     refuse_run_place(out, [opened], overwrite=overwrite)
-    body = take_body(
-        opened,
-        with_root(opened.config, root),
-        find_checkpoint(opened, checkpoint, weights),
-        workers=workers,
-    )
+    start = find_checkpoint(opened, checkpoint, weights)
+    config = stage_at(with_root(opened.config, root), start.epoch)
+    body = take_body(opened, config, start, workers=workers)
     say(f"stage two  {method} on {opened.path} ({checkpoint}, {body.checkpoint.weights})")
     cuda = [body.device] if body.device.type == "cuda" else []
     # Whole or not at all: what is interrupted leaves nothing at `out`.
@@ -244,8 +242,7 @@ def _choose_tau(body: Body, linear: nn.Linear, log: MetricsLog) -> float:
         f"{len(body.held_out)} held-out photos, {scores.max():.3f} (0: {scores[0]:.3f})"
     )
     if names:
-        more = " ..." if len(names) > 5 else ""
-        say(f"tau        {len(names)} species have none there: {', '.join(names[:5])}{more}")
+        say(f"tau        {len(names)} species have none there: {first_few(names)}")
     return best
 
 
