@@ -62,7 +62,8 @@ def warnings(found: LabelShift, n_photos: int) -> list[str]:
         said.append(
             f"EM and BBSE disagree: EM's prior leaves {found.check.unexplained:.1%} of the "
             "predicted species unexplained, where a pure shift of the species' shares leaves at "
-            f"most {found.check.by_chance:.1%}; these photos may look other than the held-out ones"
+            f"most {found.check.by_chance:.1%}; these photos may look other than the held-out "
+            "ones, or the model knows the tail too badly to be calibrated"
         )
     return said
 
