@@ -1,12 +1,18 @@
 """Moves the prior of a prediction file's logits, without a model."""
 
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float64
 
+from inat.calibration_photos import read_calibration_photos
 from inat.errors import InputError
+from inat.files import atomic_file
+from inat.label_shift import estimate_label_shift
+from inat.label_shift_notes import figures, notes
 from inat.prediction_file import (
     PredictionFile,
     read_prediction,
@@ -18,13 +24,40 @@ from inat.priors import (
     Prior,
     count_prior,
     is_uniform,
+    normalised,
     read_prior,
     target_shift,
     tau_shift,
     temper,
     uniform_prior,
 )
-from inat.tau_search import TauChoice, choose_tau, refuse_other_model
+from inat.tau_search import choose_tau, refuse_other_model
+
+ESTIMATED_PRIOR = "estimated_prior.csv"
+"""In the new prediction file; --target FILE takes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """What becomes of the logits z: z / temperature + shift.
+
+    Attributes:
+        shift: what is added.
+        prior: what the moved logits carry.
+        what: for the history in meta.json.
+        temperature: what they are divided by.
+        notes: sentences about it.
+        chosen: what was chosen to get it, and by what, for meta.json.
+        chosen_on: the photos on which it was.
+    """
+
+    shift: Float64[np.ndarray, "classes"]
+    prior: Prior
+    what: dict[str, Any]
+    temperature: float = 1.0
+    notes: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
+    chosen_on: PredictionFile | None = None
 
 
 def adjust(
@@ -35,6 +68,7 @@ def adjust(
     target: Path | str | None = None,
     from_prior: Path | str | None = None,
     fit: Path | str | PredictionFile | None = None,
+    calibrate_on: Path | str | PredictionFile | None = None,
     overwrite: bool = False,
 ) -> tuple[PredictionFile, list[str]]:
     """Writes a prediction file whose logits carry another class prior.
@@ -45,11 +79,16 @@ def adjust(
         tau: subtract tau log(prior that the logits carry); 1 makes it uniform (Menon et al.
             2021, eq. 9). search: the one of 0, 0.1 ... 2 with the best mean class accuracy on
             photos that were held out, which count as chosen on from then on.
-        target: uniform, or a CSV `category_id,prior`: the prior to move to.
+        target: uniform, a CSV `category_id,prior`, or estimated: the prior to move to. The
+            estimate is made from these predictions, which need no labels
+            (`inat.label_shift.estimate_label_shift`), and stands in OUT/estimated_prior.csv.
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
         fit: for tau search, the same model's prediction of holdout or oof; None: `prediction` is
             one itself.
+        calibrate_on: for target estimated, a prediction file of the same model for labelled
+            photos that were not trained on (holdout, val): their labels calibrate
+            the logits, tell the prior that these carry, and check the estimate.
         overwrite: replace what stands at `out`.
 
     Returns:
@@ -57,7 +96,8 @@ def adjust(
 
     Raises:
         InputError: both or none of tau and target; an unknown prior without `from_prior`; `out`
-            exists; photos to choose tau on that were not held out, or are of another model.
+            exists; photos to choose tau on that were not held out, or are of another model;
+            calibration photos of another model, without labels, or trained on.
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
@@ -65,32 +105,34 @@ def adjust(
         fit = read_prediction(fit)
     out = Path(out)
     if (tau is None) == (target is None):
-        raise InputError("adjust takes one of --tau T|search and --target uniform|FILE")
+        raise InputError("adjust takes one of --tau T|search and --target uniform|estimated|FILE")
     if fit is not None and tau != "search":
         raise InputError("--fit goes with --tau search alone")
-    inputs = [prediction] if fit is None else [prediction, fit]
+    if calibrate_on is not None and str(target) != "estimated":
+        raise InputError("--calibrate-on goes with --target estimated alone")
+    held_out = None if calibrate_on is None else read_calibration_photos(prediction, calibrate_on)
+    inputs = [source for source in (prediction, fit, held_out) if source is not None]
     refuse_place(out, inputs, "adjust", overwrite=overwrite)
-    prior = carried_prior(prediction, from_prior)
-    choice = None
-    if tau == "search":
-        choice = _searched(prediction, prior, fit, from_prior)
-        tau = choice.tau
-    shift, left, what = _shift(prediction, prior, tau, target)
-    notes = [] if choice is None else choice.notes()
-    if np.ptp(shift) < 1e-6:
-        notes.append(
-            "this changes nothing: the logits carry a uniform prior already"
-            if is_uniform(prior)
-            else "this changes nothing: the shift is the same for all species"
-        )
+    if str(target) == "estimated":
+        move = _estimated_move(prediction, held_out, from_prior)
+    elif tau == "search":
+        move = _searched_move(prediction, fit, from_prior)
+    else:
+        move = _named_move(prediction, tau, target, from_prior)
+    _write(prediction, out, move)
+    if str(target) == "estimated":
+        move.notes.append(f"the estimated prior is in {_write_prior(prediction, out, move.prior)}")
+    return read_prediction(out), move.notes
+
+
+def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
     meta: dict[str, Any] = dict(prediction.meta)
-    meta["logits_prior"] = left.tolist()
+    meta["logits_prior"] = move.prior.tolist()
+    meta["adjusted"] = [*meta.get("adjusted", []), {"of": str(prediction.path), **move.what}]
+    meta["chosen"] = meta["chosen"] | move.chosen
     photos = prediction.photos
-    if choice is not None:
-        what |= {"fit": str(choice.photos.path), "never_held_out": choice.never_held_out}
-        meta["chosen"] = choice.added_to(meta["chosen"])
-        photos = choice.mark(photos)
-    meta["adjusted"] = [*meta.get("adjusted", []), {"of": str(prediction.path), **what}]
+    if move.chosen_on is not None:
+        photos = _marked(photos, move.chosen_on)
     with write_prediction(
         out,
         ids=prediction.ids,
@@ -101,21 +143,67 @@ def adjust(
         dtype=prediction.logits.dtype,
     ) as rows:
         for chunk in prediction.chunks():
-            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + shift, rows.dtype)
-    return read_prediction(out), notes
+            moved = prediction.logits[chunk].astype(np.float32) / np.float32(move.temperature)
+            rows[chunk] = store(moved + move.shift, rows.dtype)
 
 
-def _searched(
+def _marked(photos: pd.DataFrame, chosen_on: PredictionFile) -> pd.DataFrame:
+    """The table of photos with the role of those that something was chosen on."""
+    # Image ids are unique within a data set alone, file names tell its parts apart too.
+    here = photos["file_name"].isin(chosen_on.photos["file_name"])
+    here &= photos["role"] != "trained on"
+    return photos.assign(role=photos["role"].mask(here, "chosen on"))
+
+
+def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:
+    table = pd.DataFrame({"category_id": prediction.category_ids, "prior": prior})
+    with atomic_file(out / ESTIMATED_PRIOR) as partial:
+        table.to_csv(partial, index=False)
+    return out / ESTIMATED_PRIOR
+
+
+def _named_move(
     prediction: PredictionFile,
-    prior: Prior,
-    fit: PredictionFile | None,
+    tau: float | None,
+    target: Path | str | None,
     from_prior: Path | str | None,
-) -> TauChoice:
-    if fit is None:
-        return choose_tau(prediction, prior)
-    fit_prior = carried_prior(fit, from_prior)
-    refuse_other_model(prediction, prior, fit, fit_prior)
-    return choose_tau(fit, fit_prior)
+) -> Move:
+    """To a prior that is known, or away from the one that the logits carry."""
+    prior = carried_prior(prediction, from_prior)
+    if target is not None:
+        wanted = _named_prior(prediction, target)
+        move = Move(target_shift(prior, wanted), wanted, {"target": str(target)})
+    else:
+        assert tau is not None
+        if not 0 <= tau <= 10:
+            raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
+        move = Move(tau_shift(prior, tau), temper(prior, 1 - tau), {"tau": tau})
+    if np.ptp(move.shift) < 1e-6:
+        move.notes.append(
+            "this changes nothing: the logits carry a uniform prior already"
+            if is_uniform(prior)
+            else "this changes nothing: the shift is the same for all species"
+        )
+    return move
+
+
+def _searched_move(
+    prediction: PredictionFile, fit: PredictionFile | None, from_prior: Path | str | None
+) -> Move:
+    """Away from the prior that the logits carry, as far as held-out photos like it."""
+    photos = prediction if fit is None else fit
+    photos_prior = carried_prior(photos, from_prior)
+    refuse_other_model(prediction, carried_prior(prediction, from_prior), photos, photos_prior)
+    choice = choose_tau(photos, photos_prior)
+    move = _named_move(prediction, choice.tau, None, from_prior)
+    facts = {"fit": str(photos.path), "never_held_out": choice.never_held_out}
+    return replace(
+        move,
+        what=move.what | facts,
+        notes=[*choice.notes(), *move.notes],
+        chosen=choice.added_to(prediction.meta["chosen"]),
+        chosen_on=photos,
+    )
 
 
 def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
@@ -165,13 +253,47 @@ def _named_prior(prediction: PredictionFile, name: Path | str) -> Prior:
     return read_prior(Path(name), prediction.category_ids)
 
 
-def _shift(
-    prediction: PredictionFile, prior: Prior, tau: float | None, target: Path | str | None
-) -> tuple[Float64[np.ndarray, "classes"], Prior, dict[str, Any]]:
-    if target is not None:
-        wanted = _named_prior(prediction, target)
-        return target_shift(prior, wanted), wanted, {"target": str(target)}
-    assert tau is not None
-    if not 0 <= tau <= 10:
-        raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
-    return tau_shift(prior, tau), temper(prior, 1 - tau), {"tau": tau}
+def _estimated_move(
+    prediction: PredictionFile, held_out: PredictionFile | None, from_prior: Path | str | None
+) -> Move:
+    """To the prior that the photos' own predictions speak for."""
+    n_photos = len(prediction)
+    if n_photos < 2:
+        raise InputError(
+            f"{prediction.path}: {n_photos} photo tells nothing of the species' shares; "
+            "give --target uniform|FILE"
+        )
+    if held_out is not None and from_prior is not None:
+        raise InputError(
+            "--calibrate-on measures which prior the logits carry; leave --from-prior away"
+        )
+    source = None
+    if held_out is None:
+        source = carried_prior(prediction, from_prior)
+    found = estimate_label_shift(
+        prediction.logits,
+        # A species without training photos is taken to have had half of one.
+        normalised(np.maximum(prediction.train_counts, 0.5)),
+        source=source,
+        held_out=None if held_out is None else (held_out.logits, held_out.labels),
+    )
+    if not (found.source > 0).all():
+        assert held_out is not None
+        raise InputError(
+            f"{held_out.path}: {(found.source <= 0).sum()} species have probability 0 on all of "
+            "its photos, which no prior can move; adjust the prediction that it was made from"
+        )
+    return Move(
+        shift=found.calibration.bias + target_shift(found.source, found.prior),
+        prior=found.prior,
+        what={"target": "estimated", **figures(found, n_photos, held_out)},
+        temperature=found.calibration.temperature,
+        notes=notes(found, n_photos, held_out),
+        chosen={} if held_out is None else _calibration(held_out),
+        chosen_on=held_out,
+    )
+
+
+def _calibration(held_out: PredictionFile) -> dict[str, str]:
+    how = f"negative log-likelihood on the {len(held_out)} photos of {held_out.path}"
+    return {"calibration": how}

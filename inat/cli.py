@@ -19,6 +19,7 @@ from inat.config import (
     EnsembleRule,
     SoupRecipe,
     StageTwoMethod,
+    ViewMean,
     Weights,
     WeightSearch,
     check_keys,
@@ -491,16 +492,22 @@ def predict(
     photos: Path | None = None,
     checkpoint: CheckpointName = "last",
     weights: Weights = "auto",
+    views: str = "centre",
+    view_mean: ViewMean = "logprob",
     name: str | None = None,
     root: Annotated[Path | None, Parameter(name="--data.root")] = None,
     batch_size: int | None = None,
     workers: int | None = None,
     float32: Annotated[bool, Parameter(negative="")] = False,
+    rank: int | None = None,
+    world_size: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Predict a split into RUN/predictions/NAME, or print the likeliest species of photos.
 
-    From Python: inat.predict, inat.predict_photos; inat.predict_folds, inat.predict_out_of_fold.
+    Run again after an interruption it goes on, and the file is the same. Several processes share
+    the work (torchrun --nproc-per-node 2 --no-python inat predict RUN). From Python:
+    inat.predict, inat.predict_photos; of folds inat.predict_folds, inat.predict_out_of_fold.
 
     Parameters
     ----------
@@ -515,16 +522,28 @@ def predict(
         last, or best on the held-out part of train.
     weights
         ema (moving average) or raw; auto: ema where the run kept one.
+    views
+        What is seen of each photo, from one decode: parts joined by +. Crops add up: centre,
+        five-crop (corners and centre), full (the whole photo, squeezed), random:N (of seed:S).
+        flip adds the mirror image of each, scales:A,B shows each in each size; ten-crop is
+        five-crop+flip. Examples: flip; ten-crop; scales:224,256,288+flip; full+random:8+seed:1.
+    view_mean
+        What is averaged over the views: logprob (log-probabilities) or prob (probabilities).
     name
         Name of the prediction; unset: the split's.
     root
         Folder of the data set, where it is another than the run's.
     batch_size
-        Photos a forward pass; unset: twice the run's.
+        Images a forward pass, views counted; unset: twice the run's.
     workers
         Threads or processes that read photos; unset: the run's.
     float32
         Keep the logits as float32 instead of float16, in twice the space.
+    rank
+        Number of this process among several that predict together, from 0; unset: RANK and
+        WORLD_SIZE of the environment, or the only one.
+    world_size
+        How many processes predict together.
     overwrite
         Replace a prediction of that name that was made with other settings.
     """
@@ -534,7 +553,9 @@ def predict(
     from inat.prediction.predict import predict_photos
 
     if photos is not None:
-        guesses, unreadable = predict_photos(run, photos, checkpoint=checkpoint, weights=weights)
+        guesses, unreadable = predict_photos(
+            run, photos, checkpoint=checkpoint, weights=weights, views=views, view_mean=view_mean
+        )
         for guess in guesses:
             likely = zip(guess.names, guess.probabilities, strict=True)
             print(f"{guess.path}: " + ", ".join(f"{who} {share:.1%}" for who, share in likely))
@@ -544,11 +565,15 @@ def predict(
     options: dict[str, Any] = {
         "checkpoint": checkpoint,
         "weights": weights,
+        "views": views,
+        "view_mean": view_mean,
         "name": name,
         "root": root,
         "batch_size": batch_size,
         "workers": workers,
         "float32": float32,
+        "rank": rank,
+        "world_size": world_size,
         "overwrite": overwrite,
     }
     if not holds_folds(run):
@@ -572,6 +597,7 @@ def adjust(
     target: str | None = None,
     from_prior: str | None = None,
     fit: Path | None = None,
+    calibrate_on: Path | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Move a prediction's logits to another class prior (post-hoc logit adjustment).
@@ -588,12 +614,16 @@ def adjust(
         Subtract tau log(prior); 1 takes the whole prior off. search: the one of 0, 0.1 ... 2 with
         the best mean class accuracy on photos that were held out.
     target
-        uniform, or a CSV category_id,prior: the prior to move to.
+        The prior to move to: uniform, a CSV category_id,prior, or estimated from these photos'
+        predictions alone; the estimate is left in OUT/estimated_prior.csv.
     from_prior
         uniform, counts, or a CSV: what the logits carry, where the file does not know.
     fit
         With --tau search: the same model's prediction of holdout or oof; unset: the prediction
         itself is one.
+    calibrate_on
+        With --target estimated: the same model's prediction of labelled photos that were not
+        trained on; its labels calibrate the logits and check the estimate.
     overwrite
         Replace what stands at --out.
     """
@@ -606,6 +636,7 @@ def adjust(
         target=target,
         from_prior=from_prior,
         fit=fit,
+        calibrate_on=calibrate_on,
         overwrite=overwrite,
     )
     for note in notes:

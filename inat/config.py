@@ -29,6 +29,7 @@ DEEPEST_LEVEL = 20
 
 CheckpointName = Literal["last", "best"]
 Weights = Literal["auto", "ema", "raw"]
+ViewMean = Literal["logprob", "prob"]
 StageTwoMethod = Literal["crt", "lws", "tau_norm", "ncm"]
 EnsembleRule = Literal["mean_logprob", "mean_prob", "rank"]
 WeightSearch = Literal["greedy", "convex"]
@@ -505,6 +506,13 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    stages: tuple[str, ...] = ()
+    """Stages that follow the one that all else describes: each a set of fields laid over the stage
+    before, with its own epochs, '{epochs: 8, transforms: {image_size: 448}}'. May change: epochs,
+    batch_size, sampler, transforms, loss, optim (but ema_decay) and model.freeze; new_head: true
+    begins with a new classifier. Network, moving average and log go on; optimiser and loss begin
+    anew."""
+
     def __post_init__(self) -> None:
         _at_least("epochs", self.epochs, 1)
         _at_least("batch_size", self.batch_size, 1)
@@ -537,6 +545,10 @@ class Config:
             )
         self._check_prior_of_the_draws()
         self._check_corrected_once()
+        if self.stages:
+            from inat.stages import canonical_stages  # here: it stands on this module
+
+            object.__setattr__(self, "stages", canonical_stages(self))
 
     def _check_prior_of_the_draws(self) -> None:
         sampler, loss = self.sampler, self.loss
@@ -570,7 +582,8 @@ class Config:
 
     def to_yaml(self) -> str:
         """The config as YAML that `read_config` reads back to an equal config."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        stages = [yaml.safe_load(stage) for stage in self.stages]
+        return yaml.safe_dump({**self.to_dict(), "stages": stages}, sort_keys=False)
 
     @property
     def digest(self) -> str:
@@ -640,8 +653,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise InputError(f"{path}: a config is a list of 'key: value' lines, not {tree!r:.40}")
+    tree = _stages_as_text(tree, str(path))
     check_keys(tree, str(path))
     return tree
+
+
+def parse_stage(text: str) -> Any:
+    """Reads the text of one of `stages`.
+
+    Raises:
+        InputError: not YAML, or a duplicate key.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"not a stage: {one_line(error)}") from None
+
+
+def stage_text(changes: Mapping[str, Any]) -> str:
+    """One of `stages` as a line of YAML, which `parse_stage` reads back."""
+    line = yaml.safe_dump(changes, default_flow_style=True, sort_keys=False, width=math.inf)
+    return str(line).strip()
+
+
+def _stages_as_text(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`tree` with each of its stages as a text, as a flag would give it."""
+    stages = tree.get("stages")
+    if stages is None:  # all commented out
+        return {key: value for key, value in tree.items() if key != "stages"}
+    if not isinstance(stages, list | tuple):
+        raise InputError(f"{source}: stages is a list; begin each stage with '- epochs: N'")
+    texts = [stage_text(stage) if isinstance(stage, Mapping) else str(stage) for stage in stages]
+    return {**tree, "stages": texts}
 
 
 def check_keys(tree: Mapping[Any, Any], source: str, section: type = Config) -> None:
@@ -686,6 +729,7 @@ def build(tree: Mapping[str, Any], source: str) -> Config:
     from cyclopts import App, CycloptsError, Parameter  # here: `import inat` does without it
     from cyclopts.config import Dict
 
+    tree = _stages_as_text(tree, source)
     check_keys(tree, source)
     # A section whose fields are all commented out is empty: its defaults hold.
     sections = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}

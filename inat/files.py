@@ -1,5 +1,6 @@
 """Whole files or none: atomic writes, JSON in and out, checksums."""
 
+import glob
 import hashlib
 import os
 import secrets
@@ -55,6 +56,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             old.replace(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what writers of the folder `path` that were killed left beside it; for those who
+    know that nobody else writes it now."""
+    for kind in ("partial", "old"):
+        for left in path.parent.glob(f".{kind}-????????-{glob.escape(path.name)}"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

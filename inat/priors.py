@@ -72,6 +72,14 @@ def target_shift(logits_prior: Prior, target: Prior) -> Float64[np.ndarray, "cla
     return shift
 
 
+def total_variation(
+    one: Float64[np.ndarray, "classes *columns"], other: Float64[np.ndarray, "classes *columns"]
+) -> Float64[np.ndarray, "*columns"] | np.float64:
+    """Half the sum of absolute differences: the share of photos that would have to change class."""
+    half: Float64[np.ndarray, "*columns"] | np.float64 = np.abs(one - other).sum(axis=0) / 2
+    return half
+
+
 def log_softmax(logits: Float[np.ndarray, "images classes"]) -> Float[np.ndarray, "images classes"]:
     """Log-probabilities, in float32."""
     shifted = logits.astype(np.float32)

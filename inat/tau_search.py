@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64
 
 from inat.errors import InputError
@@ -62,13 +61,6 @@ class TauChoice:
                 f"species never held out, which had no say in it: {len(names)} ({first_few(names)})"
             )
         return lines
-
-    def mark(self, photos: pd.DataFrame) -> pd.DataFrame:
-        """A prediction's table of photos, with the role of those that tau was chosen on."""
-        # Ids may be those of another photo in test; file names are not.
-        here = photos["file_name"].isin(self.photos.photos["file_name"])
-        here &= photos["role"] != "trained on"
-        return photos.assign(role=photos["role"].mask(here, "chosen on"))
 
 
 def choose_tau(photos: PredictionFile, prior: Prior) -> TauChoice:

@@ -1,15 +1,21 @@
 """Moving the prior of a prediction file: the arithmetic, what is refused, what is written down."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
+import pandas as pd
 import pytest
 from predictions import make_prediction
+from shift_worlds import ShiftWorld
 
 from inat.adjusting import adjust
+from inat.cli import main
 from inat.errors import InputError
+from inat.label_shift import estimate_label_shift
 from inat.prediction_file import PredictionFile
 
 COUNTS = [60, 30, 8, 2]
@@ -234,7 +240,9 @@ def test_both_or_none_of_tau_and_target_is_refused(
 ) -> None:
     with pytest.raises(InputError) as caught:
         adjust(prediction, tmp_path / "out", **options)
-    assert str(caught.value) == "adjust takes one of --tau T|search and --target uniform|FILE"
+    assert str(caught.value) == (
+        "adjust takes one of --tau T|search and --target uniform|estimated|FILE"
+    )
 
 
 @pytest.mark.parametrize("tau", [-0.1, 10.5, math.nan])
@@ -279,3 +287,312 @@ def test_a_target_that_is_no_file_names_what_a_prior_may_be(
     with pytest.raises(InputError) as caught:
         adjust(prediction, tmp_path / "out", target="unifrom")
     assert str(caught.value) == "unifrom: there is no such file; a prior is uniform or a CSV"
+
+
+# --- the estimated target --------------------------------------------------------------------
+
+WORLD = ShiftWorld(5, 3, 2000, imbalance=10, overconfidence=1.5)
+
+
+@pytest.fixture
+def shifted(tmp_path: Path) -> PredictionFile:
+    """400 photos, as many of each species, of a model whose species are 10 to 1."""
+    world = replace(WORLD, seed=0)
+    logits = world.photos(world.draw(np.full(5, 0.2), 400))
+    return make_prediction(tmp_path / "test", logits, train_counts=world.counts.tolist())
+
+
+def make_held_out(path: Path, n_photos: int = 600, **options: Any) -> PredictionFile:
+    logits, labels = replace(WORLD, seed=0).held_out(n_photos)
+    return make_prediction(path, logits, **{
+        "labels": labels.tolist(),
+        "train_counts": WORLD.counts.tolist(),
+        "split": "holdout",
+        "role": "held out",
+        "ids": range(10_000, 10_000 + n_photos),
+        **options,
+    })  # fmt: skip
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> PredictionFile:
+    return make_held_out(tmp_path / "holdout")
+
+
+def test_the_estimated_target_is_bayes_rule_on_calibrated_logits(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
+) -> None:
+    made, _ = adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=held_out.path)
+    found = estimate_label_shift(
+        shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
+    )
+    assert made.logits_prior is not None
+    assert made.logits_prior.tolist() == found.prior.tolist()
+    assert np.abs(found.prior - 0.2).max() < 0.1
+    shift = found.calibration.bias + np.log(found.prior) - np.log(found.source)
+    expected = slow_stored(shifted.logits / found.calibration.temperature, shift.tolist())
+    assert made.logits == pytest.approx(np.array(expected), rel=2e-3, abs=2e-3)
+
+
+def test_the_estimated_prior_is_written_as_a_file_that_target_takes(
+    shifted: PredictionFile, tmp_path: Path
+) -> None:
+    made, notes = adjust(shifted, tmp_path / "out", target="estimated")
+    path = tmp_path / "out" / "estimated_prior.csv"
+    assert notes[-1] == f"the estimated prior is in {path}"
+    table = pd.read_csv(path)
+    assert list(table.columns) == ["category_id", "prior"]
+    assert table["category_id"].tolist() == shifted.category_ids.tolist()
+    assert table["prior"].tolist() == pytest.approx(made.meta["logits_prior"], rel=1e-15)
+    again, _ = adjust(shifted, tmp_path / "again", target=path)
+    assert (again.logits == made.logits).all()
+
+
+def test_the_history_tells_how_the_prior_was_estimated(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
+) -> None:
+    made, _ = adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    found = estimate_label_shift(
+        shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
+    )
+    assert found.check is not None
+    assert made.meta["adjusted"] == [
+        {
+            "of": str(shifted.path),
+            "target": "estimated",
+            "calibrated_on": str(held_out.path),
+            "temperature": found.calibration.temperature,
+            "pseudo_counts": found.pseudo_counts,
+            "iterations": found.n_iterations,
+            "gain": found.gain,
+            "shift": found.shift,
+            "spread": found.spread,
+            "not_held_out": [],
+            "bbse": {
+                "distance": found.check.distance,
+                "unexplained": found.check.unexplained,
+                "by_chance": found.check.by_chance,
+            },
+            "warnings": [],
+        }
+    ]
+    assert made.meta["chosen"] == {
+        "calibration": f"negative log-likelihood on the 600 photos of {held_out.path}"
+    }
+    assert set(made.photos["role"]) == {"unseen"}
+
+
+def test_what_was_estimated_is_said(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    _, notes = adjust(shifted, out, target="estimated", calibrate_on=held_out)
+    found = estimate_label_shift(
+        shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
+    )
+    calibration = found.calibration
+    assert notes == [
+        f"calibrated on the 600 photos of {held_out.path}: temperature "
+        f"{calibration.temperature:.2f}, negative log-likelihood {calibration.nll_before:.3f} -> "
+        f"{calibration.nll:.3f}",
+        f"estimated by {found.n_iterations} steps of EM, smoothed as by {found.pseudo_counts:g} "
+        f"photos a species: {found.shift:.1%} of the prior is moved, ±{found.spread:.1%} by the "
+        "choice of photos",
+        f"the estimated prior is in {out}/estimated_prior.csv",
+    ]
+
+
+def test_without_calibration_photos_that_is_said(shifted: PredictionFile, tmp_path: Path) -> None:
+    made, notes = adjust(shifted, tmp_path / "out", target="estimated")
+    assert notes[0] == (
+        "not calibrated, and not checked by BBSE: that takes labelled photos that were not trained "
+        "on (--calibrate-on HOLDOUT)"
+    )
+    step = made.meta["adjusted"][0]
+    assert (step["calibrated_on"], step["temperature"]) == (None, 1)
+    assert "bbse" not in step
+    assert made.meta["chosen"] == {}
+
+
+def test_species_that_were_never_held_out_are_counted_and_named(
+    shifted: PredictionFile, tmp_path: Path
+) -> None:
+    logits, labels = replace(WORLD, seed=0).held_out(600)
+    some = labels < 3
+    held_out = make_prediction(
+        tmp_path / "some", logits[some], labels[some].tolist(), WORLD.counts.tolist()
+    )
+    made, notes = adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    assert notes[1] == (
+        "2 of 5 species have no photo there, so their calibration rests on those of the others: "
+        "Genus3 species3, Genus4 species4"
+    )
+    assert made.meta["adjusted"][0]["not_held_out"] == held_out.category_ids[3:].tolist()
+
+
+def test_an_estimate_from_a_handful_of_photos_is_called_unstable(
+    held_out: PredictionFile, tmp_path: Path
+) -> None:
+    world = replace(WORLD, seed=1)
+    few = make_prediction(
+        tmp_path / "few", world.photos(world.draw(world.source, 12)), None, world.counts.tolist()
+    )
+    made, notes = adjust(few, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    step = made.meta["adjusted"][0]
+    assert step["warnings"] == [
+        f"the estimate is unstable, the 12 photos bear out no shift: moved {step['shift']:.1%}, by "
+        f"their choice alone ±{step['spread']:.1%}, gain on photos left out {step['gain']:.3f} nats"
+    ]
+    assert f"warning: {step['warnings'][0]}" in notes
+
+
+def test_photos_that_look_other_than_the_calibration_photos_are_warned_of(
+    held_out: PredictionFile, tmp_path: Path
+) -> None:
+    world = replace(WORLD, seed=0)
+    blurred = world.logits(world.means[world.draw(np.full(5, 0.2), 600)] / 2)
+    prediction = make_prediction(tmp_path / "blurred", blurred, None, world.counts.tolist())
+    made, notes = adjust(prediction, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    step = made.meta["adjusted"][0]
+    said = [
+        f"EM and BBSE disagree: EM's prior leaves {step['bbse']['unexplained']:.1%} of the "
+        "predicted species unexplained, where a pure shift of the species' shares leaves at most "
+        f"{step['bbse']['by_chance']:.1%}; these photos may look other than the held-out ones"
+    ]
+    assert step["warnings"][-1:] == said
+    assert f"warning: {said[0]}" in notes
+
+
+def test_photos_that_were_calibrated_on_are_marked_as_chosen_on(
+    held_out: PredictionFile, tmp_path: Path
+) -> None:
+    made, _ = adjust(held_out, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    assert set(made.photos["role"]) == {"chosen on"}
+    assert set(held_out.photos["role"]) == {"held out"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": [-1] * 600}, "600 of its 600 photos have no label; calibrate on the held-out "
+         "part or val"),
+        ({"role": ["trained on"] * 3 + ["held out"] * 597}, "3 of its 600 photos were trained on, "
+         "where a model is surer than elsewhere; calibrate on the held-out part or val"),
+        ({"n_photos": 1}, "has 1 photos, too few to calibrate on"),
+        ({"category_ids": [1, 2, 3, 4, 5]}, "its list of species is not that of {test}; calibrate "
+         "on a prediction of the same model, made and adjusted in the same way"),
+    ],
+)  # fmt: skip
+def test_photos_that_cannot_be_calibrated_on_are_refused(
+    shifted: PredictionFile, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    wrong = make_held_out(tmp_path / "wrong", **options)
+    with pytest.raises(InputError) as caught:
+        adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=wrong)
+    assert str(caught.value) == f"{wrong.path}: {message.format(test=shifted.path)}"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"run": "runs/b"}, "run"),
+        ({"checkpoint": "best"}, "checkpoint"),
+        ({"weights": "ema"}, "weights"),
+        ({"views": ["centre", "flip"]}, "views"),
+        ({"adjusted": [{"of": "x", "tau": 1.0}]}, "history of adjustments"),
+    ],
+)
+def test_calibration_on_another_models_photos_is_refused(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path, changed: Any, named: str
+) -> None:
+    path = held_out.path / "meta.json"
+    path.write_bytes(orjson.dumps({**held_out.meta, **changed}))
+    with pytest.raises(InputError) as caught:
+        adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=held_out.path)
+    assert str(caught.value) == (
+        f"{held_out.path}: its {named} is not that of {shifted.path}; "
+        "calibrate on a prediction of the same model, made and adjusted in the same way"
+    )
+
+
+def test_the_same_checkpoint_under_another_runs_name_is_the_same_model(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
+) -> None:
+    for file, run in ((shifted, "runs/a"), (held_out, "moved/a")):
+        meta = {**file.meta, "run": run, "checkpoint_sha256": "ab" * 32}
+        (file.path / "meta.json").write_bytes(orjson.dumps(meta))
+    adjust(shifted.path, tmp_path / "out", target="estimated", calibrate_on=held_out.path)
+    assert (tmp_path / "out" / "meta.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tau": 1.0}, "--calibrate-on goes with --target estimated alone"),
+        ({"target": "uniform"}, "--calibrate-on goes with --target estimated alone"),
+        ({"target": "estimated", "from_prior": "counts"},
+         "--calibrate-on measures which prior the logits carry; leave --from-prior away"),
+    ],
+)  # fmt: skip
+def test_calibrate_on_is_refused_where_it_says_nothing(
+    shifted: PredictionFile,
+    held_out: PredictionFile,
+    tmp_path: Path,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(InputError) as caught:
+        adjust(shifted, tmp_path / "out", calibrate_on=held_out, **options)
+    assert str(caught.value) == message
+
+
+def test_one_photo_and_calibration_photos_as_out_are_refused(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
+) -> None:
+    one = make_prediction(tmp_path / "one", LOGITS[:1])
+    with pytest.raises(InputError) as caught:
+        adjust(one, tmp_path / "out", target="estimated")
+    assert str(caught.value) == (
+        f"{one.path}: 1 photo tells nothing of the species' shares; give --target uniform|FILE"
+    )
+    with pytest.raises(InputError) as caught:
+        adjust(shifted, held_out.path, target="estimated", calibrate_on=held_out, overwrite=True)
+    assert str(caught.value) == (
+        f"{held_out.path}: adjust does not write over its input; give another --out"
+    )
+
+
+def test_an_unknown_prior_is_measured_on_the_calibration_photos(tmp_path: Path) -> None:
+    world = replace(WORLD, seed=0)
+    logits = world.photos(world.draw(np.full(5, 0.2), 400))
+    unknown = make_prediction(
+        tmp_path / "p", logits, None, world.counts.tolist(), logits_prior=None
+    )
+    with pytest.raises(InputError) as caught:
+        adjust(unknown, tmp_path / "out", target="estimated")
+    assert str(caught.value) == (
+        f"{tmp_path / 'p'}: which prior its logits carry is not known; say what to assume: "
+        "--from-prior uniform|counts|FILE"
+    )
+    held_out = make_held_out(tmp_path / "holdout", logits_prior=None)
+    made, _ = adjust(unknown, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    assert made.logits_prior is not None
+    assert np.abs(made.logits_prior - 0.2).max() < 0.1
+
+
+def test_the_command_line_prints_the_notes(
+    shifted: PredictionFile,
+    held_out: PredictionFile,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = str(tmp_path / "out")
+    words = ["--target", "estimated", "--calibrate-on", str(held_out.path), "--out", out]
+    assert main(["adjust", str(shifted.path), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"calibrated on the 600 photos of {held_out.path}: temperature 1.")
+    assert lines[-2:] == [
+        f"the estimated prior is in {out}/estimated_prior.csv",
+        f"{out}: 400 photos x 5 species",
+    ]

@@ -24,7 +24,9 @@ OPTIM_FIELDS = (
     "momentum, nesterov, schedule, warmup_epochs, milestones, step_factor, accumulate, "
     "clip_grad_norm, ema_decay"
 )
-SECTIONS = "seed, epochs, batch_size, data, sampler, transforms, model, loss, optim, runtime"
+SECTIONS = (
+    "seed, epochs, batch_size, data, sampler, transforms, model, loss, optim, runtime, stages"
+)
 HOLDOUTS = "none, a share between 0 and 1 (0.2), or fold:i/K with 1 <= i <= K (fold:1/5)"
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
@@ -113,6 +115,11 @@ runtime:
   channels_last: false
   gradient_checkpointing: true
   log_every: 1
+stages:
+- epochs: 6
+  new_head: true
+  transforms:
+    image_size: 64
 """
 
 

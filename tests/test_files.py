@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from inat.errors import InputError
-from inat.files import atomic_file, atomic_folder, read_json, sha256, write_bytes, write_json
+from inat.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    remove_leftovers,
+    sha256,
+    write_bytes,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -116,3 +124,12 @@ def test_the_checksum_is_sha256(tmp_path: Path) -> None:
     assert sha256(tmp_path / "abc") == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
+
+
+def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    stays = ["test", ".partial-0123abcd-my-test", ".partial-0123abcd-test2", ".parts-test"]
+    for name in [*stays, ".partial-0123abcd-test", ".old-4567cdef-test"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "logits.npy").write_bytes(b"half")
+    remove_leftovers(tmp_path / "test")
+    assert names(tmp_path) == sorted(stays)

@@ -14,7 +14,7 @@ from inat.config import Config, build, merge
 from inat.errors import InputError
 from inat.losses import Loss
 from inat.run_folder import Run
-from inat.training.plan import Plan, make_plan
+from inat.training.plan import StagePlan, make_plan
 
 COUNTS = np.array([30, 8, 3, 2])  # of the world
 SETTINGS: dict[str, Any] = {
@@ -33,8 +33,8 @@ def config_of(world: Path, **fields: Any) -> Config:
     return build(merge({}, {**SETTINGS, "data.root": str(world), **fields}), "test")
 
 
-def plan_of(world: Path, **fields: Any) -> Plan:
-    return make_plan(config_of(world, **fields))
+def plan_of(world: Path, **fields: Any) -> StagePlan:
+    return make_plan(config_of(world, **fields)).stages[0]
 
 
 def trained(world: Path, run: Path, **fields: Any) -> Run:

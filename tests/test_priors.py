@@ -16,6 +16,7 @@ from inat.priors import (
     target_shift,
     tau_shift,
     temper,
+    total_variation,
     uniform_prior,
 )
 
@@ -94,6 +95,12 @@ def test_a_class_whose_target_is_0_is_never_predicted() -> None:
     shift = target_shift(np.array([0.5, 0.5]), np.array([0.0, 1.0]))
     assert shift[0] == -np.inf
     assert np.isfinite(shift[1])
+
+
+def test_total_variation_is_the_share_that_would_have_to_move() -> None:
+    assert total_variation(np.array([0.5, 0.5]), np.array([0.2, 0.8])) == pytest.approx(0.3)
+    columns = total_variation(np.eye(2), np.array([[1.0, 1.0], [0.0, 0.0]]))
+    assert columns.tolist() == [0, 1]
 
 
 def test_log_softmax_equals_a_slow_loop_and_holds_for_huge_logits() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Sampler as TorchSampler
@@ -22,10 +22,11 @@ from inat.data.annotations import Split
 from inat.data.kept_photos import KeptPhotos, keep_photos, refuse_too_many
 from inat.data.parts import usable_processors
 from inat.data.photo_files import open_photos
-from inat.data.photos import SLOW_SECONDS, BadPhoto, Crop
+from inat.data.photos import SLOW_SECONDS, BadPhoto, Crop, Crops
 from inat.data.samplers import Sampler, build_sampler, epoch_order
 from inat.data.shared_arrays import SharedArray
 from inat.data.transforms import EpochDraws, EvalTransform, TrainTransform
+from inat.data.views import ViewTransform, parse_views
 from inat.errors import InputError, WorldError
 
 WorkerKind = Literal["auto", "threads", "processes"]
@@ -56,7 +57,9 @@ class BatchReader:
     """Reads any stretch of an epoch's draws into one array. Goes to the workers as a whole: of
     the split it keeps what a batch needs, in memory that they share."""
 
-    def __init__(self, split: Split, transform: TrainTransform | EvalTransform, seed: int) -> None:
+    def __init__(
+        self, split: Split, transform: TrainTransform | EvalTransform | ViewTransform, seed: int
+    ) -> None:
         self.source = open_photos(split.root, split.file_names)
         self.transform = transform
         self.seed = seed
@@ -69,17 +72,23 @@ class BatchReader:
         """Decodes every photo once and keeps it; what `read` writes stays the same."""
         if self._kept is not None:
             return
+        transform = self._kept_by
         self._kept = keep_photos(
-            lambda photo, out: self._watched(photo, partial(self.transform.keep, out=out)),
+            lambda photo, out: self._watched(photo, partial(transform.keep, out=out)),
             len(self._labels.array),
-            self.transform.size,
+            transform.size,
             workers,
         )
 
     @property
+    def _kept_by(self) -> TrainTransform | EvalTransform:
+        assert not isinstance(self.transform, ViewTransform)  # build_loader refuses to keep views
+        return self.transform
+
+    @property
     def needs_workers(self) -> bool:
         """Whether a batch is work for workers: kept photos are cropped and flipped at once."""
-        return self._kept is None or not self.transform.only_crops
+        return self._kept is None or not self._kept_by.only_crops
 
     def read(
         self,
@@ -94,17 +103,24 @@ class BatchReader:
         if numbers.epoch != epoch:
             numbers = self._draws = EpochDraws(self.seed, epoch)
         if self._kept is not None:
-            self.transform.finish(self._kept.pixels.array[photos], numbers, draws, into)
+            self._kept_by.finish(self._kept.pixels.array[photos], numbers, draws, into)
             noted = [self._kept.events.get(photo, []) for photo in photos.tolist()]
         else:
             noted = [
-                self._watched(photo, partial(self.transform, draw=numbers[k], out=into[row]))
+                self._watched(photo, self._decoder(photo, numbers, k, into[row]))
                 for row, (k, photo) in enumerate(zip(draws, photos.tolist(), strict=True))
             ]
         return [(row, event) for row, events in enumerate(noted) for event in events]
 
+    def _decoder(
+        self, photo: int, numbers: EpochDraws, k: int, out: np.ndarray
+    ) -> Callable[[bytes | memoryview], Crop | Crops]:
+        if isinstance(self.transform, ViewTransform):
+            return partial(self.transform, image_id=int(self._image_ids.array[photo]), out=out)
+        return partial(self.transform, draw=numbers[k], out=out)
+
     def _watched(
-        self, photo: int, decode: Callable[[bytes | memoryview], Crop]
+        self, photo: int, decode: Callable[[bytes | memoryview], Crop | Crops]
     ) -> list[PhotoEvent]:
         """Decodes a photo and gives what is to be told of it."""
         began = time.perf_counter()
@@ -131,8 +147,9 @@ class BatchReader:
         if lost:
             kept = np.setdiff1d(np.arange(len(photos)), lost)
             photos, images = photos[kept], images[torch.from_numpy(kept)]
+        views = isinstance(self.transform, ViewTransform) and self.transform.images(images)
         return {
-            "image": images,
+            **(views or {"image": images}),
             "label": torch.from_numpy(self._labels.array[photos]),
             "image_id": torch.from_numpy(self._image_ids.array[photos]),
         }
@@ -257,6 +274,12 @@ class Loader:
             else:
                 self.bad_photos.append(event)
 
+    def take_events(self, earlier: "Loader") -> None:
+        """Goes on with the lists of photos of a loader that this one follows."""
+        self.bad_photos += earlier.bad_photos
+        self.recovered_photos += earlier.recovered_photos
+        self.slow_photos += earlier.slow_photos
+
     def _read_here(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Batch, list[PhotoEvent]]]:
         for stretch in stretches:
             yield read_stretch(self._reader, stretch, empty_images)
@@ -310,7 +333,7 @@ class _Pending:
     ) -> None:
         self._reader = reader
         self._photos = stretch.photos
-        self._images = empty_images(len(stretch.photos), reader.transform.size)
+        self._images = empty_images(len(stretch.photos), reader.transform.shape)
         into = self._images.numpy()
         edges = np.linspace(0, len(stretch.photos), pieces + 1).astype(int).tolist()
         self._pieces: list[tuple[int, Future[list[tuple[int, PhotoEvent]]]]] = [
@@ -358,26 +381,26 @@ class _Stretches(TorchSampler[Stretch]):
 
 
 def read_stretch(
-    reader: BatchReader, stretch: Stretch, empty: Callable[[int, int], Tensor]
+    reader: BatchReader, stretch: Stretch, empty: Callable[[int, tuple[int, ...]], Tensor]
 ) -> tuple[Batch, list[PhotoEvent]]:
     """Reads one batch in the calling thread, into memory that `empty` gives."""
-    images = empty(len(stretch.photos), reader.transform.size)
+    images = empty(len(stretch.photos), reader.transform.shape)
     events = reader.read(stretch.epoch, stretch.draws, stretch.photos, images.numpy())
     return reader.batch(stretch.photos, images, events), [event for _, event in events]
 
 
-def empty_images(n_images: int, size: int) -> Tensor:
-    """Room for uint8 images `[n_images, size, size, 3]`, pinned where there is a CUDA device."""
-    shape = (n_images, size, size, 3)
-    return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+def empty_images(n_photos: int, shape: tuple[int, ...]) -> Tensor:
+    """Room for what each photo takes in a batch, uint8 `[n_photos, *shape]`, pinned where there
+    is a CUDA device."""
+    return torch.empty((n_photos, *shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
-def shared_images(n_images: int, size: int) -> Tensor:
-    """Room for uint8 images `[n_images, size, size, 3]` that goes to another process without a
-    copy, as in torch's own default_collate."""
-    shape = (n_images, size, size, 3)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+def shared_images(n_photos: int, shape: tuple[int, ...]) -> Tensor:
+    """Room for what each photo takes in a batch, uint8 `[n_photos, *shape]`, that goes to another
+    process without a copy, as in torch's own default_collate."""
+    n_bytes = n_photos * math.prod(shape)
+    storage = torch.UntypedStorage._new_shared(n_bytes)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(n_photos, *shape)
 
 
 def build_loader(
@@ -391,7 +414,9 @@ def build_loader(
     sampler: str | SamplerConfig = "instance",
     epoch_size: int | None = None,
     epochs: int | None = None,
+    first_epoch: int = 0,
     recipe: TransformConfig | None = None,
+    views: str | None = None,
     rank: int = 0,
     world_size: int = 1,
     worker_kind: WorkerKind = "auto",
@@ -417,8 +442,12 @@ def build_loader(
             sampler's options; training alone.
         epoch_size: draws an epoch; None: what the config or else the sampler says, most often the
             number of photos; training alone.
-        epochs: of the training; needed by samplers that change during it.
+        epochs: of the training, or of a stage of it; needed by samplers that change during it.
+        first_epoch: the one with which these epochs begin.
         recipe: crops, flip and jitter; None: crops of .08-1 of the area, flip .5, jitter .4.
+        views: what to show of each photo, such as ten-crop or scales:224,256+flip
+            (`inat.data.views`); instead of `image` a batch then has `views_224` uint8
+            `[B, V, 224, 224, 3]`, one for each size; None: one centre crop; evaluation alone.
         rank: number of this process.
         world_size: number of processes; each gets its slice of the same global order.
         worker_kind: threads or processes; auto: threads (the decoders release the GIL).
@@ -430,7 +459,7 @@ def build_loader(
     Raises:
         InputError: a batch size below 1, an unknown sampler, no labels to draw by, draws that
             change over an unknown number of epochs, an epoch smaller than a batch, photos that
-            cannot be kept.
+            cannot be kept, a bad spec of views.
         WorldError: while iterating, at a photo that cannot be read.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers or 0, 0)):
@@ -441,7 +470,7 @@ def build_loader(
     recipe = TransformConfig(**{**vars(recipe), **sizes})
     if keep_photos:
         _refuse_keeping(split, recipe, training=training)
-    transform = TrainTransform(recipe) if training else EvalTransform(recipe)
+    transform = _transform(recipe, views, training=training, keep_photos=keep_photos)
     drawn = build_sampler(sampler, split.labels, split.n_classes, epochs) if training else None
     n_draws = len(split) if drawn is None else epoch_size or drawn.epoch_size
     if training and n_draws < batch_size * world_size:
@@ -451,7 +480,7 @@ def build_loader(
         )
     return Loader(
         BatchReader(split, transform, seed),
-        _order(drawn, n_draws, seed, epochs),
+        _order(drawn, n_draws, seed, epochs, first_epoch),
         n_draws=n_draws,
         batch_size=batch_size,
         drop_last=training,
@@ -465,6 +494,20 @@ def build_loader(
     )
 
 
+def _transform(
+    recipe: TransformConfig, views: str | None, *, training: bool, keep_photos: bool
+) -> TrainTransform | EvalTransform | ViewTransform:
+    if views is None:
+        return TrainTransform(recipe) if training else EvalTransform(recipe)
+    if training or keep_photos:
+        raise InputError(
+            f"views {views!r} are several images of a photo, for predictions; leave views away, "
+            "or set training and keep_photos false"
+        )
+    parsed = parse_views(views, size=recipe.test_size, crop_pct=recipe.test_crop_pct)
+    return ViewTransform(parsed)
+
+
 def _refuse_keeping(split: Split, recipe: TransformConfig, *, training: bool) -> None:
     if training and recipe.crop != "pad":
         raise InputError(
@@ -475,11 +518,11 @@ def _refuse_keeping(split: Split, recipe: TransformConfig, *, training: bool) ->
 
 
 def _order(
-    sampler: Sampler | None, n_draws: int, seed: int, epochs: int | None
+    sampler: Sampler | None, n_draws: int, seed: int, epochs: int | None, first_epoch: int
 ) -> Callable[[int], Int64[np.ndarray, "draws"]]:
     if sampler is None:
         return lambda epoch: np.arange(n_draws)
-    return lambda epoch: epoch_order(sampler, n_draws, seed, epoch, epochs)
+    return lambda epoch: epoch_order(sampler, n_draws, seed, epoch, epochs, first_epoch)
 
 
 def default_workers() -> int:
@@ -501,9 +544,19 @@ def to_device(
         mean: of each channel, as a share of 255.
         std: of each channel, as a share of 255.
     """
+    return normalise(batch["image"], device, mean, std)
+
+
+def normalise(
+    images: UInt8[Tensor, "batch height width 3"],
+    device: torch.device | str,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Float[Tensor, "batch 3 height width"]:
+    """Images on `device`, normalised as `to_device` does a batch's."""
     # uint8 crosses the bus. A row of the image is one run of numbers with one run of factors:
     # broadcasting three of them instead takes 4 times as long on a CPU.
-    images = batch["image"].to(device, non_blocking=True)
+    images = images.to(device, non_blocking=True)
     n_images, height, width, channels = images.shape
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).repeat(width)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)

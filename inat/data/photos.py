@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,6 +62,19 @@ class Crop:
     recovered: str
 
 
+@dataclass(frozen=True)
+class Crops:
+    """Crops of one photo.
+
+    Attributes:
+        pixels: RGB, `[size, size, 3]` each.
+        recovered: what was wrong with a file that could be decoded all the same, or "".
+    """
+
+    pixels: list[Pixels]
+    recovered: str
+
+
 def read_crop(
     content: bytes | memoryview,
     choose: Callable[[int, int], Box],
@@ -69,17 +82,33 @@ def read_crop(
     *,
     spare: float = 1.0,
 ) -> Crop:
-    """Decodes one square crop of a photo.
+    """Decodes one square crop of a photo, as `read_crops` does several.
 
-    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which the crop is still
-    `spare` times as large as the result; the crop's edges are then rounded to pixels of that
+    Raises:
+        BadPhoto: the file is empty, no photo, cut off, or too large.
+    """
+    crops = read_crops(content, lambda height, width: [choose(height, width)], [size], spare=spare)
+    return Crop(crops.pixels[0], crops.recovered)
+
+
+def read_crops(
+    content: bytes | memoryview,
+    choose: Callable[[int, int], Sequence[Box]],
+    sizes: Sequence[int],
+    *,
+    spare: float = 1.0,
+) -> Crops:
+    """Decodes a photo once and resizes crops of it to squares.
+
+    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which every crop is still
+    `spare` times as large as its result; the crops' edges are then rounded to pixels of that
     scale. The rest of the way is an antialiased bilinear resize, Pillow's to within rounding, so
-    that no pixel of the crop is skipped.
+    that no pixel of a crop is skipped.
 
     Args:
         content: the file's bytes; the format is told from them, not from a name.
-        choose: called with the upright photo's height and width, gives the crop.
-        size: side of the result, in pixels.
+        choose: called with the upright photo's height and width, gives the crops.
+        sizes: side of each result, in pixels.
         spare: 1 or more. A JPEG's own half scale is sharper than a resize to half; with 1.5 it
             is resized enough afterwards for the difference not to count.
 
@@ -89,22 +118,25 @@ def read_crop(
     if not len(content):
         raise BadPhoto("the file is empty")
     if content[:3] == b"\xff\xd8\xff":
-        return _read_jpeg_crop(content, choose, size, spare)
+        return _read_jpeg_crops(content, choose, sizes, spare)
     upright = _read_with_pillow(content)
-    return Crop(_resized(upright, choose(*upright.shape[:2]), size), "")
+    return Crops(_all_resized(upright, choose(*upright.shape[:2]), sizes), "")
 
 
-def _read_jpeg_crop(
-    content: bytes | memoryview, choose: Callable[[int, int], Box], size: int, spare: float
-) -> Crop:
+def _read_jpeg_crops(
+    content: bytes | memoryview,
+    choose: Callable[[int, int], Sequence[Box]],
+    sizes: Sequence[int],
+    spare: float,
+) -> Crops:
     header = _read_header(content)
-    box = choose(*header.upright_size)
+    boxes = choose(*header.upright_size)
     if header.only_pillow:
-        return Crop(_resized(_read_with_pillow(content), box, size), "")
-    factor = decode_factor(box, size, spare)
+        return Crops(_all_resized(_read_with_pillow(content), boxes, sizes), "")
+    factor = min(decode_factor(box, size, spare) for box, size in zip(boxes, sizes, strict=True))
     pixels, recovered = _decode_jpeg(content, header.height, header.width, factor)
-    scaled = Box(*(side / factor for side in box))
-    return Crop(_resized(_upright(pixels, header.orientation), scaled, size), recovered)
+    scaled = [Box(*(side / factor for side in box)) for box in boxes]
+    return Crops(_all_resized(_upright(pixels, header.orientation), scaled, sizes), recovered)
 
 
 class _Header(NamedTuple):
@@ -263,6 +295,10 @@ def _eight_bit_rgb(image: Image.Image) -> Pixels:
 def _refuse_enormous(height: int, width: int) -> None:
     if height * width > LARGEST_PHOTO:
         raise BadPhoto(f"{width} x {height} are more than {LARGEST_PHOTO} pixels")
+
+
+def _all_resized(pixels: Pixels, boxes: Sequence[Box], sizes: Sequence[int]) -> list[Pixels]:
+    return [_resized(pixels, box, size) for box, size in zip(boxes, sizes, strict=True)]
 
 
 def _resized(pixels: Pixels, box: Box, size: int) -> Pixels:

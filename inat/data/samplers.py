@@ -287,7 +287,12 @@ def build_sampler(
 
 
 def epoch_order(
-    sampler: Sampler, n_draws: int, seed: int, epoch: int, epochs: int | None = None
+    sampler: Sampler,
+    n_draws: int,
+    seed: int,
+    epoch: int,
+    epochs: int | None = None,
+    first_epoch: int = 0,
 ) -> Int64[np.ndarray, "draws"]:
     """Which photo is draw k of an epoch (counted from 0), for every k.
 
@@ -296,17 +301,20 @@ def epoch_order(
         n_draws: draws of the epoch.
         seed: of the run.
         epoch: counted from 0.
-        epochs: of the training; only a sampler whose draws change asks for it.
+        epochs: of the training, or of a stage of it; only a sampler whose draws change asks for
+            it.
+        first_epoch: the one with which these epochs begin.
 
     Raises:
         InputError: an epoch after the last, in a training whose draws change.
     """
-    if sampler.prior is None and epochs is not None and epoch >= epochs:
+    done = epoch - first_epoch
+    if sampler.prior is None and epochs is not None and done >= epochs:
         raise InputError(
-            f"epoch {epoch}: the draws change over {epochs} epochs, counted from 0, and are not "
-            "defined after that; give more epochs"
+            f"epoch {epoch}: the draws change over {epochs} epochs, counted from {first_epoch}, "
+            "and are not defined after that; give more epochs"
         )
-    progress = epoch / epochs if epochs else 0.0
+    progress = done / epochs if epochs else 0.0
     return sampler.draw(n_draws, stream(seed, epoch, ORDER), progress)
 
 

@@ -194,11 +194,13 @@ class TrainTransform:
 
     Attributes:
         only_crops: whether nothing but crop and flip is done to a photo.
+        shape: what a photo takes in a batch: height, width, 3.
     """
 
     def __init__(self, recipe: TransformConfig) -> None:
         self.recipe = recipe
         self.size = recipe.image_size
+        self.shape = (self.size, self.size, 3)
         by_photo = recipe.jitter or recipe.policy != "none"
         self.only_crops = not (by_photo or any(getattr(recipe, name) for name in EXTRAS))
         self._local = threading.local()
@@ -297,6 +299,7 @@ class EvalTransform:
     def __init__(self, recipe: TransformConfig) -> None:
         self.recipe = recipe
         self.size = recipe.test_size
+        self.shape = (self.size, self.size, 3)
 
     def __call__(self, content: bytes | memoryview, draw: Draw, out: Pixels | None = None) -> Crop:
         """The image of one photo, in `out` where it is given: uint8 `[size, size, 3]`."""

@@ -1,10 +1,10 @@
 """A timm backbone with a new classifier, and weights with the input statistics they belong to."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -53,6 +53,7 @@ class Backbone:
         std: what to divide each channel by, as a share of 255.
         source: where the weights come from, with their licence as far as it is known.
         is_frozen: whether all but the classifier keeps the weights it came with.
+        constants: names of the parameters that timm itself does not train.
     """
 
     network: nn.Module
@@ -60,6 +61,7 @@ class Backbone:
     std: Triple
     source: str
     is_frozen: bool = False
+    constants: frozenset[str] = frozenset()
 
     def head_parameters(self) -> set[int]:
         """The ids of the new classifier's parameters."""
@@ -103,7 +105,8 @@ def build_backbone(
             network,
             build_head(config.head, n_features, n_classes, seed=seed, scale=config.head_scale),
         )
-    return _frozen(backbone) if config.freeze == "backbone" else backbone
+    constants = {n for n, p in network.named_parameters() if not p.requires_grad}
+    return frozen(replace(backbone, constants=frozenset(constants)), config.freeze)
 
 
 def _with_weights(config: ModelConfig, network: nn.Module, base_name: str) -> Backbone:
@@ -118,11 +121,65 @@ def _with_weights(config: ModelConfig, network: nn.Module, base_name: str) -> Ba
     return _with_own_statistics(network, f"file: {config.weights}")
 
 
-def _frozen(backbone: Backbone) -> Backbone:
+def frozen(backbone: Backbone, freeze: Literal["none", "backbone"]) -> Backbone:
+    """The backbone with what `model.freeze` says is trainable, and no more."""
     head = backbone.head_parameters()
-    for parameter in backbone.network.parameters():
-        parameter.requires_grad_(id(parameter) in head)
-    return replace(backbone, is_frozen=True)
+    for name, parameter in backbone.network.named_parameters():
+        trained = freeze == "none" or id(parameter) in head
+        parameter.requires_grad_(trained and name not in backbone.constants)
+    return replace(backbone, is_frozen=freeze == "backbone")
+
+
+def set_image_size(network: nn.Module, image_size: int) -> None:
+    """Tells networks that are built for one image size, as most ViTs are, of another (pixels);
+    timm interpolates their positions. Others take any size.
+
+    Raises:
+        InputError: the network cannot be told.
+    """
+    timm_network: Any = network
+    if not timm_network.pretrained_cfg.get("fixed_input_size"):
+        return
+    name = timm_network.pretrained_cfg["architecture"]
+    if not hasattr(network, "set_input_size"):
+        raise InputError(
+            f"transforms.image_size {image_size}: {name} keeps the size it was built for; give "
+            "all stages the same"
+        )
+    timm_network.set_input_size(img_size=(image_size, image_size))
+
+
+def try_image_size(network: nn.Module, image_size: int) -> None:
+    """Passes an empty image of that size (pixels) through the network.
+
+    Raises:
+        InputError: the network does not take it.
+    """
+    parameter = next(network.parameters())
+    try:
+        with torch.no_grad():
+            network(parameter.new_zeros(1, 3, image_size, image_size))
+    except (AssertionError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"transforms.image_size {image_size}: the network does not take it "
+            f"({_first_line(error)})"
+        ) from None
+
+
+def renew_head(networks: Sequence[nn.Module], config: ModelConfig, seed: int) -> None:
+    """Gives the classifiers of networks of one build new random weights, the same to all of them;
+    the parameters stay the same objects.
+
+    Raises:
+        InputError: the network has several classifiers, or one that is a convolution.
+    """
+    for network in networks:
+        old = single_classifier(network, "new_head")
+        n_classes, n_features = old.get_parameter("weight").shape
+        new = build_head(config.head, n_features, n_classes, seed=seed, scale=config.head_scale)
+        old.load_state_dict(new.state_dict())
 
 
 def unknown_backbone(name: str) -> str:

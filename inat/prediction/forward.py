@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from inat.data.loader import Batch, Loader, to_device
+from inat.config import ViewMean
+from inat.data.loader import Batch, Loader, normalise, to_device
 from inat.models.backbone import Triple
 from inat.models.device import autocast
+from inat.prediction.views import mean_logits, view_logits
 
 
 def iterate_logits(
@@ -18,8 +20,9 @@ def iterate_logits(
     mean: Triple,
     std: Triple,
     precision: str,
+    view_mean: ViewMean = "logprob",
 ) -> Iterator[tuple[Batch, Float[Tensor, "batch classes"]]]:
-    """Each batch with its logits, float32 on the CPU.
+    """Each batch with its logits, float32 on the CPU; those of several views are averaged.
 
     The network is put into eval mode, and left there.
     """
@@ -28,5 +31,11 @@ def iterate_logits(
     for batch in loader:
         # Inside the loop, so that the mode does not leak into whoever consumes the generator.
         with torch.inference_mode(), autocast(device, precision):
-            logits = network(to_device(batch, device, mean, std))
-        yield batch, logits.float().cpu()
+            if "image" in batch:
+                logits = network(to_device(batch, device, mean, std)).float()
+            else:
+                of_views = view_logits(
+                    network, batch, lambda images: normalise(images, device, mean, std)
+                )
+                logits = mean_logits(of_views, view_mean)
+        yield batch, logits.cpu()

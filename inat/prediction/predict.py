@@ -1,32 +1,46 @@
 """Predicts a split, or a folder of photos, with a trained run."""
 
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+import orjson
 import pandas as pd
 import pyarrow as pa
+from jaxtyping import Float, Int64
+from torch import Tensor
 
-from inat.config import CheckpointName, Config, Weights
+from inat.config import CheckpointName, Config, ViewMean, Weights
 from inat.data.annotations import Split, cut_holdout, load_split
-from inat.data.loader import Loader, PhotoEvent, build_loader
+from inat.data.loader import Batch, Loader, PhotoEvent, build_loader
 from inat.data.photos import PHOTO_ENDINGS
 from inat.data.taxonomy import Taxonomy
+from inat.data.views import View, parse_views
 from inat.errors import InputError, WorldError
+from inat.files import locked, remove_leftovers
 from inat.metrics import top_k
 from inat.models.device import freed_memory_kept
 from inat.prediction.forward import iterate_logits
+from inat.prediction.parts import PART_IMAGES, Parts, Troubles, parts_folder
+from inat.prediction.processes import Process, this_process, wait_until_none
 from inat.prediction.trained_model import (
     Checkpoint,
     TrainedModel,
     find_checkpoint,
     load_model,
 )
+from inat.prediction.views import refuse_sizes
 from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
 from inat.priors import log_softmax
-from inat.progress import progress_bar
+from inat.progress import progress_bar, say
 from inat.run_folder import Run, open_run, versions, with_root
+from inat.stages import stage_at
 
 
 @dataclass(frozen=True)
@@ -46,57 +60,160 @@ class Guess:
     probabilities: list[float]
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A prediction to be made: what decides each of its logits, but for the network."""
+
+    run: Run
+    config: Config
+    checkpoint: Checkpoint
+    photos: Split
+    views: str
+    view_mean: ViewMean
+    batch_size: int
+    workers: int | None
+    dtype: npt.DTypeLike = np.float16
+
+    @property
+    def parsed_views(self) -> tuple[View, ...]:
+        sizes = self.config.transforms
+        return parse_views(self.views, size=sizes.test_size, crop_pct=sizes.test_crop_pct)
+
+    @property
+    def photos_a_batch(self) -> int:
+        """As many as have `batch_size` views of one size, which are a forward pass."""
+        if self.batch_size < 1:
+            raise InputError(f"batch_size: {self.batch_size} is less than 1; give 1 or more")
+        together = max(Counter(view.size for view in self.parsed_views).values())
+        return max(1, self.batch_size // together)
+
+    @property
+    def photos_a_part(self) -> int:
+        """Whole batches, so that a batch holds the same photos whoever makes which part: what a
+        network gives for a photo depends in its last bits on the size of the batch."""
+        batch = self.photos_a_batch
+        return batch * max(1, PART_IMAGES // (batch * len(self.parsed_views)))
+
+    def loader(self, photos: Split, on_bad_photo: Literal["stop", "skip"] | None = None) -> Loader:
+        config = self.config
+        return build_loader(
+            photos,
+            image_size=config.transforms.test_size,
+            training=False,
+            batch_size=self.photos_a_batch,
+            workers=self.workers,
+            recipe=config.transforms,
+            views=self.views,
+            worker_kind=config.data.worker_kind,
+            on_bad_photo=on_bad_photo or config.data.on_bad_photo,
+        )
+
+    def logits(
+        self, model: TrainedModel, loader: Loader
+    ) -> Iterator[tuple[Batch, Float[Tensor, "batch classes"]]]:
+        return iterate_logits(
+            model.network,
+            loader,
+            mean=model.mean,
+            std=model.std,
+            precision=model.precision,
+            view_mean=self.view_mean,
+        )
+
+    def model(self) -> TrainedModel:
+        config, model = self.config, load_model(self.run, self.checkpoint)
+        refuse_sizes(
+            model.network, self.parsed_views, config.transforms.test_size, config.model.backbone
+        )
+        return model
+
+    def refuse_too_many(self, bad_photos: list[str]) -> None:
+        if len(bad_photos) > self.config.data.bad_photo_limit * len(self.photos):
+            raise WorldError(
+                f"{len(bad_photos)} of {len(self.photos)} photos cannot be read, more than "
+                f"data.bad_photo_limit allows; the first: {bad_photos[0]}"
+            )
+
+
 def predict(
     run: Path | str,
     split: str = "test",
     *,
     checkpoint: CheckpointName = "last",
     weights: Weights = "auto",
+    views: str = "centre",
+    view_mean: ViewMean = "logprob",
     name: str | None = None,
     root: Path | str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
     float32: bool = False,
+    rank: int | None = None,
+    world_size: int | None = None,
     overwrite: bool = False,
 ) -> PredictionFile:
     """Predicts every photo of a split once and writes RUN/predictions/NAME.
+
+    It is made in parts, which lie in RUN/predictions/.parts-NAME until it is whole: a call that
+    was cut off is called again and goes on after its last whole part, and the file is the same,
+    byte for byte. So it is for several processes, each of which makes its share of the parts;
+    that of rank 0 joins them.
 
     Args:
         run: a folder that `inat train` made.
         split: test, val, train, holdout (what the run kept out of training) or fold:i/K.
         checkpoint: last, or best on the held-out part.
         weights: ema or raw; auto: the moving average where the run kept one.
+        views: of each photo, from one decode: centre, flip, five-crop, ten-crop, full, random:N,
+            scales:A,B, joined by + (`inat.data.views`).
+        view_mean: logprob: their log-probabilities are averaged; prob: their probabilities.
         name: of the prediction; None: the split's.
         root: data folder, where it is another than the run's.
-        batch_size: photos a forward pass; None: twice the run's.
+        batch_size: images a forward pass, views counted; None: twice the run's.
         workers: threads or processes that read photos; None: the run's.
         float32: keep the logits as float32 instead of float16, in twice the space.
+        rank: number of this process among those that predict together; None, and no world_size:
+            RANK and WORLD_SIZE of the environment, which torchrun sets, or else the only one.
+        world_size: how many they are.
         overwrite: replace a prediction of that name that was made with other settings.
 
     Raises:
-        InputError: no such run, checkpoint or split; a prediction of that name exists.
-        WorldError: a photo cannot be read (data.on_bad_photo stop), or too many.
+        InputError: no such run, checkpoint or split; a bad spec of views, or sizes that the
+            network does not take; a prediction of that name exists.
+        WorldError: a photo cannot be read (data.on_bad_photo stop), or too many; another process
+            makes this prediction, or never makes its share.
     """
     opened = open_run(run)
-    config = with_root(opened.config, root)
+    process = this_process(rank, world_size)
     name = name or split.replace(":", "-").replace("/", "-of-")
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} is no plain name; it becomes a folder in {run}")
     chosen = find_checkpoint(opened, checkpoint, weights)
-    photos = load_split(
-        config.data.root or Path(),
-        split,
-        holdout=config.data.holdout,
-        holdout_seed=config.data.holdout_seed,
-        competition=config.data.competition,
+    config = stage_at(with_root(opened.config, root), chosen.epoch)
+    job = _Job(
+        run=opened,
+        config=config,
+        checkpoint=chosen,
+        photos=load_split(
+            config.data.root or Path(),
+            split,
+            holdout=config.data.holdout,
+            holdout_seed=config.data.holdout_seed,
+            competition=config.data.competition,
+        ),
+        views=views,
+        view_mean=view_mean,
+        batch_size=2 * config.batch_size if batch_size is None else batch_size,
+        workers=config.data.workers if workers is None else workers,
+        dtype=np.float32 if float32 else np.float16,
     )
-    _refuse_other_species(opened, photos)
+    _refuse_other_species(opened, job.photos)
     path = opened.prediction(name)
-    meta = _meta(opened, config, chosen, photos)
+    meta = _meta(job)
     if (path / "meta.json").is_file() and not overwrite:
         return _same_or_refused(path, meta, float32=float32)
-    dtype = np.float32 if float32 else np.float16
-    return _write(opened, config, chosen, photos, path, meta, batch_size, workers, dtype)
+    with process.on_device():
+        return _write(job, path, meta, process)
 
 
 def predict_photos(
@@ -106,11 +223,13 @@ def predict_photos(
     k: int = 3,
     checkpoint: CheckpointName = "last",
     weights: Weights = "auto",
+    views: str = "centre",
+    view_mean: ViewMean = "logprob",
 ) -> tuple[list[Guess], list[PhotoEvent]]:
     """The k likeliest species of each photo below a folder, and the photos that were unreadable.
 
     Raises:
-        InputError: no such run, or no photo in the folder.
+        InputError: no such run, no photo in the folder, or a bad spec of views.
     """
     opened = open_run(run)
     folder = Path(folder)
@@ -118,13 +237,14 @@ def predict_photos(
     if not found:
         raise InputError(f"{folder}: there is no photo in it ({' '.join(sorted(PHOTO_ENDINGS))})")
     photos = _split_of_files(opened, folder, found)
-    model = load_model(opened, find_checkpoint(opened, checkpoint, weights))
-    config = opened.config
-    loader = _eval_loader(config, photos, config.batch_size, config.data.workers, "skip")
+    chosen = find_checkpoint(opened, checkpoint, weights)
+    config = stage_at(opened.config, chosen.epoch)
+    job = _Job(
+        opened, config, chosen, photos, views, view_mean, config.batch_size, config.data.workers
+    )
+    loader = job.loader(photos, "skip")
     guesses = []
-    for batch, logits in iterate_logits(
-        model.network, loader, mean=model.mean, std=model.std, precision=model.precision
-    ):
+    for batch, logits in job.logits(job.model(), loader):
         likely = top_k(logits.numpy(), k)
         probabilities = np.exp(np.take_along_axis(log_softmax(logits.numpy()), likely, axis=1))
         for row, photo in enumerate(batch["image_id"].tolist()):
@@ -140,101 +260,128 @@ def predict_photos(
     return guesses, loader.bad_photos
 
 
-def _write(
-    run: Run,
-    config: Config,
-    checkpoint: Checkpoint,
-    photos: Split,
-    path: Path,
-    meta: dict[str, Any],
-    batch_size: int | None,
-    workers: int | None,
-    dtype: type,
-) -> PredictionFile:
-    model = load_model(run, checkpoint)
-    loader = _eval_loader(
-        config,
-        photos,
-        2 * config.batch_size if batch_size is None else batch_size,
-        config.data.workers if workers is None else workers,
-        config.data.on_bad_photo,
-    )
-    with write_prediction(
-        path,
-        ids=photos.image_ids,
-        labels=photos.labels,
-        species=run.species,
-        photos=_photo_table(run, photos, config, checkpoint),
-        meta=meta,
-        dtype=dtype,
-    ) as rows:
-        _fill(rows, model, loader, photos, np.log(run.draws_prior), f"predict {photos.name}")
-        limit = config.data.bad_photo_limit * len(photos)
-        if len(loader.bad_photos) > limit:
-            raise WorldError(
-                f"{len(loader.bad_photos)} of {len(photos)} photos cannot be read, more than "
-                f"data.bad_photo_limit allows; the first: {loader.bad_photos[0]}"
-            )
-        meta["bad_photos"] = [str(event) for event in loader.bad_photos]
-        meta["recovered_photos"] = [str(event) for event in loader.recovered_photos]
-        meta["slow_photos"] = [str(event) for event in loader.slow_photos]
+def _write(job: _Job, path: Path, meta: dict[str, Any], process: Process) -> PredictionFile:
+    photo_table = _photo_table(job)
+    model = job.model()
+    length = job.photos_a_part
+    parts = Parts(parts_folder(path), _digest(job, model, meta), len(job.photos), length)
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    busy = f"{path}: another process predicts it; wait for that one, or give another --name"
+    with locked(parts.folder / f"rank-{process.rank}.lock", busy):
+        _make_parts(job, model, parts, process)
+        if process.rank == 0:
+            wait_until_none(lambda: _missing(parts, process), str(path))
+            _join(job, parts, photo_table, path, meta)
+    if process.rank == 0:
+        parts.remove()
+    else:
+        joining = "what rank 0 makes of all parts"
+        wait_until_none(
+            lambda: [*_missing(parts, process), joining] if parts.folder.is_dir() else [],
+            str(path),
+        )
     return read_prediction(path)
 
 
-def _fill(
-    rows: np.ndarray,
-    model: TrainedModel,
+def _missing(parts: Parts, process: Process) -> list[str]:
+    missing = parts.missing(range(len(parts)))
+    return [f"part {number} of rank {number % process.world_size}" for number in missing]
+
+
+def _make_parts(job: _Job, model: TrainedModel, parts: Parts, process: Process) -> None:
+    share = process.share(len(parts))
+    pending = parts.missing(share)
+    if len(pending) < len(share):
+        say(f"predict {job.photos.name}: {len(share) - len(pending)} of {len(share)} parts are "
+            "there already")  # fmt: skip
+    if not pending:
+        return
+    places = np.arange(len(job.photos))
+    photos = job.photos.select(np.concatenate([places[parts.rows(number)] for number in pending]))
+    loader = job.loader(photos)
+    batches = job.logits(model, loader)
+    with (
+        progress_bar(f"predict {photos.name}", len(photos), "photos") as bar,
+        freed_memory_kept(),
+    ):
+        for number in pending:
+            ids = job.photos.image_ids[parts.rows(number)]
+            parts.write(number, *_part(job, batches, loader, ids))
+            job.refuse_too_many([str(event) for event in loader.bad_photos])
+            bar.advance(len(ids))
+
+
+def _part(
+    job: _Job,
+    batches: Iterator[tuple[Batch, Float[Tensor, "batch classes"]]],
     loader: Loader,
-    photos: Split,
-    log_prior: np.ndarray,
-    title: str,
+    ids: Int64[np.ndarray, "photos"],
+) -> tuple[Float[np.ndarray, "photos classes"], Troubles]:
+    """The next part; the row of an unreadable photo is the class prior."""
+    told = (loader.bad_photos, loader.recovered_photos, loader.slow_photos)
+    before = [len(events) for events in told]
+    rows = np.repeat(store(np.log(job.run.draws_prior)[None], job.dtype), len(ids), axis=0)
+    place_of = {image_id: place for place, image_id in enumerate(ids.tolist())}
+    for batch, logits in islice(batches, -(-len(ids) // loader.batch_size)):
+        if not bool(logits.isfinite().all()):
+            raise WorldError(
+                f"the logits of image {batch['image_id'][0]} or a neighbour are not finite; "
+                "predict with --weights raw or train again at a lower learning rate"
+            )
+        rows[[place_of[image_id] for image_id in batch["image_id"].tolist()]] = store(
+            logits.numpy(), job.dtype
+        )
+    new = (events[first:] for events, first in zip(told, before, strict=True))
+    return rows, Troubles(*([str(event) for event in events] for events in new))
+
+
+def _join(
+    job: _Job, parts: Parts, photo_table: pd.DataFrame, path: Path, meta: dict[str, Any]
 ) -> None:
-    """Puts each photo's logits into its row; the row of an unreadable photo is the class prior."""
-    row_of = {image_id: row for row, image_id in enumerate(photos.image_ids.tolist())}
-    with progress_bar(title, len(photos), "photos") as bar, freed_memory_kept():
-        for batch, logits in iterate_logits(
-            model.network, loader, mean=model.mean, std=model.std, precision=model.precision
-        ):
-            places = [row_of[image_id] for image_id in batch["image_id"].tolist()]
-            if not bool(logits.isfinite().all()):
-                raise WorldError(
-                    f"{loader.n_draws} photos: the logits of image {batch['image_id'][0]} or a "
-                    "neighbour are not finite; predict with --weights raw or train again at a "
-                    "lower learning rate"
-                )
-            rows[places] = store(logits.numpy(), rows.dtype)
-            bar.advance(len(places))
-    for event in loader.bad_photos:
-        rows[row_of[event.image_id]] = store(log_prior[None], rows.dtype)[0]
+    troubles = []
+    remove_leftovers(path)
+    with write_prediction(
+        path,
+        ids=job.photos.image_ids,
+        labels=job.photos.labels,
+        species=job.run.species,
+        photos=photo_table,
+        meta=meta,
+        dtype=job.dtype,
+    ) as rows:
+        for number in range(len(parts)):
+            rows[parts.rows(number)], of_part = parts.read(number)
+            troubles.append(of_part)
+        meta["bad_photos"] = [event for of_part in troubles for event in of_part.bad]
+        meta["recovered_photos"] = [event for of_part in troubles for event in of_part.recovered]
+        meta["slow_photos"] = [event for of_part in troubles for event in of_part.slow]
+        job.refuse_too_many(meta["bad_photos"])
 
 
-def _eval_loader(
-    config: Config, photos: Split, batch_size: int, workers: int | None, on_bad_photo: Any
-) -> Loader:
-    return build_loader(
-        photos,
-        image_size=config.transforms.test_size,
-        training=False,
-        batch_size=batch_size,
-        workers=workers,
-        recipe=config.transforms,
-        worker_kind=config.data.worker_kind,
-        on_bad_photo=on_bad_photo,
-    )
+def _digest(job: _Job, model: TrainedModel, meta: dict[str, Any]) -> str:
+    """Of all that a logit depends on to its last bit, but for the processor."""
+    decides = {
+        **{key: value for key, value in meta.items() if key != "run"},  # a path may be spelt anew
+        "ids": hashlib.sha256(job.photos.image_ids.tobytes()).hexdigest(),
+        "files": hashlib.sha256("\n".join(job.photos.file_names.to_pylist()).encode()).hexdigest(),
+        "batch": job.photos_a_batch,
+        "part": job.photos_a_part,
+        "precision": model.precision,
+        "dtype": np.dtype(job.dtype).name,
+        "device": next(model.network.parameters()).device.type,
+    }
+    return hashlib.sha256(orjson.dumps(decides)).hexdigest()
 
 
-def _meta(run: Run, config: Config, checkpoint: Checkpoint, photos: Split) -> dict[str, Any]:
+def _meta(job: _Job) -> dict[str, Any]:
+    run, config, checkpoint, photos = job.run, job.config, job.checkpoint, job.photos
+    views = job.parsed_views
     return {
         "competition": config.data.competition,
         "split": photos.name,
         "logits_prior": run.model["logits_prior"],
-        "views": [
-            {
-                "kind": "centre",
-                "size": config.transforms.test_size,
-                "crop_pct": config.transforms.test_crop_pct,
-            }
-        ],
+        "views": [view.facts() for view in views],
+        "view_mean": job.view_mean if len(views) > 1 else None,
         "run": str(run.path),
         "checkpoint": checkpoint.name,
         "checkpoint_epoch": checkpoint.epoch,
@@ -245,7 +392,7 @@ def _meta(run: Run, config: Config, checkpoint: Checkpoint, photos: Split) -> di
         "adjusted": [],
         "data_root": str(photos.root.resolve()),
         "band_edges": config.data.band_edges,
-        "config_digest": config.digest,
+        "config_digest": run.config.digest,
         "versions": versions(),
     }
 
@@ -253,7 +400,12 @@ def _meta(run: Run, config: Config, checkpoint: Checkpoint, photos: Split) -> di
 def _same_or_refused(path: Path, meta: dict[str, Any], *, float32: bool) -> PredictionFile:
     """The prediction that is there already, if it is the one asked for."""
     there = read_prediction(path)
-    for key in ("split", "checkpoint", "checkpoint_sha256", "chosen", "data_root", "views"):
+    if there.meta.get("views") != meta["views"]:
+        raise InputError(
+            f"{path}: there is a prediction of other views ({len(there.meta.get('views', []))}, "
+            f"not these {len(meta['views'])}); give another --name, or --overwrite"
+        )
+    for key in ("split", "checkpoint", "checkpoint_sha256", "chosen", "data_root", "view_mean"):
         if there.meta.get(key) != meta[key]:
             raise InputError(
                 f"{path}: there is a prediction with another {key} ({there.meta.get(key)}); "
@@ -267,15 +419,15 @@ def _same_or_refused(path: Path, meta: dict[str, Any], *, float32: bool) -> Pred
     return there
 
 
-def _photo_table(run: Run, photos: Split, config: Config, checkpoint: Checkpoint) -> pd.DataFrame:
+def _photo_table(job: _Job) -> pd.DataFrame:
     """What the run's training made of each photo: unseen, trained on, held out, chosen on."""
-    data = config.data
+    run, photos, data = job.run, job.photos, job.config.data
     trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
     role = np.full(len(photos), "unseen", object)
     if data.holdout != "none":
         trained, held = cut_holdout(trained, data.holdout, data.holdout_seed)
         role[np.isin(photos.image_ids, held.image_ids)] = (
-            "chosen on" if checkpoint.chosen else "held out"
+            "chosen on" if job.checkpoint.chosen else "held out"
         )
     if trained.fingerprint != run.model["trained"]:
         raise InputError(

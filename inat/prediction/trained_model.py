@@ -12,6 +12,7 @@ from inat.files import read_json, sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
 from inat.models.device import pick_device, resolve_precision, to_device_format
 from inat.run_folder import Run
+from inat.stages import stage_at
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def find_checkpoint(
 
 def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
     """Builds the run's network with the weights of `checkpoint`."""
-    config, facts = run.config, run.model
+    config, facts = stage_at(run.config, checkpoint.epoch), run.model
     backbone = build_backbone(
         replace(config.model, weights="none"),
         len(facts["category_ids"]),

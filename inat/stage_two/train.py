@@ -27,6 +27,7 @@ from inat.stage_two.held_out import score_cached, score_live
 from inat.stage_two.ncm import nearest_mean_head
 from inat.stage_two.options import TRAINED, Options
 from inat.stage_two.tau_norm import GRID, score_grid, tau_normalised
+from inat.stages import stage_at
 from inat.training.checkpoint import LoopState
 from inat.training.tracking import MetricsLog
 
@@ -129,12 +130,9 @@ def train_stage_two(
     opened = open_run(run)
     _refuse_head(opened, options)
     refuse_run_place(out, [opened], overwrite=overwrite)
-    body = take_body(
-        opened,
-        with_root(opened.config, root),
-        find_checkpoint(opened, checkpoint, weights),
-        workers=workers,
-    )
+    start = find_checkpoint(opened, checkpoint, weights)
+    config = stage_at(with_root(opened.config, root), start.epoch)
+    body = take_body(opened, config, start, workers=workers)
     say(f"stage two  {method} on {opened.path} ({checkpoint}, {body.checkpoint.weights})")
     cuda = [body.device] if body.device.type == "cuda" else []
     # Whole or not at all: what is interrupted leaves nothing at `out`.

@@ -20,14 +20,22 @@ class LoopState:
     Attributes:
         epoch: whole epochs behind us.
         step: optimiser steps behind us.
-        best_score: best mean class accuracy on the held-out part, None before the first.
+        first_step: those behind us when the stage of the last epoch began.
+        best_score: best mean class accuracy on the held-out part in this stage, None before the
+            first.
         metrics_bytes: length of metrics.jsonl; a resume cuts it there.
     """
 
     epoch: int = 0
     step: int = 0
+    first_step: int = 0
     best_score: float | None = None
     metrics_bytes: int = 0
+
+    @property
+    def stage_step(self) -> int:
+        """Optimiser steps of the stage behind us."""
+        return self.step - self.first_step
 
 
 def save_checkpoint(
@@ -52,6 +60,11 @@ def save_checkpoint(
         write_json(partial / "state.json", asdict(state))
 
 
+def read_state(folder: Path) -> LoopState:
+    """Where the loop stood when the checkpoint was written."""
+    return LoopState(**read_json(folder / "state.json"))
+
+
 def load_checkpoint(
     folder: Path,
     network: nn.Module,
@@ -74,7 +87,7 @@ def load_checkpoint(
         tensors = load_file(folder / "optimizer.safetensors")
         rest = read_json(folder / "optimizer.json")
         optimizer.load_state_dict(_joined_optimizer(tensors, rest))
-        return LoopState(**read_json(folder / "state.json"))
+        return read_state(folder)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder}: no whole checkpoint ({str(error).splitlines()[0]:.120}); "

@@ -6,7 +6,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ from inat.data.samplers import BATCHES, stream
 from inat.errors import InputError, WorldError
 from inat.files import atomic_file, read_json, write_json
 from inat.losses import Loss, build_loss
-from inat.models.backbone import Backbone, build_backbone, rule_warning
+from inat.models.backbone import (
+    Backbone,
+    build_backbone,
+    frozen,
+    renew_head,
+    rule_warning,
+    set_image_size,
+    try_image_size,
+)
 from inat.models.device import (
     freed_memory_kept,
     pick_device,
@@ -35,24 +44,25 @@ from inat.models.device import (
 )
 from inat.progress import progress_bar, say
 from inat.run_folder import Run, create_run, differing_fields, is_run
-from inat.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from inat.training.checkpoint import LoopState, load_checkpoint, read_state, save_checkpoint
 from inat.training.mixing import erased, mixed
 from inat.training.optim import build_optimizer, build_schedule
-from inat.training.plan import Plan, make_plan
+from inat.training.plan import Plan, StagePlan, make_plan
 from inat.training.tracking import MetricsLog
 from inat.training.validation import Validation, validate
 
 
 @dataclass
 class Trainer:
-    """Everything that the loop moves; made by `_build_trainer`.
+    """Everything that the loop moves in one stage; made by `_build_trainer` and `_next_trainer`.
 
     Attributes:
+        plan: of the stage.
         network: as accelerate prepared it; the bare one is `backbone.network`.
         ema: moving average of the weights, or None.
     """
 
-    plan: Plan
+    plan: StagePlan
     accelerator: Accelerator
     backbone: Backbone
     network: nn.Module
@@ -68,6 +78,17 @@ class Trainer:
     def evaluated(self) -> nn.Module:
         """The network whose accuracy counts: the moving average, where there is one."""
         return self.backbone.network if self.ema is None else self.ema.module
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The moving average's own network, or None."""
+        return None if self.ema is None else self.ema.module
+
+    @property
+    def loaders(self) -> list[Loader]:
+        """That of training, and that of the held-out part where there is one."""
+        both = (self.loader, self.held_out_loader)
+        return [loader for loader in both if loader is not None]
 
 
 def train(
@@ -104,36 +125,48 @@ def train(
         trainer = _build_trainer(plan, accelerator, precision)
         say(f"weights    {trainer.backbone.source}")
         say(f"device     {accelerator.device}, {precision}")
-        # Not before here: what is wrong with model or weights must not cost the old run.
-        folder = Run(path) if is_run(path) and not overwrite else _fresh_run(path, plan.config)
-        _write_facts(folder, trainer)
         with _memory_remedies():
-            _run_epochs(trainer, folder)
+            _try_later_stages(trainer, plan)
+            # Not before here: what is wrong with model or weights must not cost the old run.
+            folder = Run(path) if is_run(path) and not overwrite else _fresh_run(path, plan.config)
+            _run_epochs(trainer, plan, folder)
     return folder
 
 
 def dry_run(
     config: Path | str | Config, *, overrides: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """The plan of a training in lines, with the peak memory that one batch of it took."""
+    """The plan of a training in lines, with the peak memory that one batch of it took, and one of
+    each of its later stages."""
     config, _ = resolved(config, None, overrides)
     plan = make_plan(config)
     with _engine(config) as (accelerator, precision):
         trainer = _build_trainer(plan, accelerator, precision)
-        trainer.network.train()
-        trainer.backbone.still_if_frozen()
-        began = time.monotonic()
-        batches = next(_accumulated(trainer.loader, config.optim.accumulate))
-        with _memory_remedies():
-            loss = _step(trainer, batches, LoopState()).item()
-        seconds = time.monotonic() - began
-        return [
+        lines = [
             *plan.describe(),
             f"weights    {trainer.backbone.source}",
             f"device     {accelerator.device}, {precision}",
-            f"one batch  loss {loss:.3f} after {seconds:.1f} s, "
-            f"peak memory {_peak_memory(accelerator.device)}",
+            _one_step(trainer),
         ]
+        for stage in plan.stages[1:]:
+            trainer = _next_trainer(trainer, stage)
+            lines.append(_one_step(trainer))
+        return lines
+
+
+def _one_step(trainer: Trainer) -> str:
+    """Takes the first step of a stage, and says what it cost."""
+    trainer.network.train()
+    trainer.backbone.still_if_frozen()
+    began = time.monotonic()
+    trainer.loader.set_epoch(trainer.plan.first_epoch)
+    batches = next(_accumulated(trainer.loader, trainer.plan.config.optim.accumulate))
+    with _memory_remedies():
+        loss = _step(trainer, batches, LoopState(epoch=trainer.plan.first_epoch)).item()
+    return (
+        f"one batch  loss {loss:.3f} after {time.monotonic() - began:.1f} s, "
+        f"peak memory {_peak_memory(trainer.accelerator.device)}"
+    )
 
 
 @contextmanager
@@ -193,7 +226,7 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
             f"{plan.config.data.root}; give another --run, or --overwrite to throw it away"
         )
     state = run.checkpoint("last") / "state.json"
-    if state.is_file() and read_json(state)["epoch"] == plan.config.epochs:
+    if state.is_file() and read_json(state)["epoch"] == plan.epochs:
         return True
     if not resume:
         raise InputError(
@@ -229,6 +262,7 @@ def _engine(config: Config) -> Iterator[tuple[Accelerator, str]]:
 
 
 def _build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trainer:
+    """The trainer of the first stage, with the network and its moving average."""
     config = plan.config
     backbone = build_backbone(
         config.model, plan.trained.n_classes, config.seed, config.transforms.image_size
@@ -241,33 +275,81 @@ def _build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trai
     to_device_format(
         backbone.network, accelerator.device, channels_last=config.runtime.channels_last
     )
-    bare_optimizer = build_optimizer(config.optim, backbone, plan.learning_rate)
+    trainer = _stage_trainer(plan.stages[0], accelerator, backbone, None, precision)
+    if config.optim.ema_decay is not None:
+        trainer.ema = ModelEmaV3(backbone.network, decay=config.optim.ema_decay)
+    return trainer
+
+
+def _next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
+    """The trainer of a later stage: network and moving average go on, all else begins anew."""
+    config, backbone = stage.config, trainer.backbone
+    networks = [backbone.network] + ([] if trainer.ema is None else [trainer.ema.module])
+    if config.transforms.image_size != trainer.plan.config.transforms.image_size:
+        for network in networks:
+            set_image_size(network, config.transforms.image_size)
+    if stage.new_head:
+        renew_head(networks, config.model, config.seed)
+    # Else accelerate would go on unscaling the gradients of the optimiser before.
+    trainer.accelerator.free_memory()
+    started = _stage_trainer(
+        stage,
+        trainer.accelerator,
+        frozen(backbone, config.model.freeze),
+        trainer.ema,
+        trainer.precision,
+    )
+    for loader, before in zip(started.loaders, trainer.loaders, strict=True):
+        loader.take_events(before)
+    return started
+
+
+def _stage_trainer(
+    stage: StagePlan,
+    accelerator: Accelerator,
+    backbone: Backbone,
+    ema: ModelEmaV3 | None,
+    precision: str,
+) -> Trainer:
+    config = stage.config
+    bare_optimizer = build_optimizer(config.optim, backbone, stage.learning_rate)
     schedule = build_schedule(
-        config.optim, bare_optimizer, steps_per_epoch=plan.steps_per_epoch, epochs=config.epochs
+        config.optim, bare_optimizer, steps_per_epoch=stage.steps_per_epoch, epochs=config.epochs
     )
     network, optimizer = accelerator.prepare(backbone.network, bare_optimizer)
-    ema = None
-    if config.optim.ema_decay is not None:
-        ema = ModelEmaV3(backbone.network, decay=config.optim.ema_decay)
     return Trainer(
-        plan=plan,
+        plan=stage,
         accelerator=accelerator,
         backbone=backbone,
         network=network,
         loss=build_loss(
             config.loss,
-            prior=plan.loss_prior,
-            counts=plan.trained.class_counts,
+            prior=stage.loss_prior,
+            counts=stage.trained.class_counts,
             head_scale=config.model.head_scale,
             epochs=config.epochs,
         ).to(accelerator.device),
         optimizer=optimizer,
         schedule=schedule,
         ema=ema,
-        loader=_loader(plan, accelerator, training=True),
-        held_out_loader=_loader(plan, accelerator, training=False) if plan.held_out else None,
+        loader=_loader(stage, accelerator, training=True),
+        held_out_loader=_loader(stage, accelerator, training=False) if stage.held_out else None,
         precision=precision,
     )
+
+
+def _try_later_stages(trainer: Trainer, plan: Plan) -> None:
+    """Goes through the later stages on a copy of the network, so that what is wrong with one is
+    said now and not after days of training."""
+    if len(plan.stages) == 1:
+        return
+    backbone = replace(trainer.backbone, network=deepcopy(trainer.backbone.network).eval())
+    copy = replace(trainer, backbone=backbone, ema=None)
+    for stage in plan.stages[1:]:
+        copy = _next_trainer(copy, stage)
+        try_image_size(backbone.network, stage.config.transforms.image_size)
+    trainer.accelerator.free_memory()
+    trainer.accelerator.prepare(trainer.network, trainer.optimizer)
 
 
 def _checkpoint_gradients(network: Any, name: str) -> None:
@@ -280,7 +362,7 @@ def _checkpoint_gradients(network: Any, name: str) -> None:
         ) from None
 
 
-def _loader(plan: Plan, accelerator: Accelerator, *, training: bool) -> Loader:
+def _loader(plan: StagePlan, accelerator: Accelerator, *, training: bool) -> Loader:
     config = plan.config
     split = plan.trained if training else plan.held_out
     assert split is not None
@@ -293,6 +375,7 @@ def _loader(plan: Plan, accelerator: Accelerator, *, training: bool) -> Loader:
         seed=config.seed,
         sampler=config.sampler,
         epochs=config.epochs,
+        first_epoch=plan.first_epoch,
         recipe=config.transforms,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -325,55 +408,73 @@ def _write_facts(run: Run, trainer: Trainer) -> None:
     )
 
 
-def _run_epochs(trainer: Trainer, run: Run) -> None:
-    state = LoopState()
-    ema = None if trainer.ema is None else trainer.ema.module
-    if run.checkpoint("last").is_dir():
-        state = load_checkpoint(
-            run.checkpoint("last"),
-            trainer.backbone.network,
-            ema,
-            trainer.optimizer,
-            trainer.loss,
-        )
-        say(f"resumed    after epoch {state.epoch}")
+def _run_epochs(trainer: Trainer, plan: Plan, run: Run) -> None:
+    trainer, state = _resumed(trainer, plan, run)
+    _write_facts(run, trainer)
     log = MetricsLog(run.metrics_path, keep_bytes=state.metrics_bytes)
     try:
-        while state.epoch < trainer.plan.config.epochs:
-            _train_epoch(trainer, state, log)
+        while state.epoch < plan.epochs:
+            if state.epoch == trainer.plan.end_epoch:
+                trainer = _next_trainer(trainer, plan.stage_after(state.epoch))
+                # Best is best of a stage: priors and sizes differ between them.
+                state.first_step, state.best_score = state.step, None
+                say(f"stage      {trainer.plan.number} of {len(plan.stages)}")
+            _train_epoch(trainer, state, log, plan.epochs)
             state.epoch += 1
             is_best = _validate(trainer, state, log)
             _list_bad_photos(trainer, run)
             state.metrics_bytes = log.n_bytes
-            # best first: a last that knows the best score must never stand alone.
-            for name in ("best", "last") if is_best else ("last",):
-                save_checkpoint(
-                    run.path / "checkpoints" / name,
-                    state,
-                    trainer.backbone.network,
-                    ema,
-                    trainer.optimizer,
-                    trainer.loss,
-                )
+            _save(trainer, state, run, is_best=is_best)
     finally:
         log.close()
 
 
-def _train_epoch(trainer: Trainer, state: LoopState, log: MetricsLog) -> None:
+def _resumed(trainer: Trainer, plan: Plan, run: Run) -> tuple[Trainer, LoopState]:
+    """The trainer of the stage that the last checkpoint is of, and where it stands."""
+    folder = run.checkpoint("last")
+    if not folder.is_dir():
+        return trainer, LoopState()
+    stage = plan.stage_after(read_state(folder).epoch - 1)
+    if stage is not plan.stages[0]:
+        trainer = _next_trainer(trainer, stage)
+    state = load_checkpoint(
+        folder, trainer.backbone.network, trainer.averaged, trainer.optimizer, trainer.loss
+    )
+    say(f"resumed    after epoch {state.epoch}")
+    return trainer, state
+
+
+def _save(trainer: Trainer, state: LoopState, run: Run, *, is_best: bool) -> None:
+    # best first: a last that knows the best score must never stand alone.
+    for name in ("best", "last") if is_best else ("last",):
+        if name == "last" and state.epoch == trainer.plan.first_epoch + 1:
+            _write_facts(run, trainer)  # from now on the checkpoints are of this stage
+        save_checkpoint(
+            run.path / "checkpoints" / name,
+            state,
+            trainer.backbone.network,
+            trainer.averaged,
+            trainer.optimizer,
+            trainer.loss,
+        )
+
+
+def _train_epoch(trainer: Trainer, state: LoopState, log: MetricsLog, epochs: int) -> None:
     plan, config = trainer.plan, trainer.plan.config
     window = _Window(trainer.accelerator.device)
     trainer.network.train()
     trainer.backbone.still_if_frozen()
     trainer.loader.set_epoch(state.epoch)
-    trainer.loss.set_progress(state.epoch / config.epochs)
-    title = f"epoch {state.epoch + 1}/{config.epochs}"
+    trainer.loss.set_progress((state.epoch - plan.first_epoch) / config.epochs)
+    title = f"epoch {state.epoch + 1}/{epochs}"
     with progress_bar(title, plan.steps_per_epoch * plan.global_batch, "images") as bar:
         for batches in _accumulated(trainer.loader, config.optim.accumulate):
             loss = _step(trainer, batches, state)
             state.step += 1
             n_images = sum(len(batch["label"]) for batch in batches)
             window.add(loss, n_images)
-            if state.step % config.runtime.log_every == 0 or state.step % plan.steps_per_epoch == 0:
+            is_epochs_last = state.stage_step % plan.steps_per_epoch == 0
+            if state.step % config.runtime.log_every == 0 or is_epochs_last:
                 _log_window(trainer, state, log, window)
             bar.advance(n_images, window.note)
     say(f"{title}  {window.note}  {window.epoch_rate:.0f} images/s")
@@ -393,7 +494,7 @@ def _accumulated(loader: Loader, n_batches: int) -> Iterator[list[Batch]]:
 def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Tensor:
     """One optimiser step; gives the loss, still on the device."""
     config, accelerator = trainer.plan.config, trainer.accelerator
-    trainer.schedule.step_update(state.step + 1)
+    trainer.schedule.step_update(state.stage_step + 1)
     n_images = sum(len(batch["label"]) for batch in batches)
     total = torch.zeros((), device=accelerator.device)
     for place, batch in enumerate(batches):
@@ -412,11 +513,11 @@ def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Tensor:
 def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int) -> Tensor:
     """The loss of the batch that is number `place` of its step."""
     config, device = trainer.plan.config, trainer.accelerator.device
-    # What is random depends on (seed, epoch, step, place, rank) alone, so a resume repeats it:
-    # dropout, drop path and the noise of erased boxes by torch's generator, the rest by `rng`.
-    block = (state.step * config.optim.accumulate + place) * trainer.accelerator.num_processes
+    # What is random depends on (seed, stage, epoch, step, place, rank) alone, so a resume repeats
+    # it: dropout, drop path and the noise of erased boxes by torch's generator, the rest by `rng`.
+    block = (state.stage_step * config.optim.accumulate + place) * trainer.accelerator.num_processes
     block += trainer.accelerator.process_index
-    torch.manual_seed(_block_seed(config.seed, block))
+    torch.manual_seed(_block_seed(config.seed, block, trainer.plan.number - 1))
     rng = stream(config.seed, state.epoch, BATCHES, block)
     images = to_device(batch, device, trainer.backbone.mean, trainer.backbone.std)
     labels = batch["label"].to(device, non_blocking=True)
@@ -426,8 +527,8 @@ def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int) -> Tenso
     return loss
 
 
-def _block_seed(seed: int, block: int) -> int:
-    return int(np.random.SeedSequence((seed, block)).generate_state(1, np.uint64)[0] >> 1)
+def _block_seed(seed: int, block: int, stage: int) -> int:
+    return int(np.random.SeedSequence((seed, block, stage)).generate_state(1, np.uint64)[0] >> 1)
 
 
 class _Window:
@@ -502,8 +603,7 @@ def _validate(trainer: Trainer, state: LoopState, log: MetricsLog) -> bool:
 
 def _list_bad_photos(trainer: Trainer, run: Run) -> None:
     """Writes the photos that made trouble into the run, and stops it if they are too many."""
-    both = (trainer.loader, trainer.held_out_loader)
-    loaders = [loader for loader in both if loader is not None]
+    loaders = trainer.loaders
     bad = _unique([event for loader in loaders for event in loader.bad_photos])
     listed = {
         "skipped": bad,

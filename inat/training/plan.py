@@ -16,30 +16,37 @@ from inat.priors import (
     prior_left,
     read_prior,
 )
+from inat.stages import Stage, lay_stages
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The numbers of a training.
+class StagePlan:
+    """The numbers of one stage of a training; most trainings have one.
 
     Attributes:
-        config: with the data root as an absolute path.
+        number: counted from 1.
+        config: of this stage, with the data root as an absolute path.
+        new_head: whether the classifier begins anew.
         trained: photos that are trained on.
         held_out: photos that are validated on; None with holdout none.
+        first_epoch: epochs of the training before this stage.
         epoch_size: draws an epoch.
         global_batch: photos a step, over all processes.
         steps_per_epoch: whole global batches in an epoch.
         learning_rate: the backbone's peak learning rate.
-        draws_prior: class prior of the draws; None where it changes during training.
+        draws_prior: class prior of the draws; None where it changes during the stage.
         loss_prior: class prior that the loss takes off, if it takes one off; None where that is
             the draws' and they have none.
         logits_prior: class prior that the trained model's logits carry; None where no formula
             says which.
     """
 
+    number: int
     config: Config
+    new_head: bool
     trained: Split
     held_out: Split | None
+    first_epoch: int
     epoch_size: int
     global_batch: int
     steps_per_epoch: int
@@ -49,21 +56,25 @@ class Plan:
     logits_prior: Prior | None
 
     @property
+    def end_epoch(self) -> int:
+        """Epochs of the training when this stage is over."""
+        return self.first_epoch + self.config.epochs
+
+    @property
     def n_steps(self) -> int:
-        """Optimiser steps of the whole training."""
+        """Optimiser steps of the stage."""
         return self.steps_per_epoch * self.config.epochs
 
     def describe(self) -> list[str]:
-        """Lines for a person: data, draws, loss, optimiser, steps."""
+        """Lines for a person: draws, loss, optimiser, steps."""
         config, optim = self.config, self.config.optim
-        held = f"{len(self.held_out)} held out" if self.held_out else "none held out"
         head = f", classifier x{optim.head_lr_factor:g}" if optim.head_lr_factor != 1 else ""
+        weights = config.model.weights if self.number == 1 else "of the stage before"
+        anew = ", new classifier" if self.new_head else ""
         return [
-            f"data       {config.data.root}: {self.trained.n_classes} species, "
-            f"{len(self.trained)} photos trained on, {held}",
             f"draws      {config.sampler}, {self.epoch_size} an epoch",
             f"model      {config.model.backbone} at {config.transforms.image_size} px, "
-            f"weights {config.model.weights}",
+            f"weights {weights}{anew}",
             *_describe_freeze(config.model),
             f"loss       {self._describe_loss()}",
             f"optimiser  {optim.name}, peak learning rate {self.learning_rate:.3g} "
@@ -90,6 +101,47 @@ class Plan:
         return text
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a training is going to do.
+
+    Attributes:
+        config: of the whole training, with the data root as an absolute path.
+        stages: at least one, in the order in which they are trained.
+    """
+
+    config: Config
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def trained(self) -> Split:
+        """Photos that are trained on, in all stages."""
+        return self.stages[0].trained
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all stages."""
+        return self.stages[-1].end_epoch
+
+    def stage_after(self, epochs: int) -> StagePlan:
+        """The stage that goes on when so many epochs of the training, not all, are over."""
+        return next(stage for stage in self.stages if epochs < stage.end_epoch)
+
+    def describe(self) -> list[str]:
+        """Lines for a person: the data, then each stage."""
+        held_out = self.stages[0].held_out
+        held = f"{len(held_out)} held out" if held_out else "none held out"
+        lines = [
+            f"data       {self.config.data.root}: {self.trained.n_classes} species, "
+            f"{len(self.trained)} photos trained on, {held}"
+        ]
+        for stage in self.stages:
+            if len(self.stages) > 1:
+                lines.append(f"stage      {stage.number} of {len(self.stages)}")
+            lines += stage.describe()
+        return lines
+
+
 def make_plan(config: Config, world_size: int = 1) -> Plan:
     """Reads the annotations and works out what `config` means for them.
 
@@ -111,6 +163,24 @@ def make_plan(config: Config, world_size: int = 1) -> Plan:
     held_out = None
     if data.holdout != "none":
         trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
+    stages: list[StagePlan] = []
+    for stage in lay_stages(config):
+        first_epoch = stages[-1].end_epoch if stages else 0
+        stages.append(
+            _plan_stage(stage, len(stages) + 1, first_epoch, trained, held_out, world_size)
+        )
+    return Plan(config, tuple(stages))
+
+
+def _plan_stage(
+    stage: Stage,
+    number: int,
+    first_epoch: int,
+    trained: Split,
+    held_out: Split | None,
+    world_size: int,
+) -> StagePlan:
+    config = stage.config
     sampler = build_sampler(config.sampler, trained.labels, trained.n_classes, config.epochs)
     epoch_size = sampler.epoch_size
     global_batch = config.batch_size * world_size * config.optim.accumulate
@@ -120,10 +190,13 @@ def make_plan(config: Config, world_size: int = 1) -> Plan:
             "lower batch_size or raise sampler.epoch_size"
         )
     loss_prior = _loss_prior(config.loss, sampler.prior, trained)
-    return Plan(
+    return StagePlan(
+        number=number,
         config=config,
+        new_head=stage.new_head,
         trained=trained,
         held_out=held_out,
+        first_epoch=first_epoch,
         epoch_size=epoch_size,
         global_batch=global_batch,
         steps_per_epoch=epoch_size // global_batch,

@@ -22,6 +22,7 @@ from inat.models.backbone import read_weights
 from inat.prediction.trained_model import Checkpoint, TrainedModel, find_checkpoint, load_model
 from inat.progress import say
 from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
+from inat.stages import lay_stages, stage_at
 from inat.training.checkpoint import LoopState
 from inat.training.tracking import MetricsLog
 from inat.training.validation import Validation, validate
@@ -46,7 +47,8 @@ class Kitchen:
 
     Attributes:
         model: the network, whose weights change.
-        config: with the data root that is used.
+        config: with the data root that is used; of the stage that the first checkpoint is of.
+        is_trained: whether the backbone was trained, in any stage.
         trained: photos that the runs were trained on.
         held_out: photos that the runs held out; None with holdout none.
         workers: threads or processes that read photos; None: one a processor.
@@ -54,6 +56,7 @@ class Kitchen:
 
     model: TrainedModel
     config: Config
+    is_trained: bool
     trained: Split
     held_out: Split | None
     workers: int | None
@@ -62,7 +65,7 @@ class Kitchen:
         """Gives the network the mean weights, and batch norm statistics that fit them."""
         self.model.network.load_state_dict(average_weights(map(_weights, ingredients)))
         # A frozen backbone's statistics are the same in all of them.
-        moves = self.config.model.freeze == "none" and has_batch_norm(self.model.network)
+        moves = self.is_trained and has_batch_norm(self.model.network)
         if moves and len(ingredients) > 1:
             self._gather_statistics()
 
@@ -244,7 +247,7 @@ def _refuse_another_kind(run: Run, first: Run) -> None:
 
 
 def _kitchen(first: Ingredient, root: Path | str | None, workers: int | None) -> Kitchen:
-    config = with_root(first.run.config, root)
+    config = stage_at(with_root(first.run.config, root), first.checkpoint.epoch)
     data, held_out = config.data, None
     trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
     if data.holdout != "none":
@@ -257,6 +260,7 @@ def _kitchen(first: Ingredient, root: Path | str | None, workers: int | None) ->
     return Kitchen(
         model=load_model(first.run, first.checkpoint),
         config=config,
+        is_trained=any(s.config.model.freeze == "none" for s in lay_stages(first.run.config)),
         trained=trained,
         held_out=held_out,
         workers=data.workers if workers is None else workers,

@@ -76,9 +76,9 @@ print(took, peak * 1024)
 
 
 def photo_logits(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    """Logits of a trained model's shape: a genus (3 species) and a family (24) go together,
-    the true species and its relatives stand out. Top-1 is 61 % and the top-3 error 24 %, as of
-    the organisers' InceptionV3 on iNat-2018."""
+    """Logits of a trained model's shape: those of a genus (3 species) and of a family (24) go
+    together, the true species and its relatives stand out. Top-1 is about 60 % and the top-3
+    error 25 %, much as the organisers' InceptionV3 has them on iNat-2018."""
     n_photos, classes = len(labels), np.arange(N_CLASSES)
     logits = 1.5 * rng.standard_normal((n_photos, N_CLASSES), np.float32)
     for size, spread_of, lift in ((3, 1.0, 2.0), (24, 1.0, 2.5)):

@@ -1,0 +1,73 @@
+"""The labelled photos that a prediction is calibrated on: of the same model, never trained on."""
+
+from pathlib import Path
+from typing import Any
+
+from inat.errors import InputError
+from inat.prediction_file import PredictionFile, read_prediction
+
+SAME_MODEL = ("competition", "checkpoint", "weights", "views")
+"""What calibration photos and adjusted photos must have in common, beside run and species."""
+
+
+def read_calibration_photos(
+    prediction: PredictionFile, calibrate_on: Path | str | PredictionFile
+) -> PredictionFile:
+    """A prediction file to calibrate another one on.
+
+    Raises:
+        InputError: it is of another model or was made in another way; a photo has no label or was
+            trained on.
+    """
+    if not isinstance(calibrate_on, PredictionFile):
+        calibrate_on = read_prediction(calibrate_on)
+    held_out, n_photos = calibrate_on, len(calibrate_on)
+    if differing := _difference(prediction, held_out):
+        raise InputError(
+            f"{held_out.path}: its {differing} is not that of {prediction.path}; "
+            "calibrate on a prediction of the same model, made and adjusted in the same way"
+        )
+    if n_photos < 2:
+        raise InputError(f"{held_out.path}: has {n_photos} photos, too few to calibrate on")
+    if (held_out.labels < 0).any():
+        raise InputError(
+            f"{held_out.path}: {(held_out.labels < 0).sum()} of its {n_photos} photos have no "
+            "label; calibrate on the held-out part or val"
+        )
+    if trained_on := int((held_out.photos["role"] == "trained on").sum()):
+        raise InputError(
+            f"{held_out.path}: {trained_on} of its {n_photos} photos were trained on, where a "
+            "model is surer than elsewhere; calibrate on the held-out part or val"
+        )
+    return held_out
+
+
+def _difference(one: PredictionFile, other: PredictionFile) -> str | None:
+    """The first thing in which the models or the making of two predictions differ."""
+    if one.category_ids.tolist() != other.category_ids.tolist():
+        return "list of species"
+    if not _same_weights(one, other):
+        return "run"
+    for key in SAME_MODEL:
+        if one.meta.get(key) != other.meta.get(key):
+            return key
+    if _history(one) != _history(other):
+        return "history of adjustments"
+    return None
+
+
+def _same_weights(one: PredictionFile, other: PredictionFile) -> bool:
+    """By the checkpoints' checksums, or by the runs' folders where one has none."""
+    digests = [file.meta.get("checkpoint_sha256") for file in (one, other)]
+    if all(digests):
+        return digests[0] == digests[1]
+    runs = [Path(file.meta.get("run", "")).resolve() for file in (one, other)]
+    return runs[0] == runs[1]
+
+
+def _history(prediction: PredictionFile) -> list[dict[str, Any]]:
+    """What was done to the logits, without the names of the files."""
+    return [
+        {key: value for key, value in step.items() if key != "of"}
+        for step in prediction.meta.get("adjusted", [])
+    ]

@@ -1,0 +1,116 @@
+"""Training in stages: the config of each, from what it changes in the one before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from inat.config import Config, build, merge, parse_stage, stage_text
+from inat.errors import InputError, unknown_name
+
+KEYS = ("epochs", "batch_size", "new_head", "sampler", "transforms", "model", "loss", "optim")
+"""What a stage may say."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training.
+
+    Attributes:
+        config: of this stage, as if it were all; its `stages` are empty.
+        new_head: whether the stage begins with a new classifier; the first one does anyway.
+    """
+
+    config: Config
+    new_head: bool = False
+
+
+def lay_stages(config: Config) -> tuple[Stage, ...]:
+    """The stages of a training, at least one; each is laid over the one before.
+
+    Raises:
+        InputError: a stage without epochs, with an unknown key or a field that holds for the whole
+            training, or of fields that contradict each other; the text names stage and field.
+    """
+    stages = [Stage(replace(config, stages=()))]
+    for number, text in enumerate(config.stages, start=2):
+        stages.append(_next_stage(stages[-1].config, text, f"stage {number}"))
+    return tuple(stages)
+
+
+def stage_at(config: Config, epoch: int) -> Config:
+    """The config of the stage in which epoch `epoch` of the training, counted from 1, lies."""
+    *earlier, last = (stage.config for stage in lay_stages(config))
+    for stage in earlier:
+        if epoch <= stage.epochs:
+            return stage
+        epoch -= stage.epochs
+    return last
+
+
+def canonical_stages(config: Config) -> tuple[str, ...]:
+    """`config.stages` as what really changes, however it was written."""
+    stages = lay_stages(config)
+    return tuple(
+        stage_text(
+            {"epochs": stage.config.epochs}
+            | ({"new_head": True} if stage.new_head else {})
+            | _changes(before.config, stage.config)
+        )
+        for before, stage in pairwise(stages)
+    )
+
+
+@lru_cache(maxsize=64)  # a tenth of a second each, and asked for again and again
+def _next_stage(before: Config, text: str, name: str) -> Stage:
+    try:
+        changes = parse_stage(text)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    if not isinstance(changes, Mapping) or changes.get("epochs") is None:
+        raise InputError(f"{name}: {text!r:.60} has no epochs; give it its own, epochs: N")
+    for key in changes:
+        if key not in KEYS:
+            raise InputError(f"{name}: {unknown_name('key', str(key), KEYS)}")
+    new_head = changes.get("new_head", False)
+    if not isinstance(new_head, bool):
+        raise InputError(f"{name}: new_head takes true or false, not {new_head!r:.40}")
+    fields = {key: value for key, value in changes.items() if key != "new_head"}
+    after = build(merge(before.to_dict(), _dotted(fields)), name)
+    _refuse_fixed(_dotted(_changes(before, after)), name)
+    return Stage(after, new_head)
+
+
+def _refuse_fixed(changed: Mapping[str, Any], name: str) -> None:
+    for field in changed:
+        of_network = field.startswith("model.") and field != "model.freeze"
+        if of_network or field == "optim.ema_decay":
+            raise InputError(
+                f"{name}: {field} cannot change between stages, since the same network and moving "
+                "average go on; set it once, outside stages"
+            )
+
+
+def _changes(before: Config, after: Config) -> dict[str, Any]:
+    """The fields of `after` that differ, nested as in a YAML."""
+    old, new = before.to_dict(), after.to_dict()
+    changed: dict[str, Any] = {}
+    for dotted, value in _dotted(new).items():
+        section, _, key = dotted.partition(".")
+        if key and value != old[section][key]:
+            changed.setdefault(section, {})[key] = value
+        elif not key and value != old[section]:
+            changed[section] = value
+    return changed
+
+
+def _dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"optim": {"name": "sgd"}} as {"optim.name": "sgd"}; an empty section is left out."""
+    dotted: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            dotted |= {f"{key}.{inner}": given for inner, given in value.items()}
+        elif value is not None:
+            dotted[key] = value
+    return dotted

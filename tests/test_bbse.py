@@ -1,0 +1,124 @@
+"""BBSE against slow loops and elimination, and what chance leaves of its equation."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from inat.bbse import (
+    bbse_weights,
+    check_by_bbse,
+    confusion_matrix,
+    explained_shares,
+    hard_predictions,
+)
+from inat.calibration import Calibration
+from inat.priors import total_variation
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 2, (30, 4))
+LABELS = (LOGITS + RNG.normal(0, 2, (30, 4))).argmax(axis=1)
+SOURCE = np.array([0.4, 0.3, 0.2, 0.1])
+AS_THEY_ARE = Calibration(1.0, np.zeros(4))
+
+
+def slow_confusion(predicted: np.ndarray, labels: np.ndarray, n_classes: int) -> list[list[float]]:
+    shares = [[0.0] * n_classes for _ in range(n_classes)]
+    for guess, label in zip(predicted.tolist(), labels.tolist(), strict=True):
+        shares[guess][label] += 1 / len(labels)
+    return shares
+
+
+def slow_solve(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """Gauss-Jordan elimination."""
+    rows = [[*row, r] for row, r in zip(matrix, right, strict=True)]
+    for i in range(len(rows)):
+        pivot = max(range(i, len(rows)), key=lambda r: abs(rows[r][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [x / rows[i][i] for x in rows[i]]
+        for k in range(len(rows)):
+            if k != i:
+                rows[k] = [x - rows[k][i] * y for x, y in zip(rows[k], rows[i], strict=True)]
+    return [row[-1] for row in rows]
+
+
+def test_the_confusion_matrix_and_the_hard_predictions_equal_slow_loops() -> None:
+    predicted = hard_predictions(LOGITS, AS_THEY_ARE, SOURCE)
+    for row, guess in zip(LOGITS.tolist(), predicted.tolist(), strict=True):
+        ratios = [z - math.log(pi) for z, pi in zip(row, SOURCE.tolist(), strict=True)]
+        assert guess == ratios.index(max(ratios))
+    found = confusion_matrix(predicted, LABELS, 4).toarray()
+    assert found == pytest.approx(np.array(slow_confusion(predicted, LABELS, 4)))
+
+
+def test_bbse_weights_equal_a_slow_elimination_with_negative_ones_set_to_0() -> None:
+    predicted = np.where(RNG.random(400) < 0.6, LABELS.repeat(14)[:400], RNG.integers(4, size=400))
+    labels = LABELS.repeat(14)[:400]
+    shares = np.array([0.7, 0.05, 0.15, 0.1])
+    expected = slow_solve(slow_confusion(predicted, labels, 4), shares.tolist())
+    assert min(expected) < 0
+    found = bbse_weights(confusion_matrix(predicted, labels, 4), shares)
+    assert found.tolist() == pytest.approx([max(w, 0) for w in expected], abs=1e-8)
+
+
+def test_bbse_solves_the_exact_case_exactly() -> None:
+    given = np.array([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]])  # P(predicted | true)
+    source, target = np.array([0.6, 0.3, 0.1]), np.array([0.1, 0.2, 0.7])
+    weights = bbse_weights(sp.csr_array(given * source), given @ target)
+    assert weights == pytest.approx(target / source, rel=1e-8)
+    nearly = bbse_weights(sp.csr_array(given * source), given @ target, (10**12, 10**12))
+    assert nearly == pytest.approx(target / source, rel=1e-6)
+    explained, _ = explained_shares(sp.csr_array(given * source), target, 10**12)
+    assert explained == pytest.approx(given @ target, rel=1e-12)
+
+
+def test_a_species_never_held_out_or_never_predicted_keeps_a_weight_near_1() -> None:
+    labels = np.array([0] * 50 + [1] * 30 + [2] * 20)
+    predicted = np.where(labels == 2, 0, labels)
+    confusion = confusion_matrix(predicted, labels, 4)
+    shares = np.array([0.7, 0.3, 0.0, 0.0])
+    found = bbse_weights(confusion, shares, (100, 1000))
+    assert found == pytest.approx([1, 1, 1, 1], abs=1e-9)
+    moved = bbse_weights(confusion, np.array([0.4, 0.6, 0.0, 0.0]), (100, 1000))
+    assert moved[1] == pytest.approx(2, abs=0.05)
+    assert moved[3] == 1
+
+
+def test_explained_shares_and_their_variance_equal_slow_loops_over_the_species_held_out() -> None:
+    labels = np.array([0] * 5 + [1] * 3 + [2])
+    predicted = np.array([0, 0, 0, 1, 2, 1, 1, 0, 2])
+    prior = np.array([0.2, 0.3, 0.4, 0.1])  # nothing is held out of the last
+    explained, variance = explained_shares(confusion_matrix(predicted, labels, 4), prior, 9)
+    for guess in range(4):
+        share, error = 0.0, 0.0
+        for label, n_held in enumerate((5, 3, 1)):
+            c = ((predicted == guess) & (labels == label)).sum() / n_held
+            share += c * prior[label] / 0.9
+            spread = c * (1 - c) / (n_held - 1) if n_held > 1 else c
+            error += (prior[label] / 0.9) ** 2 * spread
+        assert explained[guess] == pytest.approx(share, abs=1e-12)
+        assert variance[guess] == pytest.approx(error, abs=1e-12)
+
+
+def test_by_chance_is_four_deviations_above_the_mean_variation_of_normal_differences() -> None:
+    """Confusions that are known, and shares that are drawn from 500 photos."""
+    labels = np.repeat(np.arange(3), 100)
+    mu = np.array([0.5, 0.3, 0.2])
+    predicted = np.repeat(np.arange(3), (500 * mu).astype(int))
+    found = check_by_bbse(mu, np.full(3, 1 / 3), (labels, labels), predicted)
+    error = np.sqrt(mu * (1 - mu) / 500)
+    drawn = np.abs(np.random.default_rng(0).normal(size=(200_000, 3)) * error).sum(axis=1) / 2
+    assert found.by_chance == pytest.approx(drawn.mean() + 4 * drawn.std(), rel=0.01)
+    assert found.unexplained == pytest.approx(0, abs=1e-12)
+    assert found.prior == pytest.approx(mu, abs=1e-3)
+    assert found.distance == total_variation(found.prior, mu)
+    assert found.agrees
+
+
+def test_an_estimate_that_bbse_contradicts_does_not_agree() -> None:
+    labels = np.repeat(np.arange(3), 100)
+    predicted = np.repeat(np.arange(3), [250, 150, 100])
+    found = check_by_bbse(np.array([0.4, 0.4, 0.2]), np.full(3, 1 / 3), (labels, labels), predicted)
+    assert found.unexplained == pytest.approx(0.1)
+    assert not found.agrees

@@ -1,0 +1,113 @@
+"""The configs that ship: each is of a network that exists, and trains."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from worlds import make_world
+
+import inat
+from inat.config import Config, ModelConfig, parse_stage, read_config
+from inat.files import read_json
+from inat.models.backbone import PACKAGES, build_backbone
+from inat.models.heads import classifier_names
+from inat.stages import lay_stages
+
+FOLDER = Path(__file__).parents[1] / "configs"
+SHIPPED = sorted(FOLDER.rglob("*.yaml"))
+N_SPECIES = {"inat2018": 8142, "mini_inat": 65, "small": 64, "cifar100_lt": 100}
+WIDTH = {
+    "resnet50": 2048,
+    "vit_base_patch16_224": 768,
+    "convnext_base": 1024,
+    "mobilenetv2_100": 1280,
+    "mobilenetv3_large_100": 1280,
+    "tf_efficientnet_lite0": 1280,
+    "cifar_resnet32": 64,
+}
+SMALL = {
+    "resnet50": "test_resnet",
+    "vit_base_patch16_224": "test_vit",
+    "convnext_base": "test_convnext",
+    "mobilenetv2_100": "mobilenetv2_035",
+    "mobilenetv3_large_100": "mobilenetv3_small_050",
+    "tf_efficientnet_lite0": "test_efficientnet",
+    "cifar_resnet32": "cifar_resnet32",
+}
+
+each = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+
+def family(model: ModelConfig) -> str:
+    return model.backbone.partition(".")[0]
+
+
+@each
+def test_the_network_has_a_classifier_of_all_species_at_its_real_size(path: Path) -> None:
+    config = read_config(path)
+    model = ModelConfig(**{**vars(config.model), "weights": "none"})
+    n_species = N_SPECIES[path.parent.name]
+    with torch.device("meta"):
+        network = build_backbone(model, n_species, 0, config.transforms.image_size).network
+    (name,) = classifier_names(network)
+    assert network.get_parameter(f"{name}.weight").shape == (n_species, WIDTH[family(model)])
+
+
+@each
+def test_the_weights_that_are_asked_for_exist(path: Path) -> None:
+    model = read_config(path).model
+    if model.weights == "hub":
+        known = timm.get_pretrained_cfg(model.backbone)
+        assert known is not None
+        assert known.has_weights
+    else:
+        assert model.weights in ("none", *PACKAGES)
+
+
+@pytest.fixture(scope="module")
+def small_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("small"), size=(32, 32))
+
+
+def in_two_steps(config: Config) -> dict[str, Any]:
+    """Overrides that leave one epoch of two steps of a config, and of each of its stages."""
+    stages = []
+    for text in config.stages:
+        stage = parse_stage(text)
+        stage |= {"epochs": 1, "optim": {**stage.get("optim", {}), "warmup_epochs": 0}}
+        stage.pop("batch_size", None)
+        stage.get("optim", {}).pop("accumulate", None)
+        if "transforms" in stage:
+            stage["transforms"] |= {"image_size": 48}
+        stages.append(stage)
+    return {
+        "epochs": 1,
+        "batch_size": 4,
+        "sampler.epoch_size": 8 * config.optim.accumulate,
+        "transforms.image_size": 32,
+        "model.backbone": SMALL[family(config.model)],
+        "model.weights": "none",
+        "optim.warmup_epochs": 0,
+        "optim.milestones": (),
+        "data.workers": 0,
+        "stages": stages,
+    }
+
+
+@each
+def test_it_takes_two_steps_of_each_stage(path: Path, small_photos: Path, tmp_path: Path) -> None:
+    config = read_config(path)
+    overrides = {**in_two_steps(config), "data.root": small_photos}
+    run = inat.train(path, tmp_path / "run", overrides=overrides)
+    n_stages = len(lay_stages(config))
+    state = read_json(run.checkpoint("last") / "state.json")
+    assert (state["epoch"], state["step"]) == (n_stages, 2 * n_stages)
+    # All else is as it ships.
+    for section in ("loss", "sampler"):
+        shipped, used = vars(getattr(config, section)), vars(getattr(run.config, section))
+        assert {**shipped, "epoch_size": 0} == {**used, "epoch_size": 0}
+    assert [stage.new_head for stage in lay_stages(run.config)] == [
+        stage.new_head for stage in lay_stages(config)
+    ]
