@@ -140,10 +140,7 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
     meta["chosen"] = meta["chosen"] | move.chosen
     photos = prediction.photos
     if move.chosen_on is not None:
-        # Ids may be those of another photo in test; file names are not.
-        here = photos["file_name"].isin(move.chosen_on.photos["file_name"])
-        here &= photos["role"] != "trained on"
-        photos = photos.assign(role=photos["role"].mask(here, "chosen on"))
+        photos = _marked(photos, move.chosen_on)
     with write_prediction(
         out,
         ids=prediction.ids,
@@ -156,6 +153,14 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
         for chunk in prediction.chunks():
             moved = prediction.logits[chunk].astype(np.float32) / np.float32(move.temperature)
             rows[chunk] = store(moved + move.shift, rows.dtype)
+
+
+def _marked(photos: pd.DataFrame, chosen_on: PredictionFile) -> pd.DataFrame:
+    """The table of photos with the role of those that something was chosen on."""
+    # Image ids are unique within a data set alone, file names tell its parts apart too.
+    here = photos["file_name"].isin(chosen_on.photos["file_name"])
+    here &= photos["role"] != "trained on"
+    return photos.assign(role=photos["role"].mask(here, "chosen on"))
 
 
 def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:
