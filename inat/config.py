@@ -24,7 +24,7 @@ from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.competitions import COMPETITIONS
 from inat.errors import InputError, unknown_name
 
-LARGEST_FILE = 1_000_000
+LARGEST_FILE = 100_000
 DEEPEST_LEVEL = 20
 
 CheckpointName = Literal["last", "best"]
@@ -760,13 +760,15 @@ def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset, without duplicate keys, aliases or bottomless nesting."""
+    """YAML's safe subset, without duplicate keys, aliases, tags or bottomless nesting."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
+        if (tag := self.peek_event().tag) is not None:  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError(f"tags ({tag}) are not allowed; write the plain value")
         self.depth += 1
         if self.depth > DEEPEST_LEVEL:
             raise yaml.YAMLError(f"nested deeper than {DEEPEST_LEVEL} levels")

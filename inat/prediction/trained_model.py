@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from inat.config import CheckpointName, Weights
+from inat.config import CheckpointName, Weights, one_line
 from inat.errors import InputError
 from inat.files import read_json, sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
@@ -76,6 +76,8 @@ def find_checkpoint(
     kind: Literal["ema", "raw"] = "ema" if has_ema and weights != "raw" else "raw"
     file_name = "ema.safetensors" if kind == "ema" else "model.safetensors"
     state = read_json(folder / "state.json")
+    if not isinstance(state, dict) or type(state.get("epoch")) is not int:
+        raise InputError(f"{folder / 'state.json'}: does not say 'epoch'; train again")
     chosen: dict[str, str] = dict(run.model.get("chosen", {}))
     if name == "best":
         chosen |= {"epoch": "mean class accuracy on the held-out part of train"}
@@ -83,7 +85,11 @@ def find_checkpoint(
 
 
 def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
-    """Builds the run's network with the weights of `checkpoint`."""
+    """Builds the run's network with the weights of `checkpoint`.
+
+    Raises:
+        InputError: the weights are damaged, or of another network than the config's.
+    """
     config, facts = stage_at(run.config, checkpoint.epoch), run.model
     backbone = build_backbone(
         replace(config.model, weights="none"),
@@ -91,7 +97,13 @@ def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
         seed=0,
         image_size=config.transforms.image_size,
     )
-    backbone.network.load_state_dict(dict(read_weights(checkpoint.path)))
+    try:
+        backbone.network.load_state_dict(dict(read_weights(checkpoint.path)))
+    except RuntimeError as error:
+        raise InputError(
+            f"{checkpoint.path}: its weights do not fit the config ({one_line(error):.160}); train "
+            "again"
+        ) from None
     device = pick_device(config.runtime.device)
     return TrainedModel(
         network=to_device_format(
