@@ -66,8 +66,9 @@ def read_table(path: Path, remedy: str, columns: Mapping[str, str]) -> pd.DataFr
         # Not pandas.read_parquet: it follows what the file says of pandas, and to it a folder
         # `a=1` above the file is a column.
         with pq.ParquetFile(path) as file:
-            table = file.read()
+            table = file.read().replace_schema_metadata()
         table.validate(full=True)
+        frame: pd.DataFrame = table.to_pandas()
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; {remedy}") from None
     except Exception as error:  # Arrow's readers raise nearly everything on broken files
@@ -78,7 +79,6 @@ def read_table(path: Path, remedy: str, columns: Mapping[str, str]) -> pd.DataFr
         column = table[name]
         if column.type not in TYPES[kind] or column.null_count:
             raise InputError(f"{path}: column {name} does not hold {kind}; {remedy}")
-    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     return frame
 
 

@@ -514,6 +514,7 @@ class Config:
     anew."""
 
     def __post_init__(self) -> None:
+        _refuse_huge(self)
         _at_least("epochs", self.epochs, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("seed", self.seed, 0)
@@ -776,6 +777,13 @@ class _StrictLoader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        if isinstance(value, int) and abs(value) >= 2**63:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"the number in line {line} has more than 64 bits")
+        return value
+
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key_node, _ in node.value:
@@ -849,6 +857,17 @@ def _type_name(hint: Any) -> str:
 def _at_least(name: str, value: float | None, least: float) -> None:
     if value is not None and not value >= least:
         raise InputError(f"{name}: {value} is less than {least:g}; give {least:g} or more")
+
+
+def _refuse_huge(section: Any, prefix: str = "") -> None:
+    """No file that a run leaves could hold a whole number of more than 64 bits."""
+    for given in dataclasses.fields(section):
+        value = getattr(section, given.name)
+        if dataclasses.is_dataclass(value):
+            _refuse_huge(value, f"{given.name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise InputError(f"{prefix}{given.name} takes a number of at most 64 bits")
 
 
 def _above(name: str, value: float | None) -> None:

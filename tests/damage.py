@@ -34,7 +34,7 @@ def damaged_bytes(
     content = bytearray(valid)
     pieces = st.sampled_from([*WORDS, *words, b"\0", b"\xff"]) | st.binary(max_size=6)
     for _ in range(draw(st.integers(1, 4))):
-        low = min(keep, len(content)) if draw(st.integers(0, 9)) else 0
+        low = min(keep, len(content)) if draw(st.integers(0, 29)) else 0
         near = st.integers(low, min(len(content), low + 200))
         far = st.integers(low, len(content))
         at, length = draw(near | far), draw(st.integers(1, 64))

@@ -252,4 +252,5 @@ def _zip_kind(info: zipfile.ZipInfo) -> str:
         return "a device or a pipe"
     if info.flag_bits & 1:
         return "encrypted"
-    return "folder" if info.is_dir() else "file"
+    # Not info.is_dir, which fails at an empty name.
+    return "folder" if info.filename.endswith("/") else "file"
