@@ -73,6 +73,8 @@ def read_table(path: Path, remedy: str, columns: Mapping[str, str]) -> pd.DataFr
         raise InputError(f"{path}: there is no such file; {remedy}") from None
     except Exception as error:  # Arrow's readers raise nearly everything on broken files
         raise InputError(f"{path}: no table, or cut off ({_line(error)}); {remedy}") from None
+    if any(pa.types.is_nested(field.type) for field in table.schema):
+        raise InputError(f"{path}: has lists in a column; {remedy}")
     for name, kind in columns.items():
         if table.column_names.count(name) != 1:
             raise InputError(f"{path}: has no column {name}; {remedy}")

@@ -103,6 +103,18 @@ def _checked_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
+def read_epoch(path: Path) -> int:
+    """Epochs that were trained, as the state.json of a checkpoint says.
+
+    Raises:
+        InputError: it does not.
+    """
+    state = read_json(path)
+    if not isinstance(state, dict) or type(state.get("epoch")) is not int:
+        raise InputError(f"{path}: does not say 'epoch'; train again")
+    return int(state["epoch"])
+
+
 def open_run(path: Path | str) -> Run:
     """Opens a run that was trained.
 

@@ -8,10 +8,10 @@ from torch import nn
 
 from inat.config import CheckpointName, Weights, one_line
 from inat.errors import InputError
-from inat.files import read_json, sha256
+from inat.files import sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
 from inat.models.device import pick_device, resolve_precision, to_device_format
-from inat.run_folder import Run
+from inat.run_folder import Run, read_epoch
 from inat.stages import stage_at
 
 
@@ -75,13 +75,11 @@ def find_checkpoint(
         raise InputError(f"{run.path}: no moving average was kept (optim.ema_decay was off)")
     kind: Literal["ema", "raw"] = "ema" if has_ema and weights != "raw" else "raw"
     file_name = "ema.safetensors" if kind == "ema" else "model.safetensors"
-    state = read_json(folder / "state.json")
-    if not isinstance(state, dict) or type(state.get("epoch")) is not int:
-        raise InputError(f"{folder / 'state.json'}: does not say 'epoch'; train again")
+    epoch = read_epoch(folder / "state.json")
     chosen: dict[str, str] = dict(run.model.get("chosen", {}))
     if name == "best":
         chosen |= {"epoch": "mean class accuracy on the held-out part of train"}
-    return Checkpoint(name, kind, folder / file_name, state["epoch"], chosen)
+    return Checkpoint(name, kind, folder / file_name, epoch, chosen)
 
 
 def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
