@@ -11,7 +11,6 @@ jaxtyping.install_import_hook("inat", "checking.checked")
 
 from worlds import make_world  # noqa: E402
 
-
 settings.register_profile("long", max_examples=10_000)
 
 
