@@ -303,15 +303,19 @@ def run_models(folder: Path) -> tuple[Damaged, Read]:
     return damaged_json(valid), _then(folder / "model.json", read)
 
 
-TARGETS: Mapping[str, Target] = {
-    target.__name__: target
-    for target in (
-        annotations, places, categories, configs, submissions, solutions, priors, manifests,
-        prediction_meta, prediction_logits, prediction_labels, prediction_species,
-        prediction_photos, pack_manifests, pack_indices, archives, photos, other_photos,
-        safetensors, torch_weights, checkpoint_states, run_models,
-    )
+TARGETS: Mapping[str, tuple[Target, ...]] = {
+    "annotations": (annotations, places, categories),
+    "configs": (configs,),
+    "submissions": (submissions, solutions, priors, manifests),
+    "predictions": (prediction_meta, prediction_logits, prediction_labels, prediction_species,
+                    prediction_photos),
+    "packs": (pack_manifests, pack_indices),
+    "archives": (archives,),
+    "photos": (photos, other_photos),
+    "weights": (safetensors, torch_weights),
+    "runs": (checkpoint_states, run_models),
 }  # fmt: skip
+"""By the kind of file; the inputs of a kind are shared out among its targets."""
 
 
 def _then(path: Path, read: Callable[[], object]) -> Read:

@@ -61,9 +61,7 @@ def test_species_that_are_no_table_are_refused(run: Run) -> None:
     path = run.path / "species.parquet"
     assert refusal(lambda: run.species) == f"{path}: there is no such file; train again"
     pd.DataFrame({"category_id": [2], "name": [1], "train_count": [3]}).to_parquet(path)
-    assert refusal(lambda: run.species) == (
-        f"{path}: column name does not hold texts; train again"
-    )
+    assert refusal(lambda: run.species) == (f"{path}: column name does not hold texts; train again")
 
 
 @pytest.mark.parametrize(
