@@ -24,7 +24,7 @@ from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.competitions import COMPETITIONS
 from inat.errors import InputError, unknown_name
 
-LARGEST_FILE = 1_000_000
+LARGEST_FILE = 100_000
 DEEPEST_LEVEL = 20
 
 CheckpointName = Literal["last", "best"]
@@ -514,6 +514,7 @@ class Config:
     anew."""
 
     def __post_init__(self) -> None:
+        _refuse_huge(self)
         _at_least("epochs", self.epochs, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("seed", self.seed, 0)
@@ -760,19 +761,28 @@ def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset, without duplicate keys, aliases or bottomless nesting."""
+    """YAML's safe subset, without duplicate keys, aliases, tags or bottomless nesting."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
+        if (tag := self.peek_event().tag) is not None:  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError(f"tags ({tag}) are not allowed; write the plain value")
         self.depth += 1
         if self.depth > DEEPEST_LEVEL:
             raise yaml.YAMLError(f"nested deeper than {DEEPEST_LEVEL} levels")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        if isinstance(value, int) and abs(value) >= 2**63:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"the number in line {line} has more than 64 bits")
+        return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
@@ -847,6 +857,17 @@ def _type_name(hint: Any) -> str:
 def _at_least(name: str, value: float | None, least: float) -> None:
     if value is not None and not value >= least:
         raise InputError(f"{name}: {value} is less than {least:g}; give {least:g} or more")
+
+
+def _refuse_huge(section: Any, prefix: str = "") -> None:
+    """No file that a run leaves could hold a whole number of more than 64 bits."""
+    for given in dataclasses.fields(section):
+        value = getattr(section, given.name)
+        if dataclasses.is_dataclass(value):
+            _refuse_huge(value, f"{given.name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise InputError(f"{prefix}{given.name} takes a number of at most 64 bits")
 
 
 def _above(name: str, value: float | None) -> None:

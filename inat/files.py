@@ -95,6 +95,11 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+def leads_out(path: Path | str, top: Path | str) -> bool:
+    """Whether `path`, all links followed, lies outside `top`, which may itself be a link."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(top))
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256 as 64 hexadecimal digits."""
     with path.open("rb") as handle:

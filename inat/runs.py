@@ -16,7 +16,7 @@ from inat.bands import BANDS
 from inat.config import parse_stage, read_yaml
 from inat.errors import InputError, unknown_name
 from inat.files import read_json
-from inat.run_folder import Run, is_run
+from inat.run_folder import Run, is_run, read_epoch
 
 DEEPEST_LEVEL = 3
 SETTINGS = ("run", "method", "sampler", "backbone", "epochs", "seed")
@@ -128,7 +128,7 @@ def _settings(run: Run) -> dict[str, Any]:
     config = read_yaml(path)
     model = run.model if (run.path / "model.json").is_file() else {}
     state = run.checkpoint("last") / "state.json"
-    done = read_json(state)["epoch"] if state.is_file() else 0
+    done = read_epoch(state) if state.is_file() else 0
     is_trained = not {"stage_two", "soup"} & set(model)
     try:
         return {

@@ -19,9 +19,10 @@ from jaxtyping import Float, Float16, Int64
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
+from inat.binary_files import read_array
 from inat.data.annotations import Split
 from inat.data.loader import Loader, PhotoEvent, to_device
-from inat.errors import InputError, WorldError
+from inat.errors import WorldError
 from inat.files import atomic_folder, read_json, write_json
 from inat.models.device import freed_memory_kept
 from inat.progress import Bar, progress_bar, say
@@ -105,13 +106,8 @@ def _key(body: Body, photos: Split, n_views: int) -> dict[str, Any]:
 
 def _open(path: Path, photos: Split) -> Features:
     meta = read_json(path / "meta.json")
-    try:
-        values = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{path / 'features.npy'}: no array, or cut off ({error}); remove its folder, and the "
-            "features are extracted again"
-        ) from None
+    remedy = "remove its folder, and the features are extracted again"
+    values = read_array(path / "features.npy", remedy, np.float16, ndim=3)
     return Features(
         path=path,
         values=values,

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -61,8 +62,16 @@ def save_checkpoint(
 
 
 def read_state(folder: Path) -> LoopState:
-    """Where the loop stood when the checkpoint was written."""
-    return LoopState(**read_json(folder / "state.json"))
+    """Where the loop stood when the checkpoint was written.
+
+    Raises:
+        InputError: state.json is missing or says something else.
+    """
+    path = folder / "state.json"
+    try:
+        return msgspec.convert(read_json(path), LoopState)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: no state of a training ({error}); train anew") from None
 
 
 def load_checkpoint(

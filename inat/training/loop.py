@@ -25,7 +25,7 @@ from inat.config import Config, build, merge, read_config
 from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, to_device
 from inat.data.samplers import BATCHES, stream
 from inat.errors import InputError, WorldError
-from inat.files import atomic_file, read_json, write_json
+from inat.files import atomic_file, write_json
 from inat.losses import Loss, build_loss
 from inat.models.backbone import (
     Backbone,
@@ -227,8 +227,8 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
             f"{path}: the run there was trained on other photos than those of "
             f"{plan.config.data.root}; give another --run, or --overwrite to throw it away"
         )
-    state = run.checkpoint("last") / "state.json"
-    if state.is_file() and read_json(state)["epoch"] == plan.epochs:
+    last = run.checkpoint("last")
+    if (last / "state.json").is_file() and read_state(last).epoch == plan.epochs:
         return True
     if not resume:
         raise InputError(
