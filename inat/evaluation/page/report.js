@@ -5,7 +5,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const { species, ranks, runs } = data;
 const N = species.name.length;
-const PAGE = 50;
+const PAGE = 25;
+const COUNT_TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
 const VIRIDIS = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"];
 const SYMBOLS = ["circle", "diamond", "triangle", "rect", "roundRect", "pin"];
 const byId = (id) => document.getElementById(id);
@@ -116,7 +117,7 @@ function countsOptions() {
   };
   return {
     grid: { left: 46, right: 22, top: 24, bottom: 46 },
-    xAxis: axis({ type: "log", name: "training photos", min: Math.min(1, ...counts), max: Math.ceil(1.1 * Math.max(...counts)), splitLine: { show: false }, axisLabel: { color: colour("soft"), hideOverlap: true } }),
+    xAxis: axis({ type: "log", name: "training photos", min: Math.min(1, ...counts), max: Math.ceil(1.1 * Math.max(...counts)), splitLine: { show: false }, axisLabel: { color: colour("soft"), fontSize: 12, customValues: COUNT_TICKS.filter((tick) => tick <= 1.1 * Math.max(...counts)) } }),
     yAxis: axis({ type: "value", name: "accuracy, %", min: 0, max: 100, interval: 25, nameGap: 34 }),
     tooltip: tooltip((found) => found.seriesType === "scatter" && describeSpecies(found.data[2])),
     series,
@@ -131,7 +132,7 @@ function describeSpecies(i) {
 // --- bands --------------------------------------------------------------------------------------
 
 function bandsOptions() {
-  const rows = [["few", (run) => run.bands.few], ["medium", (run) => run.bands.medium], ["many", (run) => run.bands.many], ["mean class", (run) => run.mean_class_accuracy], ["top-1", (run) => run.top1]];
+  const rows = [["few", (run) => run.bands.few], ["medium", (run) => run.bands.medium], ["many", (run) => run.bands.many], ["mean class", (run) => run.mean_class_accuracy], ["top-1", (run) => run.top1]].filter(([, pick]) => runs.some(pick));
   const step = Math.min(16, 44 / runs.length);
   const whisker = (r) => (_, api) => {
     const shift = (r - (runs.length - 1) / 2) * step;
@@ -245,7 +246,7 @@ function meanAccuracy(node) {
 
 function depthFor(node) {
   let [level, total, depth] = [[node], 1, 0];
-  while (depth < 4) {
+  while (depth < 3) {
     level = level.flatMap((each) => each.children);
     total += level.length;
     if (!level.length || (total > MOST_ARCS && depth > 0)) break;
@@ -265,15 +266,16 @@ function arc(node, depth) {
 
 function treeOptions() {
   const depth = depthFor(place);
-  const width = 78 / Math.max(depth, 1);
-  const levels = [...Array(depth).keys()].map((d) => ({ r0: `${20 + d * width}%`, r: `${20 + (d + 1) * width}%`, label: { rotate: "radial", minAngle: 7 } }));
+  const width = 80 / Math.max(depth, 1);
+  const small = byId("tree-chart").clientWidth < 420;
+  const levels = [...Array(depth).keys()].map((d) => ({ r0: `${18 + d * width}%`, r: `${18 + (d + 1) * width}%`, label: { rotate: "radial", minAngle: 7 } }));
   return {
     tooltip: tooltip((found) => groups[found.data?.group] && describeGroup(groups[found.data.group])),
-    graphic: { type: "text", left: "center", top: "center", silent: true, style: { text: middleText(), fill: colour("ink"), font: "600 14px system-ui, sans-serif", textAlign: "center", width: 110, overflow: "truncate" } },
+    graphic: { type: "text", left: "center", top: "center", silent: true, style: { text: middleText(), fill: colour("ink"), font: `600 ${small ? 11 : 14}px system-ui, sans-serif`, lineHeight: small ? 15 : 20, align: "center", width: small ? 54 : 96, overflow: "truncate" } },
     series: {
-      type: "sunburst", radius: ["20%", "98%"], nodeClick: false, sort: undefined, emphasis: { focus: "ancestor" },
+      type: "sunburst", radius: ["20%", "98%"], nodeClick: false, emphasis: { focus: "ancestor" },
       itemStyle: { borderColor: colour("paper"), borderWidth: N > 1000 ? 0.6 : 1.5 },
-      label: { fontSize: 11, overflow: "truncate", width: Math.max(30, (byId("tree-chart").clientWidth / 200) * width - 10) }, levels: [{}, ...levels],
+      label: { fontSize: small ? 9 : 11, overflow: "truncate", width: Math.max(24, (byId("tree-chart").clientWidth / 200) * width - 8) }, levels: [{}, ...levels],
       data: place.children.map((child) => arc(child, depth)),
     },
   };
@@ -316,16 +318,17 @@ const own = (name) => (i) => runs[shown].species[name][i];
 const span = (i) => (own("low")(i) === null ? "–" : `${per(own("low")(i))}–${per(own("high")(i))}`);
 const columns = [
   { name: "Species", value: (i) => species.name[i], words: true },
-  ...(species.supercategory ? [{ name: "Group", value: (i) => species.supercategory[i], words: true }] : []),
-  { name: "Band", value: (i) => species.band[i], order: (i) => ["few", "medium", "many"].indexOf(species.band[i]), words: true },
-  { name: "Training photos", value: (i) => species.train_count[i] },
-  { name: "Photos", value: own("n") },
   ...runs.map((run, r) => ({ name: runs.length > 1 ? `${run.title}, %` : "Accuracy, %", value: (i) => accuracy(r, i), share: true, run: r })),
-  { name: "95 % interval", value: own("low"), text: span },
+  { name: "95 % interval", value: own("low"), text: span, wide: true },
+  { name: "Photos", value: own("n") },
+  { name: "Training photos", value: (i) => species.train_count[i] },
+  { name: "Band", value: (i) => species.band[i], order: (i) => ["few", "medium", "many"].indexOf(species.band[i]), words: true },
+  ...(species.supercategory ? [{ name: "Group", value: (i) => species.supercategory[i], words: true, wide: true }] : []),
   { name: "In top 3, %", value: (i) => (own("n")(i) ? own("top3_hits")(i) / own("n")(i) : null), share: true },
   { name: "Guessed", value: own("predicted") },
   { name: "F1, %", value: own("f1"), share: true },
 ];
+const classOf = (column) => ({ class: `${column.words ? "words" : ""} ${column.wide ? "wide" : ""}`.trim() });
 const haystack = [...Array(N).keys()].map((i) => [species.name[i], species.supercategory?.[i], ...RANKS.map((rank) => ranks[rank][i])].join(" ").toLowerCase());
 const state = { column: columns.findIndex((column) => column.name === "Training photos"), down: false, page: 0 };
 const collator = new Intl.Collator();
@@ -351,13 +354,13 @@ function cell(column, i) {
   const value = column.value(i);
   const text = column.text ? column.text(i) : column.share ? per(value) : column.words ? value : whole(value);
   if (column === columns[0]) return element("th", { scope: "row", title: text }, text);
-  const made = element("td", column.words ? { class: "words" } : {});
+  const made = element("td", classOf(column));
   if (column.run !== undefined && runs.length < 3) {
     const fill = element("i");
-    fill.style.cssText = `width:${100 * (value ?? 0)}%;background:${`var(--run-${column.run % 6})`}`;
+    fill.style.cssText = `width:${100 * (value ?? 0)}%;background:var(--run-${column.run % 6})`;
     made.append(element("span", { class: "bar", "aria-hidden": "true" }, fill));
   }
-  made.append(text);
+  made.append(column.run === undefined ? text : element("span", { class: "figure" }, text));
   return made;
 }
 
@@ -391,7 +394,7 @@ function turn(pages) {
 }
 
 function headSpecies() {
-  const heads = columns.map((column, at) => element("th", { scope: "col", ...(column.words ? { class: "words" } : {}) }, element("button", { type: "button", onclick: () => sortBy(at) }, column.name)));
+  const heads = columns.map((column, at) => element("th", { scope: "col", ...classOf(column) }, element("button", { type: "button", onclick: () => sortBy(at) }, column.name)));
   byId("species-table").querySelector("thead").replaceChildren(element("tr", {}, ...heads));
 }
 
