@@ -1,4 +1,4 @@
-"""The photos on the report: confused pairs and mistakes, with small pictures where there are any."""
+"""The photos on the report: confused pairs and mistakes, with pictures where there are any."""
 
 import base64
 from collections.abc import Iterable, Sequence

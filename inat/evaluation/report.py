@@ -74,9 +74,7 @@ def run_titles(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _render(
-    evaluations: Sequence[Evaluation], titles: Sequence[str], photos: ShownPhotos
-) -> str:
+def _render(evaluations: Sequence[Evaluation], titles: Sequence[str], photos: ShownPhotos) -> str:
     environment = Environment(
         loader=PackageLoader("inat.evaluation", "page"),
         autoescape=True,
@@ -93,7 +91,9 @@ def _render(
         headline=headline_rows(evaluations[0]),
         headlines=[headline_rows(evaluation) for evaluation in evaluations],
         further=further_rows(evaluations),
-        names=dict(zip(*(evaluations[0].per_class[c] for c in ("category_id", "name")), strict=True)),
+        names=dict(
+            zip(*(evaluations[0].per_class[c] for c in ("category_id", "name")), strict=True)
+        ),
         pairs=photos.pairs,
         mistakes=photos.mistakes,
         pictures=photos.pictures,

@@ -422,7 +422,7 @@ function start() {
   show(0);
   const tree = charts.get("tree-chart").chart;
   tree.on("click", (event) => goTo(groups[event.data?.group]));
-  tree.getZr().on("click", (event) => { if (!event.target) goBack(event); });
+  tree.getZr().on("click", goBack);
   byId("run")?.addEventListener("change", (event) => show(Number(event.target.value)));
   for (const id of ["filter", "filter-band"]) byId(id).addEventListener("input", () => { state.page = 0; fillSpecies(); });
   document.querySelector(".filters").addEventListener("submit", (event) => event.preventDefault());
@@ -433,7 +433,7 @@ function start() {
 
 function goBack(event) {
   const { clientWidth: width, clientHeight: height } = byId("tree-chart");
-  if (Math.hypot(event.offsetX - width / 2, event.offsetY - height / 2) < 0.1 * Math.min(width, height)) goTo(place.parent);
+  if (Math.hypot(event.offsetX - width / 2, event.offsetY - height / 2) < 0.09 * Math.min(width, height)) goTo(place.parent);
 }
 
 function printInLight() {
