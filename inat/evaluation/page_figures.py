@@ -85,7 +85,8 @@ def _further(evaluation: Evaluation) -> dict[str, str]:
     }
     for name, reliability in evaluation.reliability.items():
         of = "all photos" if name == "all" else f"the {name} band"
-        found[f"Calibration error (ECE) of {of}, %"] = share_text(reliability and reliability.ece)
+        ece = None if reliability is None else reliability.ece
+        found[f"Calibration error (ECE) of {of}, %"] = share_text(ece)
     for band, bias in evaluation.prediction_bias.items():
         ratio = "–" if bias.ratio is None else f"{bias.ratio:.2f}"
         found[f"{band.capitalize()} band guessed against occurring, ×"] = ratio

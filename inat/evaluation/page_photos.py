@@ -77,8 +77,8 @@ def _read_pictures(prediction: Path, image_ids: list[int]) -> tuple[dict[int, st
     if not image_ids:
         return {}, []
     if root is None or not Path(root).is_dir():
-        place = "the prediction names no data root" if root is None else f"{root} is not there"
-        return {}, [f"photos are not shown: {place}"]
+        why = "the prediction names no data root" if root is None else f"{root} is not there"
+        return {}, [f"photos are not shown: {why}"]
     # Only here: decoding rests on torch, which the figures do without.
     from inat.data.photo_files import open_photos
     from inat.data.photos import BadPhoto
@@ -89,11 +89,11 @@ def _read_pictures(prediction: Path, image_ids: list[int]) -> tuple[dict[int, st
     except InputError as error:
         return {}, [f"photos are not shown: {error}"]
     pictures, bad = {}, []
-    for place, image_id in enumerate(image_ids):
+    for row, image_id in enumerate(image_ids):
         try:
-            pictures[image_id] = _picture(source.read(place))
+            pictures[image_id] = _picture(source.read(row))
         except BadPhoto as error:
-            bad.append(f"{source.path(place)}: {error}")
+            bad.append(f"{source.path(row)}: {error}")
     more = f"; and {len(bad) - 1} more" if len(bad) > 1 else ""
     return pictures, [f"photos that cannot be read: {bad[0]}{more}"] if bad else []
 

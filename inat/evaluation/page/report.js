@@ -271,7 +271,7 @@ function treeOptions() {
   const levels = [...Array(depth).keys()].map((d) => ({ r0: `${18 + d * width}%`, r: `${18 + (d + 1) * width}%`, label: { rotate: "radial", minAngle: 7 } }));
   return {
     tooltip: tooltip((found) => groups[found.data?.group] && describeGroup(groups[found.data.group])),
-    graphic: { type: "text", left: "center", top: "center", silent: true, style: { text: middleText(), fill: colour("ink"), font: `600 ${small ? 11 : 14}px system-ui, sans-serif`, lineHeight: small ? 15 : 20, align: "center", width: small ? 54 : 96, overflow: "truncate" } },
+    graphic: { type: "text", left: "center", top: "middle", silent: true, style: { text: `${per(meanAccuracy(place))} %`, fill: colour("ink"), font: `600 ${small ? 13 : 17}px system-ui, sans-serif` } },
     series: {
       type: "sunburst", radius: ["20%", "98%"], nodeClick: false, emphasis: { focus: "ancestor" },
       itemStyle: { borderColor: colour("paper"), borderWidth: N > 1000 ? 0.6 : 1.5 },
@@ -280,8 +280,6 @@ function treeOptions() {
     },
   };
 }
-
-const middleText = () => `${place.name}\n${per(meanAccuracy(place))} %`;
 
 function describeGroup(node) {
   if (node.rank === "species") return describeSpecies(node.members[0]);
@@ -319,9 +317,9 @@ const span = (i) => (own("low")(i) === null ? "–" : `${per(own("low")(i))}–$
 const columns = [
   { name: "Species", value: (i) => species.name[i], words: true },
   ...runs.map((run, r) => ({ name: runs.length > 1 ? `${run.title}, %` : "Accuracy, %", value: (i) => accuracy(r, i), share: true, run: r })),
+  { name: "Training photos", value: (i) => species.train_count[i] },
   { name: "95 % interval", value: own("low"), text: span, wide: true },
   { name: "Photos", value: own("n") },
-  { name: "Training photos", value: (i) => species.train_count[i] },
   { name: "Band", value: (i) => species.band[i], order: (i) => ["few", "medium", "many"].indexOf(species.band[i]), words: true },
   ...(species.supercategory ? [{ name: "Group", value: (i) => species.supercategory[i], words: true, wide: true }] : []),
   { name: "In top 3, %", value: (i) => (own("n")(i) ? own("top3_hits")(i) / own("n")(i) : null), share: true },
