@@ -69,6 +69,11 @@ class Run:
         return self.path / "checkpoints" / name
 
     @property
+    def checkpoint_before(self) -> Path:
+        """The folder of the checkpoint before the last, for the case that the last is damaged."""
+        return self.path / "checkpoints" / "previous"
+
+    @property
     def metrics_path(self) -> Path:
         """One JSON object a line: training steps and validations."""
         return self.path / "metrics.jsonl"

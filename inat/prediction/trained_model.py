@@ -23,7 +23,7 @@ class Checkpoint:
         name: last or best.
         weights: ema (moving average) or raw.
         path: the weights' file.
-        epoch: epochs that were trained.
+        epoch: epochs that were trained; of one that was under way, its number.
         chosen: what was chosen on the held-out photos to get here; empty for the last of a
             training.
     """
@@ -79,7 +79,8 @@ def find_checkpoint(
     chosen: dict[str, str] = dict(run.model.get("chosen", {}))
     if name == "best":
         chosen |= {"epoch": "mean class accuracy on the held-out part of train"}
-    return Checkpoint(name, kind, folder / file_name, state["epoch"], chosen)
+    epoch = state["epoch"] + (state.get("batches", 0) > 0)
+    return Checkpoint(name, kind, folder / file_name, epoch, chosen)
 
 
 def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
