@@ -115,11 +115,13 @@ def settle_checkpoints(last: Path, before: Path) -> bool:
     there = [folder for folder in (last, before) if folder.is_dir()]
     faults = {folder: damaged_files(folder) for folder in there}
     whole = [folder for folder in there if not faults[folder]]
-    told = "; ".join(f"{folder}: {first_few(files)} damaged" for folder, files in faults.items())
+    told = "; ".join(
+        f"{folder}: {first_few(files)} damaged" for folder, files in faults.items() if files
+    )
     if there and not whole:
         raise InputError(f"{told}; no checkpoint is whole: train with --overwrite")
     if whole and whole[0] != last:
-        say(f"warning: {told or last}; going on from the checkpoint before it")
+        say(f"warning: {told or f'{last}: missing'}; going on from the checkpoint before it")
         shutil.rmtree(last, ignore_errors=True)
         before.replace(last)
     return bool(whole)
