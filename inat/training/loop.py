@@ -81,6 +81,7 @@ class Trainer:
         plan: of the stage.
         network: as accelerate prepared it; the bare one is `backbone.network`.
         ema: moving average of the weights, or None.
+        validated: the last validation of this process, or None.
     """
 
     plan: StagePlan
@@ -94,6 +95,7 @@ class Trainer:
     loader: Loader
     held_out_loader: Loader | None
     precision: str
+    validated: Validation | None = None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -339,6 +341,7 @@ def _next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
     )
     for loader, before in zip(started.loaders, trainer.loaders, strict=True):
         loader.take_events(before)
+    started.validated = trainer.validated
     return started
 
 
@@ -500,7 +503,7 @@ def _run_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: int)
         keeper.save(trainer, state)
         raise
     state.epoch, state.batches = state.epoch + 1, 0
-    is_best = _note_validation(result, state, keeper.log)
+    is_best = _note_validation(trainer, result, state, keeper.log)
     state.metrics_bytes = keeper.log.n_bytes
     keeper.save(trainer, state, is_best=is_best)
 
@@ -660,11 +663,14 @@ def _validate(trainer: Trainer, stops: StopSignals) -> Validation | None:
         )
 
 
-def _note_validation(result: Validation | None, state: LoopState, log: MetricsLog) -> bool:
+def _note_validation(
+    trainer: Trainer, result: Validation | None, state: LoopState, log: MetricsLog
+) -> bool:
     """Writes a validation into log and state; says whether this epoch is the best so far."""
     if result is None:
         return False
-    say(f"           {result}")
+    say(f"           {result.since(trainer.validated)}")
+    trainer.validated = result
     log.write("validation", epoch=state.epoch, step=state.step, **vars(result))
     if state.best_score is not None and result.mean_class_accuracy <= state.best_score:
         return False
