@@ -31,21 +31,21 @@ class LoopState:
 
     Attributes:
         epoch: whole epochs behind us, validated.
-        batches: the loader's batches behind us in the epoch that is under way.
         step: optimiser steps behind us.
         first_step: those behind us when the stage of the last epoch began.
         best_score: best mean class accuracy on the held-out part in this stage, None before the
             first.
+        batches: the loader's batches behind us in the epoch that is under way.
         losses: of the steps since the last line of metrics.jsonl.
         metrics_bytes: length of metrics.jsonl; a resume cuts it there.
         loss_scale: state of float16's scaler, None without one.
     """
 
     epoch: int = 0
-    batches: int = 0
     step: int = 0
     first_step: int = 0
     best_score: float | None = None
+    batches: int = 0
     losses: list[float] = field(default_factory=list)
     metrics_bytes: int = 0
     loss_scale: dict[str, Any] | None = None
