@@ -312,7 +312,7 @@ def train(
         Train so many runs, RUN/fold_1 and on, each with data.holdout another fold, and predict
         every photo by the run that had held it out into RUN/predictions/oof. Unset: one run.
     resume
-        Go on from the last whole epoch.
+        Go on from the last whole checkpoint.
     overwrite
         Throw away the run that is there.
     dry_run

@@ -35,6 +35,20 @@ EnsembleRule = Literal["mean_logprob", "mean_prob", "rank"]
 WeightSearch = Literal["greedy", "convex"]
 SoupRecipe = Literal["uniform", "greedy"]
 
+MAY_DIFFER = (
+    "data.root",
+    "data.workers",
+    "data.worker_kind",
+    "data.on_bad_photo",
+    "data.bad_photo_limit",
+    "data.keep_photos",
+    "data.band_edges",
+    "runtime.log_every",
+    "runtime.checkpoint_minutes",
+    "runtime.checkpoint_steps",
+)
+"""Fields that do not change the weights that a training ends with: a resume may change them."""
+
 HOLDOUT_FORMS = "none, a share between 0 and 1 (0.2), or fold:i/K with 1 <= i <= K (fold:1/5)"
 
 
@@ -481,8 +495,18 @@ class RuntimeConfig:
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
 
+    checkpoint_minutes: float = 10.0
+    """Minutes of training between two checkpoints within an epoch; each epoch ends with one
+    anyway."""
+
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints within an epoch, besides those by time. Unset: by time
+    alone."""
+
     def __post_init__(self) -> None:
         _at_least("runtime.log_every", self.log_every, 1)
+        _above("runtime.checkpoint_minutes", self.checkpoint_minutes)
+        _at_least("runtime.checkpoint_steps", self.checkpoint_steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -590,14 +614,11 @@ class Config:
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with every field that changes the result.
 
-        Left out are where the data lies, who reads it and how often, what a bad photo does and
-        how often a line is logged: a resume may change them.
+        Left out are those of `MAY_DIFFER`: a resume may change them.
         """
         plain = self.to_dict()
-        for name in ("root", "workers", "worker_kind", "on_bad_photo", "bad_photo_limit"):
-            del plain["data"][name]
-        del plain["data"]["keep_photos"], plain["data"]["band_edges"]
-        del plain["runtime"]["log_every"]
+        for section, _, name in (dotted.partition(".") for dotted in MAY_DIFFER):
+            del plain[section][name]
         return hashlib.sha256(orjson.dumps(plain)).hexdigest()[:12]
 
 

@@ -20,7 +20,7 @@ from numpy.lib.format import open_memmap
 
 from inat.binary_files import read_array, read_table
 from inat.errors import InputError
-from inat.files import atomic_folder, read_json, write_json
+from inat.files import atomic_folder, read_json, reserve, write_json
 
 FORMAT = 1
 ROLES = ("unseen", "trained on", "held out", "chosen on")
@@ -160,6 +160,7 @@ def write_prediction(
     with atomic_folder(path) as partial:
         shape = (len(ids), len(species))
         logits = open_memmap(partial / "logits.npy", mode="w+", dtype=dtype, shape=shape)
+        reserve(partial / "logits.npy")
         yield logits
         logits.flush()
         np.save(partial / "ids.npy", ids, allow_pickle=False)

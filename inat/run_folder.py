@@ -78,6 +78,11 @@ class Run:
         return self.path / "checkpoints" / name
 
     @property
+    def checkpoint_before(self) -> Path:
+        """The folder of the checkpoint before the last, for the case that the last is damaged."""
+        return self.path / "checkpoints" / "previous"
+
+    @property
     def metrics_path(self) -> Path:
         """One JSON object a line: training steps and validations."""
         return self.path / "metrics.jsonl"
@@ -103,8 +108,12 @@ def _checked_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def read_epoch(path: Path) -> int:
+def read_epoch(path: Path, *, begun: bool = False) -> int:
     """Epochs that were trained, as the state.json of a checkpoint says.
+
+    Args:
+        path: the state.json.
+        begun: count one that is not whole, too.
 
     Raises:
         InputError: it does not.
@@ -112,7 +121,7 @@ def read_epoch(path: Path) -> int:
     state = read_json(path)
     if not isinstance(state, dict) or type(state.get("epoch")) is not int:
         raise InputError(f"{path}: does not say 'epoch'; train again")
-    return int(state["epoch"])
+    return int(state["epoch"]) + (begun and bool(state.get("batches")))
 
 
 def open_run(path: Path | str) -> Run:

@@ -23,7 +23,7 @@ class Checkpoint:
         name: last or best.
         weights: ema (moving average) or raw.
         path: the weights' file.
-        epoch: epochs that were trained.
+        epoch: epochs that were trained; of one that was under way, its number.
         chosen: what was chosen on the held-out photos to get here; empty for the last of a
             training.
     """
@@ -75,7 +75,7 @@ def find_checkpoint(
         raise InputError(f"{run.path}: no moving average was kept (optim.ema_decay was off)")
     kind: Literal["ema", "raw"] = "ema" if has_ema and weights != "raw" else "raw"
     file_name = "ema.safetensors" if kind == "ema" else "model.safetensors"
-    epoch = read_epoch(folder / "state.json")
+    epoch = read_epoch(folder / "state.json", begun=True)
     chosen: dict[str, str] = dict(run.model.get("chosen", {}))
     if name == "best":
         chosen |= {"epoch": "mean class accuracy on the held-out part of train"}

@@ -23,7 +23,7 @@ from inat.binary_files import read_array
 from inat.data.annotations import Split
 from inat.data.loader import Loader, PhotoEvent, to_device
 from inat.errors import WorldError
-from inat.files import atomic_folder, read_json, write_json
+from inat.files import atomic_folder, read_json, reserve, write_json
 from inat.models.device import freed_memory_kept
 from inat.progress import Bar, progress_bar, say
 from inat.stage_two.body import Body
@@ -128,6 +128,7 @@ def _extract(body: Body, photos: Split, path: Path, key: dict[str, Any]) -> None
         freed_memory_kept(),
     ):
         values = open_memmap(partial / "features.npy", mode="w+", dtype=np.float16, shape=shape)
+        reserve(partial / "features.npy")
         loader = body.loader(photos, training=False)
         _fill_centre(body, photos, loader, values[:2], bar)
         bad = {event.image_id: str(event) for event in loader.bad_photos}
