@@ -126,7 +126,10 @@ def _settings(run: Run) -> dict[str, Any]:
     # those of another version of the kit.
     path = run.path / "config.yaml"
     config = read_yaml(path)
-    model = run.model if (run.path / "model.json").is_file() else {}
+    facts = run.path / "model.json"
+    model = read_json(facts) if facts.is_file() else {}
+    if not isinstance(model, dict):
+        raise InputError(f"{facts}: no facts of a model (a JSON object); train again")
     state = run.checkpoint("last") / "state.json"
     done = read_epoch(state) if state.is_file() else 0
     is_trained = not {"stage_two", "soup"} & set(model)

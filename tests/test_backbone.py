@@ -320,12 +320,11 @@ def test_a_pickle_with_code_is_refused_and_its_code_is_not_run(
     "state",
     [
         {1: torch.zeros(2)},
-        {"a": torch.zeros(2).to_sparse()},
         {"a": torch.zeros(2, device="meta")},
         {"a": [torch.zeros(2)]},
         [torch.zeros(2)],
     ],
-    ids=["number for a name", "sparse", "no memory", "list within", "list"],
+    ids=["number for a name", "no memory", "list within", "list"],
 )
 def test_a_file_of_anything_but_names_and_weights_is_refused(tmp_path: Path, state: Any) -> None:
     path = tmp_path / "w.pth"

@@ -233,9 +233,8 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 
 def _is_weight(entry: tuple[Any, Any]) -> bool:
     name, tensor = entry
-    # A sparse or a meta tensor has a shape, but no weights to load.
-    is_dense = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_meta
-    return isinstance(name, str) and is_dense
+    # A meta tensor has a shape, but no weights to load.
+    return isinstance(name, str) and isinstance(tensor, Tensor) and not tensor.is_meta
 
 
 def _create(config: ModelConfig, n_classes: int, image_size: int | None) -> nn.Module:
