@@ -1,14 +1,14 @@
 """Moves the prior of a prediction file's logits, without a model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from inat.calibration_photos import read_calibration_photos
+from inat.calibration_photos import calibrated_how, check_calibration_photos
 from inat.errors import InputError
 from inat.files import atomic_file
 from inat.label_shift import estimate_label_shift
@@ -31,6 +31,8 @@ from inat.priors import (
     temper,
     uniform_prior,
 )
+from inat.product_rule import add_log_presence
+from inat.tau_search import choose_tau, refuse_other_model
 
 ESTIMATED_PRIOR = "estimated_prior.csv"
 """In the new prediction file; --target FILE takes it."""
@@ -46,6 +48,8 @@ class Move:
         what: for the history in meta.json.
         temperature: what they are divided by.
         notes: sentences about it.
+        chosen: what was chosen for it, and by what on which photos.
+        chosen_on: those photos.
     """
 
     shift: Float64[np.ndarray, "classes"]
@@ -53,77 +57,90 @@ class Move:
     what: dict[str, Any]
     temperature: float = 1.0
     notes: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
+    chosen_on: PredictionFile | None = None
 
 
 def adjust(
     prediction: Path | str | PredictionFile,
     out: Path | str,
     *,
-    tau: float | None = None,
+    tau: float | Literal["search"] | None = None,
     target: Path | str | None = None,
     from_prior: Path | str | None = None,
-    calibrate_on: Path | str | PredictionFile | None = None,
+    fit: Path | str | PredictionFile | None = None,
+    geo: Path | str | PredictionFile | None = None,
     overwrite: bool = False,
 ) -> tuple[PredictionFile, list[str]]:
-    """Writes a prediction file whose logits carry another class prior.
+    """Writes a prediction file whose logits carry another class prior, or a geo prior too.
 
     Args:
         prediction: the prediction file to start from; it is left as it is.
         out: the new prediction file.
         tau: subtract tau log(prior that the logits carry); 1 makes it uniform (Menon et al.
-            2021, eq. 9).
+            2021, eq. 9). search: the one of 0, 0.1 ... 2 with the best mean class accuracy on
+            photos that were held out, which count as chosen on from then on.
         target: uniform, a CSV `category_id,prior`, or estimated: the prior to move to. The
             estimate is made from these predictions, which need no labels
             (`inat.label_shift.estimate_label_shift`), and stands in OUT/estimated_prior.csv.
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
-        calibrate_on: for target estimated, a prediction file of the same model for labelled
-            photos that were not trained on (holdout, val): their labels calibrate
-            the logits, tell the prior that these carry, and check the estimate.
+        fit: the same model's prediction of labelled photos that were not trained on (holdout,
+            oof). For tau search: what it is chosen on; None: `prediction` itself. For target
+            estimated: their labels calibrate the logits, tell the prior that these carry, and
+            check the estimate.
+        geo: what `predict` made of the same photos with a geo prior: its log presence is added,
+            and the class prior stays (Mac Aodha et al. 2019). It goes alone; tau and target
+            before or after it give the same.
         overwrite: replace what stands at `out`.
 
     Returns:
         The new file, and sentences about what the adjustment did.
 
     Raises:
-        InputError: both or none of tau and target; an unknown prior without `from_prior`; `out`
-            exists; calibration photos of another model, without labels, or trained on.
+        InputError: not one of tau, target and geo; an unknown prior without `from_prior`; `out`
+            exists; photos of `fit` of another model, without labels, or trained on; a geo
+            prior's prediction of other photos or species.
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
+    if fit is not None and not isinstance(fit, PredictionFile):
+        fit = read_prediction(fit)
     out = Path(out)
+    if geo is not None:
+        if any(given is not None for given in (tau, target, from_prior, fit)):
+            raise InputError("--geo goes alone; adjust once more for --tau or --target")
+        return add_log_presence(prediction, geo, out, overwrite=overwrite)
     if (tau is None) == (target is None):
-        raise InputError("adjust takes one of --tau T and --target uniform|estimated|FILE")
-    if calibrate_on is not None and str(target) != "estimated":
-        raise InputError("--calibrate-on goes with --target estimated alone")
-    held_out = None if calibrate_on is None else read_calibration_photos(prediction, calibrate_on)
-    inputs = [prediction] if held_out is None else [prediction, held_out]
-    refuse_place(out, inputs, "adjust", overwrite=overwrite)
-    if str(target) == "estimated":
-        move = _estimated_move(prediction, held_out, from_prior)
+        raise InputError(
+            "adjust takes one of --tau T|search, --target uniform|estimated|FILE and --geo GEO_PRED"
+        )
+    estimated = str(target) == "estimated"
+    if fit is not None and not (estimated or tau == "search"):
+        raise InputError("--fit goes with --tau search and --target estimated alone")
+    refuse_place(out, [prediction, fit or prediction], "adjust", overwrite=overwrite)
+    if estimated:
+        move = _estimated_move(prediction, fit, from_prior)
+    elif tau == "search":
+        move = _searched_move(prediction, fit, from_prior)
+    elif tau is not None:
+        move = _tau_move(carried_prior(prediction, from_prior), tau)
     else:
-        move = _named_move(prediction, tau, target, from_prior)
-    _write(prediction, out, move, held_out)
-    if str(target) == "estimated":
+        move = _target_move(prediction, str(target), from_prior)
+    _write(prediction, out, move)
+    if estimated:
         move.notes.append(f"the estimated prior is in {_write_prior(prediction, out, move.prior)}")
     return read_prediction(out), move.notes
 
 
-def _write(
-    prediction: PredictionFile, out: Path, move: Move, held_out: PredictionFile | None
-) -> None:
+def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
     meta: dict[str, Any] = dict(prediction.meta)
     meta["logits_prior"] = move.prior.tolist()
     meta["adjusted"] = [*meta.get("adjusted", []), {"of": str(prediction.path), **move.what}]
+    meta["chosen"] = meta["chosen"] | move.chosen
     photos = prediction.photos
-    if held_out is not None:
-        meta["chosen"] = meta["chosen"] | {
-            "calibration": f"negative log-likelihood on the {len(held_out)} photos of "
-            f"{held_out.path}"
-        }
-        # Image ids are unique within a data set alone, file names tell its parts apart too.
-        chosen_on = photos["file_name"].isin(held_out.photos["file_name"])
-        photos = photos.assign(role=photos["role"].mask(chosen_on, "chosen on"))
+    if move.chosen_on is not None:
+        photos = _marked(photos, move.chosen_on)
     with write_prediction(
         out,
         ids=prediction.ids,
@@ -138,6 +155,14 @@ def _write(
             rows[chunk] = store(moved + move.shift, rows.dtype)
 
 
+def _marked(photos: pd.DataFrame, chosen_on: PredictionFile) -> pd.DataFrame:
+    """The table of photos with the role of those that something was chosen on."""
+    # Image ids are unique within a data set alone, file names tell its parts apart too.
+    here = photos["file_name"].isin(chosen_on.photos["file_name"])
+    here &= photos["role"] != "trained on"
+    return photos.assign(role=photos["role"].mask(here, "chosen on"))
+
+
 def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:
     table = pd.DataFrame({"category_id": prediction.category_ids, "prior": prior})
     with atomic_file(out / ESTIMATED_PRIOR) as partial:
@@ -145,22 +170,22 @@ def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:
     return out / ESTIMATED_PRIOR
 
 
-def _named_move(
-    prediction: PredictionFile,
-    tau: float | None,
-    target: Path | str | None,
-    from_prior: Path | str | None,
-) -> Move:
-    """To a prior that is known, or away from the one that the logits carry."""
+def _tau_move(prior: Prior, tau: float) -> Move:
+    """Away from the prior that the logits carry."""
+    if not 0 <= tau <= 10:
+        raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
+    move = Move(tau_shift(prior, tau), temper(prior, 1 - tau), {"tau": tau})
+    return _noting_none(move, prior)
+
+
+def _target_move(prediction: PredictionFile, target: str, from_prior: Path | str | None) -> Move:
+    """To a prior that is known."""
     prior = carried_prior(prediction, from_prior)
-    if target is not None:
-        wanted = _named_prior(prediction, target)
-        move = Move(target_shift(prior, wanted), wanted, {"target": str(target)})
-    else:
-        assert tau is not None
-        if not 0 <= tau <= 10:
-            raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
-        move = Move(tau_shift(prior, tau), temper(prior, 1 - tau), {"tau": tau})
+    wanted = _named_prior(prediction, target)
+    return _noting_none(Move(target_shift(prior, wanted), wanted, {"target": target}), prior)
+
+
+def _noting_none(move: Move, prior: Prior) -> Move:
     if np.ptp(move.shift) < 1e-6:
         move.notes.append(
             "this changes nothing: the logits carry a uniform prior already"
@@ -168,6 +193,27 @@ def _named_move(
             else "this changes nothing: the shift is the same for all species"
         )
     return move
+
+
+def _searched_move(
+    prediction: PredictionFile, fit: PredictionFile | None, from_prior: Path | str | None
+) -> Move:
+    """Away from the prior, as far as suits photos that were held out."""
+    prior = carried_prior(prediction, from_prior)
+    fit_prior = prior
+    if fit is not None:
+        fit_prior = carried_prior(fit, from_prior)
+        refuse_other_model(prediction, prior, fit, fit_prior)
+    choice = choose_tau(fit or prediction, fit_prior)
+    move = _tau_move(prior, choice.tau)
+    never = choice.never_held_out
+    return replace(
+        move,
+        what=move.what | {"fit": str(choice.photos.path), "never_held_out": never},
+        notes=[*choice.notes(), *move.notes],
+        chosen=choice.added_to(prediction.meta["chosen"]),
+        chosen_on=choice.photos,
+    )
 
 
 def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
@@ -227,13 +273,13 @@ def _estimated_move(
             f"{prediction.path}: {n_photos} photo tells nothing of the species' shares; "
             "give --target uniform|FILE"
         )
-    if held_out is not None and from_prior is not None:
-        raise InputError(
-            "--calibrate-on measures which prior the logits carry; leave --from-prior away"
-        )
     source = None
     if held_out is None:
         source = carried_prior(prediction, from_prior)
+    elif from_prior is not None:
+        raise InputError("--fit measures which prior the logits carry; leave --from-prior away")
+    else:
+        check_calibration_photos(prediction, held_out)
     found = estimate_label_shift(
         prediction.logits,
         # A species without training photos is taken to have had half of one.
@@ -253,4 +299,6 @@ def _estimated_move(
         what={"target": "estimated", **figures(found, n_photos, held_out)},
         temperature=found.calibration.temperature,
         notes=notes(found, n_photos, held_out),
+        chosen={} if held_out is None else {"calibration": calibrated_how(held_out)},
+        chosen_on=held_out,
     )

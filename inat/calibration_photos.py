@@ -3,28 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from inat.errors import InputError
-from inat.prediction_file import PredictionFile, read_prediction
+from inat.prediction_file import PredictionFile
 
 SAME_MODEL = ("competition", "checkpoint", "weights", "views")
 """What calibration photos and adjusted photos must have in common, beside run and species."""
 
 
-def read_calibration_photos(
-    prediction: PredictionFile, calibrate_on: Path | str | PredictionFile
-) -> PredictionFile:
-    """A prediction file to calibrate another one on.
+def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFile) -> None:
+    """Refuses photos that a prediction cannot be calibrated on.
 
     Raises:
-        InputError: it is of another model or was made in another way; a photo has no label or was
-            trained on.
+        InputError: they are of another model or were predicted in another way; a photo has no
+            label or was trained on.
     """
-    if not isinstance(calibrate_on, PredictionFile):
-        calibrate_on = read_prediction(calibrate_on)
-    held_out, n_photos = calibrate_on, len(calibrate_on)
+    n_photos = len(held_out)
     if differing := _difference(prediction, held_out):
         raise InputError(
             f"{held_out.path}: its {differing} is not that of {prediction.path}; "
@@ -42,14 +35,11 @@ def read_calibration_photos(
             f"{held_out.path}: {trained_on} of its {n_photos} photos were trained on, where a "
             "model is surer than elsewhere; calibrate on the held-out part or val"
         )
-    return held_out
 
 
-def species_not_held_out(held_out: PredictionFile) -> pd.DataFrame:
-    """The rows of `species` without a photo here."""
-    counts = np.bincount(held_out.labels, minlength=held_out.n_classes)
-    absent: pd.DataFrame = held_out.species[counts == 0]
-    return absent
+def calibrated_how(held_out: PredictionFile) -> str:
+    """What the calibration was chosen by, for `chosen` in meta.json."""
+    return f"negative log-likelihood on the {len(held_out)} photos of {held_out.path}"
 
 
 def _difference(one: PredictionFile, other: PredictionFile) -> str | None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
+from inat.bands import BandName
 from inat.config import (
     CheckpointName,
     Config,
@@ -290,6 +291,7 @@ def train(
     config: Path,
     *,
     run: Path | None = None,
+    folds: int | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -298,7 +300,7 @@ def train(
     """Train what a config says, and leave a run folder.
 
     Every field of the config is a flag below; a flag overrules the file. From Python:
-    inat.train.
+    inat.train, inat.train_folds, inat.dry_run.
 
     Parameters
     ----------
@@ -306,23 +308,33 @@ def train(
         A YAML file (configs/...).
     run
         The run folder; unset: runs/ and the config file's name.
+    folds
+        Train so many runs, RUN/fold_1 and on, each with data.holdout another fold, and predict
+        every photo by the run that had held it out into RUN/predictions/oof. Unset: one run.
     resume
         Go on from the last whole epoch.
     overwrite
         Throw away the run that is there.
     dry_run
-        Print the plan, run one batch, print the peak memory, and stop.
+        Print the plan, run one batch of each stage, print the peak memory, and stop; of folds the
+        first.
     """
     from inat import training
+    from inat.training.folds import fold_config
 
     if dry_run:
-        for line in training.dry_run(settings):
+        for line in training.dry_run(
+            settings if folds is None else fold_config(settings, 1, folds)
+        ):
             print(line)
         return
-    trained = training.train(
-        settings, run or Path("runs") / config.stem, resume=resume, overwrite=overwrite
-    )
-    print(f"{trained.path}: trained; next: inat predict {trained.path} --split test")
+    run = run or Path("runs") / config.stem
+    if folds is not None:
+        training.train_folds(settings, folds, run, resume=resume, overwrite=overwrite)
+        print(f"{run}: {folds} folds trained; next: inat evaluate {run}/predictions/oof")
+        return
+    training.train(settings, run, resume=resume, overwrite=overwrite)
+    print(f"{run}: trained; next: inat predict {run} --split test")
 
 
 @app.command
@@ -333,9 +345,9 @@ def stage_two(
     out: Path,
     epochs: int | None = None,
     epoch_size: int | None = None,
-    batch_size: int = 512,
-    lr_per_256: float = 0.1,
-    weight_decay: float = 1e-4,
+    batch_size: int | None = None,
+    lr_per_256: float | None = None,
+    weight_decay: float | None = None,
     tau: float | None = None,
     feature_views: int = 2,
     live: Annotated[bool, Parameter(negative="")] = False,
@@ -349,7 +361,10 @@ def stage_two(
     """Give a trained run a new head, in a run of its own that every verb takes.
 
     The backbone stays as it is; its features are extracted once and kept in RUN/features, with
-    batch norm at its stored statistics. From Python: inat.train_stage_two.
+    batch norm at its stored statistics. geo_prior looks at no photo: it learns from the
+    locations files where and when the run's training photos were taken; inat predict then writes
+    the log presence of each species, for inat adjust --geo. The 2018 test set has no locations:
+    what is gained on val is reported apart. From Python: inat.train_stage_two.
 
     Parameters
     ----------
@@ -358,19 +373,22 @@ def stage_two(
     method
         crt (a new linear head on class-balanced draws), lws (a scale for each species on the old
         head's logits), tau_norm (the old head's weights divided by their length to the power
-        tau, without its bias) or ncm (the nearest class mean).
+        tau, without its bias), ncm (the nearest class mean) or geo_prior (a network from place
+        and date to the presence of each species).
     out
         The new run.
     epochs
-        Of crt (unset: 30) and lws (unset: 5).
+        Of crt and geo_prior (unset: 30) and lws (unset: 5).
     epoch_size
         Draws an epoch of crt and lws; unset: the number of photos trained on.
     batch_size
-        Draws a step of crt and lws, at most an epoch.
+        Draws a step of crt and lws (unset: 512), at most an epoch, and of geo_prior (unset:
+        1,024).
     lr_per_256
-        Learning rate of crt and lws for a batch of 256, in proportion for others.
+        Learning rate for a batch of 256, in proportion for others, of crt and lws (unset: 0.1)
+        and geo_prior (unset: 1.25e-4).
     weight_decay
-        Of crt and lws, biases and scales included.
+        Of crt and lws (unset: 1e-4), biases and scales included.
     tau
         Of tau_norm; unset: the one of 0, 0.1 ... 2 with the best mean class accuracy on the
         held-out part.
@@ -414,7 +432,8 @@ def stage_two(
         workers=workers,
         overwrite=overwrite,
     )
-    print(f"{made.path}: {method} on {run}; next: inat predict {made.path} --split test")
+    split = "val" if made.is_geo_prior else "test"
+    print(f"{made.path}: {method} on {run}; next: inat predict {made.path} --split {split}")
 
 
 @app.command
@@ -497,14 +516,15 @@ def predict(
 
     Run again after an interruption it goes on, and the file is the same. Several processes share
     the work (torchrun --nproc-per-node 2 --no-python inat predict RUN). From Python:
-    inat.predict, inat.predict_photos.
+    inat.predict, inat.predict_photos; inat.predict_folds, inat.predict_out_of_fold.
 
     Parameters
     ----------
     run
-        A folder that inat train made.
+        A folder that inat train made; of one with --folds, each fold's run predicts.
     split
-        test, val, train, holdout or fold:i/K.
+        test, val, train, holdout or fold:i/K; of folds oof too, all photos of train in one
+        prediction, each by the run that had held it out.
     photos
         A folder of photos: print the three likeliest species of each instead.
     checkpoint
@@ -536,6 +556,8 @@ def predict(
     overwrite
         Replace a prediction of that name that was made with other settings.
     """
+    from inat.fold_runs import holds_folds
+    from inat.prediction.folds import OUT_OF_FOLD, predict_folds, predict_out_of_fold
     from inat.prediction.predict import predict as predict_split
     from inat.prediction.predict import predict_photos
 
@@ -549,25 +571,30 @@ def predict(
         for event in unreadable:
             print(f"not read: {event}", file=sys.stderr)
         return
-    made = predict_split(
-        run,
-        split,
-        checkpoint=checkpoint,
-        weights=weights,
-        views=views,
-        view_mean=view_mean,
-        name=name,
-        root=root,
-        batch_size=batch_size,
-        workers=workers,
-        float32=float32,
-        rank=rank,
-        world_size=world_size,
-        overwrite=overwrite,
-    )
-    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
-    for event in made.meta["bad_photos"]:
-        print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
+    options: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "weights": weights,
+        "views": views,
+        "view_mean": view_mean,
+        "name": name,
+        "root": root,
+        "batch_size": batch_size,
+        "workers": workers,
+        "float32": float32,
+        "rank": rank,
+        "world_size": world_size,
+        "overwrite": overwrite,
+    }
+    if not holds_folds(run):
+        predictions = [predict_split(run, split, **options)]
+    elif split == OUT_OF_FOLD:
+        predictions = [predict_out_of_fold(run, **options)]
+    else:
+        predictions = predict_folds(run, split, **options)
+    for made in predictions:
+        print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+        for event in made.meta["bad_photos"]:
+            print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
 
 
 @app.command
@@ -575,10 +602,11 @@ def adjust(
     prediction: Path,
     *,
     out: Path,
-    tau: float | None = None,
+    tau: float | Literal["search"] | None = None,
     target: str | None = None,
     from_prior: str | None = None,
-    calibrate_on: Path | None = None,
+    fit: Path | None = None,
+    geo: Path | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Move a prediction's logits to another class prior (post-hoc logit adjustment).
@@ -592,15 +620,20 @@ def adjust(
     out
         The new prediction file.
     tau
-        Subtract tau log(prior); 1 takes the whole prior off.
+        Subtract tau log(prior); 1 takes the whole prior off. search: the one of 0, 0.1 ... 2 with
+        the best mean class accuracy on photos that were held out.
     target
         The prior to move to: uniform, a CSV category_id,prior, or estimated from these photos'
         predictions alone; the estimate is left in OUT/estimated_prior.csv.
     from_prior
         uniform, counts, or a CSV: what the logits carry, where the file does not know.
-    calibrate_on
-        With --target estimated: the same model's prediction of labelled photos that were not
-        trained on; its labels calibrate the logits and check the estimate.
+    fit
+        The same model's prediction of labelled photos that were not trained on (holdout, oof).
+        With --tau search: what tau is chosen on; unset: the prediction itself. With --target
+        estimated: its labels calibrate the logits and check the estimate.
+    geo
+        A geo prior's prediction of the same photos: instead of moving the prior, add its log
+        presence (photos without a place keep their own). The 2018 test set has no locations.
     overwrite
         Replace what stands at --out.
     """
@@ -612,7 +645,8 @@ def adjust(
         tau=tau,
         target=target,
         from_prior=from_prior,
-        calibrate_on=calibrate_on,
+        fit=fit,
+        geo=geo,
         overwrite=overwrite,
     )
     for note in notes:
@@ -683,11 +717,12 @@ def evaluate(
     prediction: Path,
     *predictions: Path,
     solution: Path | None = None,
+    bands: BandName | None = None,
     band_edges: tuple[int, int] | None = None,
     chosen_here: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
 ) -> None:
-    """Print and save accuracy, top-3 error and shot bands of predictions.
+    """Print accuracy, top-3 error and shot bands of predictions, and save every measure.
 
     From Python: inat.evaluate.
 
@@ -699,6 +734,8 @@ def evaluate(
         More of them; each is a row of the table.
     solution
         The organisers' CSV id,expected,usage, where the prediction knows no labels.
+    bands
+        Named band edges: literature (few < 20, many > 100) or mislas (few <= 20).
     band_edges
         few has fewer training photos than the first, many has more than the second; unset: the
         run's data.band_edges.
@@ -708,22 +745,116 @@ def evaluate(
         Folder for metrics.json and per_class.csv; unset: evaluation/ in each prediction.
     """
     from inat.evaluation.evaluate import evaluate as score_prediction
-    from inat.evaluation.table import evaluation_table, print_table
+    from inat.evaluation.table import evaluation_table, further_figures, print_table
 
     paths = [prediction, *predictions]
     if out is not None and len(paths) > 1:
         raise InputError("--out takes one prediction; without it each has its own evaluation/")
     results = [
-        score_prediction(path, solution=solution, band_edges=band_edges, chosen_here=chosen_here)
+        score_prediction(
+            path, solution=solution, bands=bands, band_edges=band_edges, chosen_here=chosen_here
+        )
         for path in paths
     ]
     print_table(evaluation_table({str(result.prediction): result for result in results}))
     for result in results:
         folder = out or result.prediction / "evaluation"
         result.save(folder)
+        print(f"{result.prediction}: {further_figures(result)}")
         for note in result.notes:
             print(f"note: {result.prediction}: {note}")
         print(f"saved {folder / 'metrics.json'}, {folder / 'per_class.csv'}")
+
+
+@app.command
+def compare(
+    first: Path,
+    second: Path,
+    *,
+    solution: Path | None = None,
+    bands: BandName | None = None,
+    band_edges: tuple[int, int] | None = None,
+    chosen_here: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+) -> None:
+    """Say whether the second prediction is better than the first, and for which species.
+
+    Both are of the same photos. A difference is claimed where the 95 % interval of a paired
+    bootstrap leaves 0 out and McNemar's p is below 0.05. From Python: inat.compare.
+
+    Parameters
+    ----------
+    first
+        The prediction to compare with.
+    second
+        The prediction that may be better.
+    solution
+        The organisers' CSV id,expected,usage, where the predictions know no labels.
+    bands
+        Named band edges: literature (few < 20, many > 100) or mislas (few <= 20).
+    band_edges
+        few has fewer training photos than the first, many has more than the second; unset: the
+        runs' data.band_edges.
+    chosen_here
+        Compare even on photos on which something was chosen.
+    out
+        A JSON file for the comparison; unset: none.
+    """
+    from inat.evaluation.compare import compare as compare_predictions
+    from inat.evaluation.table import comparison_table, moved_species_lines, print_table
+
+    found = compare_predictions(
+        first,
+        second,
+        solution=solution,
+        bands=bands,
+        band_edges=band_edges,
+        chosen_here=chosen_here,
+    )
+    print(found.sentence())
+    print_table(comparison_table(found))
+    for line in moved_species_lines(found):
+        print(line)
+    if out is not None:
+        found.save(out)
+        print(f"saved {out}")
+
+
+@app.command
+def runs(
+    folder: Path = Path("runs"),
+    *,
+    sort: str = "run",
+    reverse: Annotated[bool, Parameter(negative="")] = False,
+    where: Annotated[list[str] | None, Parameter(negative="")] = None,
+    csv: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """List the runs in a folder with their scores, a row an evaluated prediction.
+
+    From Python: inat.list_runs.
+
+    Parameters
+    ----------
+    folder
+        Folder that holds runs, at most three levels deep.
+    sort
+        A column, see --csv; scores best first, the rest ascending; unknown ones last.
+    reverse
+        Turn the order round.
+    where
+        Only rows with this: COLUMN=PATTERN (loss=logit*), COLUMN!=PATTERN, COLUMN>NUMBER, or
+        with >=, <, <= (few>=0.4). Given again, all must hold.
+    csv
+        Print all columns as CSV.
+    """
+    from inat.evaluation.table import print_table
+    from inat.runs import list_runs, runs_table
+
+    table = list_runs(folder, sort=sort, reverse=reverse, where=where or ())
+    if csv:
+        print(table.to_csv(index=False), end="")
+    else:
+        print_table(runs_table(table))
 
 
 @submission.command
@@ -732,23 +863,31 @@ def write(
     *,
     out: Path,
     competition: str | None = None,
+    estimate_on: Path | None = None,
 ) -> None:
-    """Write a prediction as the competition's CSV.
+    """Write a prediction as the competition's CSV, and a manifest beside it.
 
-    From Python: inat.submission.write.
+    The manifest, NAME.manifest.json, says what the file was made of and which score may be
+    expected. From Python: inat.submission.write.
 
     Parameters
     ----------
     prediction
         A prediction file of the test split.
     out
-        The CSV file; one that is there is replaced.
+        The CSV file, or CSV.gz; one that is there is replaced.
     competition
         Kaggle name; unset: the prediction's own.
+    estimate_on
+        Labelled prediction, made in the same way, on which the score is estimated; unset: the
+        best one beside the prediction.
     """
+    from inat.submission import read_manifest
     from inat.submission import write as write_csv
 
-    print(f"wrote {write_csv(prediction, out, competition=competition)}")
+    path = write_csv(prediction, out, competition=competition, estimate_on=estimate_on)
+    print(f"wrote {path}")
+    print(read_manifest(path)["estimate"]["line"])
 
 
 @submission.command
@@ -756,7 +895,7 @@ def check(
     csv: Path,
     *,
     root: Annotated[Path, Parameter(name="--data.root")],
-    competition: str = "inaturalist-2018",
+    competition: str | None = None,
 ) -> None:
     """Refuse what Kaggle would refuse or silently score wrongly.
 
@@ -769,7 +908,7 @@ def check(
     root
         Folder of the data set, for its test photos and categories.
     competition
-        Kaggle name.
+        Kaggle name; unset: what the manifest beside the CSV says, or else inaturalist-2018.
     """
     from inat.submission import check as check_csv
 
@@ -777,7 +916,7 @@ def check(
 
 
 @submission.command
-def score(csv: Path, *, solution: Path, competition: str = "inaturalist-2018") -> None:
+def score(csv: Path, *, solution: Path, competition: str | None = None) -> None:
     """Score a submission as Kaggle does, public and private.
 
     From Python: inat.submission.score.
@@ -789,15 +928,13 @@ def score(csv: Path, *, solution: Path, competition: str = "inaturalist-2018") -
     solution
         The organisers' CSV id,expected,usage.
     competition
-        Kaggle name.
+        Kaggle name; unset: what the manifest beside the CSV says, or else inaturalist-2018.
     """
-    from inat.competitions import find_competition
     from inat.submission import score as score_csv
 
     result = score_csv(csv, solution, competition=competition)
-    k = find_competition(competition).n_guesses
-    for usage, error in (("public", result.public), ("private", result.private)):
-        print(f"{usage} top-{k} error  {'–' if error is None else f'{error:.5f}'}")
+    for usage, value in (("public", result.public), ("private", result.private)):
+        print(f"{usage} {result.metric}  {'–' if value is None else f'{value:.5f}'}")
 
 
 @submission.command

@@ -25,6 +25,8 @@ FORMAT = 1
 ROLES = ("unseen", "trained on", "held out", "chosen on")
 META_KEYS = ("competition", "split", "logits_prior", "chosen")
 CHUNK_BYTES = 64_000_000
+LOG_PRESENCE = "log presence"
+"""What `logits` in meta.json says of a geo prior's; nothing is said of a classifier's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,13 @@ class PredictionFile:
         """The class prior that the logits carry; None where unknown."""
         prior = self.meta["logits_prior"]
         return None if prior is None else np.array(prior, np.float64)
+
+    @property
+    def absent_species(self) -> pd.DataFrame:
+        """The rows of `species` of which no photo here is known to be."""
+        here = np.bincount(self.labels[self.labels >= 0], minlength=self.n_classes)
+        absent: pd.DataFrame = self.species[here == 0]
+        return absent
 
     def chunks(self, n_bytes: int | None = None) -> Iterator[slice]:
         """Slices of the images that need about `n_bytes` each as float32; None: 64 MB."""

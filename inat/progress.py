@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -60,3 +60,8 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
 def say(line: str) -> None:
     """One line for the person who watches, on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def first_few(names: Sequence[str], limit: int = 5) -> str:
+    """The first names of a list that may be long, for a line of text."""
+    return ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")

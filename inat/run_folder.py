@@ -59,6 +59,11 @@ class Run:
         return np.array(prior, np.float64)
 
     @property
+    def is_geo_prior(self) -> bool:
+        """Whether it knows places and dates alone, and looks at no photo."""
+        return bool(self.model.get("stage_two", {}).get("method") == "geo_prior")
+
+    @property
     def made_by(self) -> str:
         """The verb that made it."""
         verbs = {"soup": "inat soup", "stage_two": "inat stage-two"}
@@ -85,6 +90,8 @@ def open_run(path: Path | str) -> Run:
         InputError: there is no run, or it has no checkpoint yet.
     """
     run = Run(Path(path))
+    if not is_run(run.path) and is_run(run.path / "fold_1"):
+        raise InputError(f"{run.path}: holds the runs of folds; give one, {run.path / 'fold_1'}")
     if not is_run(run.path):
         raise InputError(f"{run.path}: no run (no config.yaml in it); inat train makes one")
     if not run.checkpoint("last").is_dir():

@@ -240,7 +240,9 @@ def test_both_or_none_of_tau_and_target_is_refused(
 ) -> None:
     with pytest.raises(InputError) as caught:
         adjust(prediction, tmp_path / "out", **options)
-    assert str(caught.value) == "adjust takes one of --tau T and --target uniform|estimated|FILE"
+    assert str(caught.value) == (
+        "adjust takes one of --tau T|search, --target uniform|estimated|FILE and --geo GEO_PRED"
+    )
 
 
 @pytest.mark.parametrize("tau", [-0.1, 10.5, math.nan])
@@ -320,7 +322,7 @@ def held_out(tmp_path: Path) -> PredictionFile:
 def test_the_estimated_target_is_bayes_rule_on_calibrated_logits(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
 ) -> None:
-    made, _ = adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=held_out.path)
+    made, _ = adjust(shifted, tmp_path / "out", target="estimated", fit=held_out.path)
     found = estimate_label_shift(
         shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
     )
@@ -349,7 +351,7 @@ def test_the_estimated_prior_is_written_as_a_file_that_target_takes(
 def test_the_history_tells_how_the_prior_was_estimated(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
 ) -> None:
-    made, _ = adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    made, _ = adjust(shifted, tmp_path / "out", target="estimated", fit=held_out)
     found = estimate_label_shift(
         shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
     )
@@ -384,7 +386,7 @@ def test_what_was_estimated_is_said(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    _, notes = adjust(shifted, out, target="estimated", calibrate_on=held_out)
+    _, notes = adjust(shifted, out, target="estimated", fit=held_out)
     found = estimate_label_shift(
         shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
     )
@@ -404,7 +406,7 @@ def test_without_calibration_photos_that_is_said(shifted: PredictionFile, tmp_pa
     made, notes = adjust(shifted, tmp_path / "out", target="estimated")
     assert notes[0] == (
         "not calibrated, and not checked by BBSE: that takes labelled photos that were not trained "
-        "on (--calibrate-on HOLDOUT)"
+        "on (--fit HOLDOUT)"
     )
     step = made.meta["adjusted"][0]
     assert (step["calibrated_on"], step["temperature"]) == (None, 1)
@@ -420,7 +422,7 @@ def test_species_that_were_never_held_out_are_counted_and_named(
     held_out = make_prediction(
         tmp_path / "some", logits[some], labels[some].tolist(), WORLD.counts.tolist()
     )
-    made, notes = adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    made, notes = adjust(shifted, tmp_path / "out", target="estimated", fit=held_out)
     assert notes[1] == (
         "2 of 5 species have no photo there, so their calibration rests on those of the others: "
         "Genus3 species3, Genus4 species4"
@@ -435,7 +437,7 @@ def test_an_estimate_from_a_handful_of_photos_is_called_unstable(
     few = make_prediction(
         tmp_path / "few", world.photos(world.draw(world.source, 12)), None, world.counts.tolist()
     )
-    made, notes = adjust(few, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    made, notes = adjust(few, tmp_path / "out", target="estimated", fit=held_out)
     step = made.meta["adjusted"][0]
     assert step["warnings"] == [
         f"the estimate is unstable, the 12 photos bear out no shift: moved {step['shift']:.1%}, by "
@@ -450,12 +452,13 @@ def test_photos_that_look_other_than_the_calibration_photos_are_warned_of(
     world = replace(WORLD, seed=0)
     blurred = world.logits(world.means[world.draw(np.full(5, 0.2), 600)] / 2)
     prediction = make_prediction(tmp_path / "blurred", blurred, None, world.counts.tolist())
-    made, notes = adjust(prediction, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    made, notes = adjust(prediction, tmp_path / "out", target="estimated", fit=held_out)
     step = made.meta["adjusted"][0]
     said = [
         f"EM and BBSE disagree: EM's prior leaves {step['bbse']['unexplained']:.1%} of the "
         "predicted species unexplained, where a pure shift of the species' shares leaves at most "
-        f"{step['bbse']['by_chance']:.1%}; these photos may look other than the held-out ones"
+        f"{step['bbse']['by_chance']:.1%}; these photos may look other than the held-out ones, or "
+        "the model knows the tail too badly to be calibrated"
     ]
     assert step["warnings"][-1:] == said
     assert f"warning: {said[0]}" in notes
@@ -464,7 +467,7 @@ def test_photos_that_look_other_than_the_calibration_photos_are_warned_of(
 def test_photos_that_were_calibrated_on_are_marked_as_chosen_on(
     held_out: PredictionFile, tmp_path: Path
 ) -> None:
-    made, _ = adjust(held_out, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    made, _ = adjust(held_out, tmp_path / "out", target="estimated", fit=held_out)
     assert set(made.photos["role"]) == {"chosen on"}
     assert set(held_out.photos["role"]) == {"held out"}
 
@@ -486,7 +489,7 @@ def test_photos_that_cannot_be_calibrated_on_are_refused(
 ) -> None:
     wrong = make_held_out(tmp_path / "wrong", **options)
     with pytest.raises(InputError) as caught:
-        adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=wrong)
+        adjust(shifted, tmp_path / "out", target="estimated", fit=wrong)
     assert str(caught.value) == f"{wrong.path}: {message.format(test=shifted.path)}"
     assert not (tmp_path / "out").exists()
 
@@ -507,7 +510,7 @@ def test_calibration_on_another_models_photos_is_refused(
     path = held_out.path / "meta.json"
     path.write_bytes(orjson.dumps({**held_out.meta, **changed}))
     with pytest.raises(InputError) as caught:
-        adjust(shifted, tmp_path / "out", target="estimated", calibrate_on=held_out.path)
+        adjust(shifted, tmp_path / "out", target="estimated", fit=held_out.path)
     assert str(caught.value) == (
         f"{held_out.path}: its {named} is not that of {shifted.path}; "
         "calibrate on a prediction of the same model, made and adjusted in the same way"
@@ -520,20 +523,20 @@ def test_the_same_checkpoint_under_another_runs_name_is_the_same_model(
     for file, run in ((shifted, "runs/a"), (held_out, "moved/a")):
         meta = {**file.meta, "run": run, "checkpoint_sha256": "ab" * 32}
         (file.path / "meta.json").write_bytes(orjson.dumps(meta))
-    adjust(shifted.path, tmp_path / "out", target="estimated", calibrate_on=held_out.path)
+    adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
     assert (tmp_path / "out" / "meta.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tau": 1.0}, "--calibrate-on goes with --target estimated alone"),
-        ({"target": "uniform"}, "--calibrate-on goes with --target estimated alone"),
+        ({"tau": 1.0}, "--fit goes with --tau search and --target estimated alone"),
+        ({"target": "uniform"}, "--fit goes with --tau search and --target estimated alone"),
         ({"target": "estimated", "from_prior": "counts"},
-         "--calibrate-on measures which prior the logits carry; leave --from-prior away"),
+         "--fit measures which prior the logits carry; leave --from-prior away"),
     ],
 )  # fmt: skip
-def test_calibrate_on_is_refused_where_it_says_nothing(
+def test_fit_is_refused_where_it_says_nothing(
     shifted: PredictionFile,
     held_out: PredictionFile,
     tmp_path: Path,
@@ -541,7 +544,7 @@ def test_calibrate_on_is_refused_where_it_says_nothing(
     message: str,
 ) -> None:
     with pytest.raises(InputError) as caught:
-        adjust(shifted, tmp_path / "out", calibrate_on=held_out, **options)
+        adjust(shifted, tmp_path / "out", fit=held_out, **options)
     assert str(caught.value) == message
 
 
@@ -555,7 +558,7 @@ def test_one_photo_and_calibration_photos_as_out_are_refused(
         f"{one.path}: 1 photo tells nothing of the species' shares; give --target uniform|FILE"
     )
     with pytest.raises(InputError) as caught:
-        adjust(shifted, held_out.path, target="estimated", calibrate_on=held_out, overwrite=True)
+        adjust(shifted, held_out.path, target="estimated", fit=held_out, overwrite=True)
     assert str(caught.value) == (
         f"{held_out.path}: adjust does not write over its input; give another --out"
     )
@@ -574,7 +577,7 @@ def test_an_unknown_prior_is_measured_on_the_calibration_photos(tmp_path: Path) 
         "--from-prior uniform|counts|FILE"
     )
     held_out = make_held_out(tmp_path / "holdout", logits_prior=None)
-    made, _ = adjust(unknown, tmp_path / "out", target="estimated", calibrate_on=held_out)
+    made, _ = adjust(unknown, tmp_path / "out", target="estimated", fit=held_out)
     assert made.logits_prior is not None
     assert np.abs(made.logits_prior - 0.2).max() < 0.1
 
@@ -586,7 +589,7 @@ def test_the_command_line_prints_the_notes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = str(tmp_path / "out")
-    words = ["--target", "estimated", "--calibrate-on", str(held_out.path), "--out", out]
+    words = ["--target", "estimated", "--fit", str(held_out.path), "--out", out]
     assert main(["adjust", str(shifted.path), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"calibrated on the 600 photos of {held_out.path}: temperature 1.")

@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from worlds import category, category_id, make_world
 
+from inat.competitions import COMPETITIONS
 from inat.data.annotation_files import parse_annotations, parse_dates
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.taxonomy import RANKS, read_taxonomy
@@ -398,8 +399,8 @@ def test_a_bad_fold_is_refused(world: Path) -> None:
 
 def test_an_unknown_competition_lists_the_valid_ones(world: Path) -> None:
     assert refusal(world, competition="inaturalist-2081") == (
-        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2018? "
-        "valid: inaturalist-2018"
+        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2021? "
+        f"valid: {', '.join(sorted(COMPETITIONS))}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from inat.competitions import COMPETITIONS
 from inat.config import (
     DEEPEST_LEVEL,
     LARGEST_FILE,
@@ -36,6 +37,7 @@ epochs: 7
 batch_size: 16
 data:
   root: some/where
+  competition: inaturalist-2019-fgvc6
   train_on: train+val
   holdout: none
   holdout_seed: 4
@@ -221,9 +223,9 @@ def test_a_value_of_the_wrong_type_is_refused_with_file_and_field(
          'Choose from: "stop", "skip". Did you mean "skip"?'),
         ("data: {competition: inaturalist-2017}",
          "FILE: data.competition: unknown name 'inaturalist-2017'; "
-         "did you mean inaturalist-2018? valid: inaturalist-2018"),
+         f"did you mean inaturalist-2021? valid: {', '.join(sorted(COMPETITIONS))}"),
         ("data: {competition: x}",
-         "FILE: data.competition: unknown name 'x'; valid: inaturalist-2018"),
+         f"FILE: data.competition: unknown name 'x'; valid: {', '.join(sorted(COMPETITIONS))}"),
     ],
 )  # fmt: skip
 def test_an_unknown_choice_lists_the_valid_ones(tmp_path: Path, text: str, sentence: str) -> None:
@@ -540,7 +542,7 @@ def test_every_value_of_a_yaml_reaches_its_field(tmp_path: Path) -> None:
         if not isinstance(value, dict):
             assert value != defaults[name], name
             continue
-        for field in value.keys() - {"competition"}:  # there is only one as yet
+        for field in value:
             assert value[field] != defaults[name][field], f"{name}.{field}"
     assert config.data.root == Path("some/where")
     assert config.transforms.scale == (0.25, 0.75)

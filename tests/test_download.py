@@ -37,6 +37,7 @@ from worlds import make_world
 
 import inat
 from inat.cli import main
+from inat.competitions import COMPETITIONS
 from inat.data import downloading, fetching, unpacking
 from inat.data.annotations import load_split
 from inat.data.downloading import Downloaded, download
@@ -256,12 +257,20 @@ def test_an_address_that_is_none_is_refused(tmp_path: Path, url: str, message: s
     assert not (tmp_path / "new").exists()
 
 
+def test_a_competition_without_archives_says_where_its_files_are(tmp_path: Path) -> None:
+    assert fault(lambda: download("herbarium-2021-fgvc8", tmp_path), InputError) == (
+        "herbarium-2021-fgvc8 is not fetched by this verb; fetch its files by hand from "
+        f"https://www.kaggle.com/c/herbarium-2021-fgvc8/data into {tmp_path}"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_names_list_the_valid_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fault(lambda: download("inaturalist-2081", tmp_path), InputError) == (
-        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2018? "
-        "valid: inaturalist-2018"
+        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2021? "
+        f"valid: {', '.join(sorted(COMPETITIONS))}"
     )
     assert fault(lambda: fetch(tmp_path, only="tests"), InputError) == (
         "--only: unknown name 'tests'; did you mean test? "

@@ -1,7 +1,9 @@
 """Submissions: the bytes that are written, the faults that are found, the organisers' score."""
 
 import csv
+import gzip
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from predictions import make_prediction
 from worlds import category_id
 
 from inat import submission
+from inat.competitions import COMPETITIONS, find_competition
 from inat.data.annotations import load_split
 from inat.errors import FaultsFound, InputError
 from inat.submission import Score
+from inat.submission import rows as rows_module
 
 HEADER = "id,predicted"
 GUESSES = " ".join(str(category_id(label)) for label in (2, 0, 1))
@@ -58,7 +62,10 @@ def test_write_gives_exactly_these_bytes(tmp_path: Path) -> None:
         b"5,2 5006 10\n"  # 10 and 280 are equal: the lower id stands first
         b"12,2 10 5006\n"
     )
-    assert [p.name for p in path.parent.iterdir()] == ["submission.csv"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [
+        "submission.csv",
+        "submission.manifest.json",
+    ]
 
 
 def test_equal_logits_go_to_the_lower_category_id(tmp_path: Path) -> None:
@@ -77,8 +84,9 @@ def test_what_is_written_passes_the_check_and_is_scored(world: Path, tmp_path: P
     )
     path = submission.write(prediction, tmp_path / "s.csv")
     assert submission.check(path, world) == 8
-    score = submission.score(path, world / "solution.csv")
-    assert score == organisers_score(path, world / "solution.csv", 3)
+    public, private = organisers_accuracy(path, world / "solution.csv", 3)
+    expected = Score("top-3 error", 1 - public, 1 - private)
+    assert submission.score(path, world / "solution.csv") == expected
 
 
 def test_write_refuses_what_kaggle_cannot_score(tmp_path: Path) -> None:
@@ -99,8 +107,8 @@ def test_write_refuses_what_kaggle_cannot_score(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         submission.write(three, tmp_path / "s.csv", competition="inaturalist-2081")
     assert str(caught.value) == (
-        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2018? "
-        "valid: inaturalist-2018"
+        "competition: unknown name 'inaturalist-2081'; did you mean inaturalist-2021? "
+        f"valid: {', '.join(sorted(COMPETITIONS))}"
     )
     assert not (tmp_path / "s.csv").exists()
 
@@ -262,18 +270,21 @@ def test_text_without_any_comma_is_found_faulty_in_one_line(world: Path, tmp_pat
 # --- score -----------------------------------------------------------------------------------
 
 
-def organisers_score(submission_path: Path, solution_path: Path, k: int) -> Score:
-    """The organisers' rules, row by row: strings are compared, rows are cut to k guesses."""
-    guesses: dict[str, list[str]] = {}
+def organisers_accuracy(submission_path: Path, solution_path: Path, k: int) -> tuple[float, float]:
+    """The organisers' rules as a loop: public and private accuracy. It lets pass in silence ids
+    that the solution does not know, ids that stand twice, and guesses beyond the k-th."""
+    solution = list(csv.DictReader(io.StringIO(solution_path.read_text())))
+    expected = {row["id"]: row["expected"] for row in solution}
+    usage = {row["id"]: row["usage"] for row in solution}
+    counted, right = Counter[str](), Counter[str]()
     for row in csv.DictReader(io.StringIO(submission_path.read_text())):
-        guesses[row["id"]] = row["predicted"].split(" ")
-    right = {"Public": [], "Private": []}  # type: dict[str, list[bool]]
-    for row in csv.DictReader(io.StringIO(solution_path.read_text())):
-        mine = guesses[row["id"]]
-        assert len(mine) >= k
-        right[row["usage"]].append(row["expected"] in mine[:k])
-    error = {usage: 1 - sum(hits) / len(hits) if hits else None for usage, hits in right.items()}
-    return Score(error["Public"], error["Private"])
+        guesses = row["predicted"].strip().split(" ")
+        if len(guesses) < k:
+            raise ValueError("too few")
+        if row["id"] in expected:
+            counted[usage[row["id"]]] += 1
+            right[usage[row["id"]]] += expected[row["id"]] in guesses[:k]
+    return right["Public"] / counted["Public"], right["Private"] / counted["Private"]
 
 
 def save_solution(path: Path, rows: list[tuple[int, int, str]]) -> Path:
@@ -281,28 +292,20 @@ def save_solution(path: Path, rows: list[tuple[int, int, str]]) -> Path:
     return path
 
 
-def test_score_equals_the_organisers_rules_and_ignores_ids_they_do_not_know(
-    tmp_path: Path,
-) -> None:
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", range(20))
+def test_score_equals_the_organisers_to_the_last_digit(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
     categories = [2, 10, 28, 56, 94, 142]
-    lines = [
-        f"{image_id},{' '.join(map(str, rng.permutation(categories)[: rng.integers(3, 7)]))}"
-        for image_id in rng.permutation(60).tolist()
-    ]
+    ids = rng.permutation(60).tolist()
+    lines = [f"{i},{' '.join(map(str, rng.permutation(categories)[:3]))}" for i in ids]
     path = save(tmp_path / "s.csv", lines)
-    solution = save_solution(
-        tmp_path / "solution.csv",
-        [
-            (i, int(rng.choice(categories)), "Public" if rng.random() < 0.3 else "Private")
-            for i in range(50)
-        ],
-    )
+    usages = rng.permutation(["Public"] * 17 + ["Private"] * 43)
+    rows = [(i, int(rng.choice(categories)), str(usage)) for i, usage in enumerate(usages)]
+    solution = save_solution(tmp_path / "solution.csv", rows)
     found = submission.score(path, solution)
-    expected = organisers_score(path, solution, 3)
-    assert found.public == pytest.approx(expected.public)
-    assert found.private == pytest.approx(expected.private)
-    assert 0 < expected.public != expected.private > 0  # type: ignore[operator]
+    public, private = organisers_accuracy(path, solution, 3)
+    assert found == Score("top-3 error", 1 - public, 1 - private)
+    assert 0 < 1 - public != 1 - private > 0
 
 
 def test_public_and_private_rows_are_scored_apart(tmp_path: Path) -> None:
@@ -310,44 +313,56 @@ def test_public_and_private_rows_are_scored_apart(tmp_path: Path) -> None:
     solution = save_solution(
         tmp_path / "t.csv", [(3, 28, "Private"), (1, 10, "Public"), (2, 56, "Public")]
     )
-    assert submission.score(path, solution) == Score(public=0.5, private=0.0)
+    assert submission.score(path, solution) == Score("top-3 error", public=0.5, private=0.0)
 
 
 def test_a_usage_without_rows_has_no_score(tmp_path: Path) -> None:
     path = save(tmp_path / "s.csv", ["1,2 10 28"])
     solution = save_solution(tmp_path / "t.csv", [(1, 2, "Private")])
-    assert submission.score(path, solution) == Score(public=None, private=0.0)
-
-
-def test_guesses_beyond_the_third_do_not_count(tmp_path: Path) -> None:
-    path = save(tmp_path / "s.csv", ["1,2 10 28 56", "2,2 10 28 56"])
-    solution = save_solution(tmp_path / "t.csv", [(1, 56, "Public"), (2, 28, "Private")])
-    assert submission.score(path, solution) == Score(public=1.0, private=0.0)
-
-
-def test_two_spaces_make_an_empty_guess_as_at_the_organisers(tmp_path: Path) -> None:
-    path = save(tmp_path / "s.csv", ["1,2  10 28"])
-    solution = save_solution(tmp_path / "t.csv", [(1, 28, "Public")])
-    assert submission.score(path, solution) == organisers_score(path, solution, 3)
-    assert submission.score(path, solution).public == 1.0
+    assert submission.score(path, solution) == Score("top-3 error", public=None, private=0.0)
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["1,2 10 28", "2,2 10"], "fewer than 3 guesses (line 3: '2 10')"),
-        (["1,2 10 28", "2"], "fewer than 3 guesses (line 3: '')"),
-        (["1,2 10 28"], "1 photos of the solution have no row (first: '2')"),
-        ([], "2 photos of the solution have no row (first: '1')"),
-        (["1,2 10 28", "2,2 10 28", "1,10 2 28"], "duplicate id (line 4: '1')"),
+        (["1,2 10 28", "2,2 10"], "not 3 guesses separated by one space (line 3: '2 10')"),
+        (["1,2 10 28", "2"], "not two columns (line 3: '2')"),
+        (["1,2 10 28"], "1 of 2 photos of the solution have no row (first: '2')"),
+        ([], "2 of 2 photos of the solution have no row (first: '1')"),
         (["1,2 10 28", "", "2,2 10 28"], "empty line (line 3: '')"),
     ],
 )
-def test_score_refuses_what_the_organisers_refuse_or_count_twice(
+def test_score_refuses_what_the_organisers_refuse(
     tmp_path: Path, lines: list[str], message: str
 ) -> None:
     solution = save_solution(tmp_path / "t.csv", [(1, 2, "Public"), (2, 2, "Public")])
     assert faults_of(submission.score, save(tmp_path / "s.csv", lines), solution) == message
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["1,2 10 28", "2,2 10 28", "1,10 2 28"], "duplicate id (line 4: '1')"),
+        (["1,2 10 28", "2,2 10 28", "3,10 2 28"],
+         "id that is no photo of the solution (line 4: '3')"),
+        (["1,2 10 28 56", "2,2 10 28"],
+         "not 3 guesses separated by one space (line 2: '2 10 28 56')"),
+        (["1,2  10 28", "2,2 10 28"],
+         "not 3 guesses separated by one space (line 2: '2  10 28')"),
+        (["1,2  28", "2,2 10 28"], "not 3 guesses separated by one space (line 2: '2  28')"),
+        (["1,2 10 10", "2,2 10 28"], "a guess twice in a row (line 2: '2 10 10')"),
+        (["1,2 10 028", "2,2 10 28"], "a guess that is no category (line 2: '028')"),
+        (["1,2 10 x", "2,2 10 2.0"],
+         "a guess that is no category (line 2: 'x'; line 3: '2.0')"),
+    ],
+)  # fmt: skip
+def test_score_refuses_what_the_organisers_let_through_in_silence(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    solution = save_solution(tmp_path / "t.csv", [(1, 2, "Public"), (2, 2, "Private")])
+    path = save(tmp_path / "s.csv", lines)
+    organisers_accuracy(path, solution, 3)  # not a word
+    assert faults_of(submission.score, path, solution) == message
 
 
 def test_score_refuses_a_wrong_header(tmp_path: Path) -> None:
@@ -364,3 +379,99 @@ def test_score_says_which_file_is_missing(tmp_path: Path) -> None:
     path = save(tmp_path / "s.csv", ["1,2 10 28"])
     with pytest.raises(InputError, match=r"u\.csv: there is no such solution file"):
         submission.score(path, tmp_path / "u.csv")
+
+
+# --- compressed ------------------------------------------------------------------------------
+
+
+def test_a_compressed_csv_holds_the_same_text_in_the_same_bytes_each_time(
+    world: Path, tmp_path: Path
+) -> None:
+    test = load_split(world, "test")
+    prediction = make_prediction(
+        tmp_path / "p", np.random.default_rng(0).normal(size=(8, 4)), ids=test.image_ids.tolist()
+    )
+    plain = submission.write(prediction, tmp_path / "s.csv")
+    first = submission.write(prediction, tmp_path / "a" / "s.csv.gz").read_bytes()
+    other = submission.write(prediction, tmp_path / "b" / "other_name.csv.gz").read_bytes()
+    assert gzip.decompress(first) == plain.read_bytes()
+    assert first == other
+    assert first[3:8] == bytes(5)  # RFC 1952: no flags, so no name; and no time
+    path = tmp_path / "a" / "s.csv.gz"
+    assert submission.check(path, world) == 8
+    solution = world / "solution.csv"
+    assert submission.score(path, solution) == submission.score(plain, solution)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: b[:-9], "Compressed file ended before the end-of-stream marker was reached"),
+        (lambda b: b[:10] + b"\xff" + b[11:], "Error -3 while decompressing data"),
+        (lambda _: b"id,predicted\n", "Not a gzipped file (b'id')"),
+    ],
+)
+def test_a_damaged_compressed_csv_is_one_line(
+    world: Path, tmp_path: Path, rows: list[str], change: Callable[[bytes], bytes], message: str
+) -> None:
+    path = tmp_path / "s.csv.gz"
+    path.write_bytes(change(gzip.compress(save(tmp_path / "s.csv", rows).read_bytes())))
+    with pytest.raises(InputError) as caught:
+        submission.check(path, world)
+    assert str(caught.value).startswith(f"{path}: not compressed by gzip, or cut off ({message}")
+
+
+def test_the_competition_stands_in_the_manifest_and_can_be_overruled(
+    world: Path, tmp_path: Path
+) -> None:
+    test = load_split(world, "test")
+    prediction = make_prediction(tmp_path / "p", np.zeros((8, 4)), ids=test.image_ids.tolist())
+    path = submission.write(prediction, tmp_path / "s.csv", competition="inaturalist-2019-fgvc6")
+    assert path.read_text().splitlines()[0] == "id,predicted"
+    assert submission.score(path, world / "solution.csv").metric == "top-1 error"
+    found = faults_of(
+        lambda path: submission.score(path, world / "solution.csv", competition="inaturalist-2018"),
+        path,
+    )
+    assert found.startswith("not 3 guesses separated by one space (line 2: '2'; ")
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+def outcome(path: Path, wanted: rows_module.Wanted, slug: str) -> list[list[int]] | str:
+    try:
+        return rows_module.read_rows(path, find_competition(slug), wanted).tolist()
+    except (FaultsFound, InputError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("slug", sorted(COMPETITIONS))
+@pytest.mark.parametrize("knows_categories", [True, False])
+def test_plain_rows_are_read_at_once_as_they_are_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slug: str, knows_categories: bool
+) -> None:
+    spec, rng = find_competition(slug), np.random.default_rng(0)
+    categories = np.array([1, 2, 10, 28, 300, 5000])
+    wanted = rows_module.Wanted(
+        "photo", "photos", np.array([7, 0, 12, 120]), categories if knows_categories else None
+    )
+    guesses = " ".join(map(str, categories[: spec.n_guesses]))
+    lines = [spec.header, *(f"{i},{guesses}" for i in wanted.ids)]
+    good = "\n".join(lines).encode() + b"\n"
+    cases = [good, good[:-1], good.replace(b"\n", b"\r\n"), good + b"\n", b"", lines[0].encode()]
+    for _ in range(60):
+        place, n_cut = rng.integers(len(good)), rng.integers(3)
+        mark = rng.choice([b"", b" ", b",", b"0", b"1", b"\n", b"\r", b'"', b"-", b"x", b"\xff"])
+        cases.append(good[:place] + mark + good[place + n_cut :])
+    cases.append(good.replace(b"\n7,", b'\n"7",'))
+    path, fast = tmp_path / "s.csv", []
+    for case in cases:
+        path.write_bytes(case)
+        fast.append(outcome(path, wanted, slug))
+    monkeypatch.setattr(rows_module, "_plain_rows", lambda *_: None)
+    for case, found in zip(cases, fast, strict=True):
+        path.write_bytes(case)
+        assert found == outcome(path, wanted, slug), case
+    assert isinstance(fast[0], list)
+    assert fast[0] == fast[1] == fast[2] == fast[-1]

@@ -20,6 +20,7 @@ from inat.data.annotation_files import (
     read_content,
     refuse_duplicates,
 )
+from inat.data.annotation_layouts import in_inat_layout
 from inat.data.taxonomy import COLUMNS, Taxonomy, read_taxonomy
 from inat.errors import InputError
 
@@ -45,7 +46,7 @@ class AnnotationTables:
         self._root = root
         self._spec = spec
         self._cache = AnnotationCache(root)
-        self._train = root / spec.annotation_files["train"]
+        self._train = self._path("train")
         # The first release hid the species' names; categories.json brought the real list.
         self._replacement = root / "categories.json"
 
@@ -59,9 +60,9 @@ class AnnotationTables:
         file_name, height and width; the species, with those of a taxonomy and train_count; and
         the key of the photos. Each column is one chunk."""
         train_key = self._train_key
-        path = self._root / self._spec.annotation_files[name]
+        path = self._path(name)
         key = train_key if name == "train" else key_of(name, train_key, digest(path))
-        photos = self._cache.find(path.stem, key)
+        photos = self._cache.find(_table_name(path, self._root), key)
         species = self._cache.find(self._species_name, train_key)
         if photos is not None and species is not None:
             return photos, species, key
@@ -83,16 +84,29 @@ class AnnotationTables:
 
     @cached_property
     def _train_key(self) -> str:
-        return key_of("train", digest(self._train), digest(self._replacement))
+        return self._key_of_train(digest(self._train), digest(self._replacement))
+
+    def _key_of_train(self, *digests: str) -> str:
+        # The same bytes in another competition's layout are other photos.
+        layout = () if self._spec.layout is None else (self._spec.slug,)
+        return key_of("train", *layout, *digests)
 
     @property
     def _species_name(self) -> str:
-        return f"{self._train.stem}_species"
+        return f"{_table_name(self._train, self._root)}_species"
+
+    def _path(self, name: str) -> Path:
+        if name not in self._spec.annotation_files:
+            raise InputError(f"{self._spec.slug} has no {name}; hold out a part of train")
+        return self._root / self._spec.annotation_files[name]
+
+    def _parse(self, path: Path, content: bytes, name: str) -> Annotations:
+        return parse_annotations(path, in_inat_layout(path, content, self._spec, name), name)
 
     def _parse_train(self) -> tuple[pa.Table, pa.Table, str]:
         path, source = self._train, self._train
         content, replacement = read_content(path), None
-        annotations = parse_annotations(path, content, "train")
+        annotations = self._parse(path, content, "train")
         categories = annotations.categories
         if self._replacement.is_file():
             source, replacement = self._replacement, read_content(self._replacement)
@@ -103,15 +117,15 @@ class AnnotationTables:
         _refuse_empty_species(taxonomy, counts, path, source)
         photos, species = _photo_table(annotations, labels), _species_table(taxonomy, counts)
         # Of the very bytes that were parsed: a file may have changed since it was looked up.
-        key = key_of("train", digest_of(content), digest_of(replacement))
-        self._cache.add(path.stem, key, photos)
+        key = self._key_of_train(digest_of(content), digest_of(replacement))
+        self._cache.add(_table_name(path, self._root), key, photos)
         self._cache.add(self._species_name, key, species)
         return photos, species, key
 
     def _parse_other(self, name: str, path: Path) -> tuple[pa.Table, pa.Table, str]:
         train, species, train_key = self.read("train")
         content = read_content(path)
-        annotations = parse_annotations(path, content, name)
+        annotations = self._parse(path, content, name)
         if name == "test":
             labels = np.full(len(annotations.image_ids), -1)
         else:
@@ -126,7 +140,7 @@ class AnnotationTables:
             )
         photos = _photo_table(annotations, labels)
         key = key_of(name, train_key, digest_of(content))
-        self._cache.add(path.stem, key, photos)
+        self._cache.add(_table_name(path, self._root), key, photos)
         return photos, species, key
 
 
@@ -140,6 +154,11 @@ def locations_of(places: pa.Table) -> pd.DataFrame:
     columns = {name: places[name].to_numpy() for name in places.column_names}
     dates = pd.DatetimeIndex(columns.pop("date").view("datetime64[us]")).tz_localize(UTC)
     return pd.DataFrame({**columns, "date": dates})
+
+
+def _table_name(path: Path, root: Path) -> str:
+    """train2018 for train2018.json; with its folders, for Herbarium's are all metadata.json."""
+    return "_".join(path.relative_to(root).with_suffix("").parts)
 
 
 def _labels(

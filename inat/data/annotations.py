@@ -153,9 +153,8 @@ def cut_holdout(train: Split, holdout: str, seed: int) -> tuple[Split, Split]:
         dither = _draws(seed, train.taxonomy.category_ids, "share")[train.labels]
         held = place < np.minimum(np.floor(count * parsed + dither), count - 1)
     if not held.any():
-        raise InputError(
-            f"data.holdout {holdout} holds out no photo of {len(train)}; raise the share"
-        )
+        remedy = "make fewer folds" if isinstance(parsed, tuple) else "raise the share"
+        raise InputError(f"data.holdout {holdout} holds out no photo of {len(train)}; {remedy}")
     held_out_name = holdout if holdout.startswith("fold:") else "holdout"
     return train.select(~held), train.select(held, held_out_name)
 

@@ -72,6 +72,11 @@ def download(
             not safe to unpack, or another call is at work in `root`.
     """
     spec = find_competition(competition)
+    if not spec.archives:
+        raise InputError(
+            f"{spec.slug} is not fetched by this verb; fetch its files by hand from "
+            f"https://www.kaggle.com/c/{spec.slug}/data into {root}"
+        )
     wanted = _wanted(spec, only)
     base = _checked_address(spec.download_url if base_url is None else base_url)
     root = Path(root)

@@ -62,7 +62,7 @@ def stretches(n_photos: int, length: int) -> list[range]:
 
 def load_splits(root: Path, spec: Competition) -> list[Split]:
     """train, and val and test where the folder has them."""
-    others = [name for name in ("val", "test") if (root / spec.annotation_files[name]).is_file()]
+    others = [name for name in ("val", "test") if spec.has_split(root, name)]
     return [load_split(root, name, competition=spec.slug) for name in ("train", *others)]
 
 

@@ -74,7 +74,7 @@ def describe(root: Path | str, *, competition: str = "inaturalist-2018") -> Tail
     photos, species, _ = tables.read("train")
     sizes = {"train": len(photos)}
     for name in ("val", "test"):
-        if (root / spec.annotation_files[name]).is_file():
+        if spec.has_split(root, name):
             sizes[name] = len(tables.read(name)[0])
     tables.keep()
     counts = species["train_count"].to_numpy()

@@ -24,7 +24,7 @@ from inat.prediction_file import (
     write_prediction,
 )
 from inat.priors import uniform_prior
-from inat.progress import progress_bar
+from inat.progress import first_few, progress_bar
 
 CHUNK_BYTES = 4_000_000
 """Of float32 logits of one member: what a thread works on stays in the processor's cache."""
@@ -336,9 +336,8 @@ def _notes(members: list[Member], chosen: Fit, photos: FitPhotos | None) -> list
     )
     never = np.setdiff1d(np.arange(len(species)), photos.members[0].prediction.labels)
     if len(never):
-        names = ", ".join(species["name"].iloc[never[:5]])
+        names = first_few(species["name"].iloc[never].tolist())
         notes.append(
             f"{len(never)} of {len(species)} species have no photo there, and no say: {names}"
-            + (" ..." if len(never) > 5 else "")
         )
     return notes

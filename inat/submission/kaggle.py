@@ -8,19 +8,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from inat.competitions import find_competition
 from inat.config import one_line
 from inat.errors import InputError, WorldError
 from inat.files import sha256
 from inat.progress import progress_bar, say
 from inat.submission.csv_file import check
 from inat.submission.kaggle_client import KaggleClient, KaggleFault, Submission
-from inat.submission.manifest import manifest_path, read_manifest
+from inat.submission.manifest import competition_of, manifest_path
 from inat.submission.uploads import content_mark, note_upload, read_uploads
 
 POLL_SECONDS = 5.0
 MOST_LISTED = 5
-DEFAULT_COMPETITION = "inaturalist-2018"
 
 
 def upload(
@@ -54,7 +52,7 @@ def upload(
     """
     path = Path(submission)
     _check_options(message, wait)
-    slug = _competition(path, competition)
+    slug = competition_of(path, competition).slug
     n_rows = check(path, root, competition=slug)
     digest = sha256(path)
     say(f"{path}: {n_rows:,} rows, nothing wrong; sha256 {digest}")
@@ -84,7 +82,7 @@ def status(
         WorldError: Kaggle gave no answer.
     """
     path = None if submission is None else Path(submission)
-    slug = _competition(path, competition)
+    slug = competition_of(path, competition).slug
     with KaggleClient() as client:
         try:
             listed = client.list_submissions(slug)
@@ -98,11 +96,6 @@ def _check_options(message: str, wait: float) -> None:
         raise InputError("message: is empty; say in a few words what this submission is")
     if not 0 <= wait < math.inf:
         raise InputError(f"wait: {wait:g} minutes; give 0 or more")
-
-
-def _competition(path: Path | None, competition: str | None) -> str:
-    known = read_manifest(path).get("competition") if path else None
-    return find_competition(competition or known or DEFAULT_COMPETITION).slug
 
 
 @contextmanager

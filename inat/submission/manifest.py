@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from inat.competitions import Competition, find_competition
 from inat.errors import InputError
 from inat.files import read_json, write_json
+
+DEFAULT_COMPETITION = "inaturalist-2018"
 
 
 def manifest_path(submission: Path | str) -> Path:
@@ -28,6 +31,16 @@ def read_manifest(submission: Path | str) -> dict[str, Any]:
             f"{path}: not a manifest (a JSON object); move it away or write the CSV again"
         )
     return manifest
+
+
+def competition_of(submission: Path | str | None, named: str | None) -> Competition:
+    """The competition that is named, or else the manifest's, or else inaturalist-2018.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    known = None if submission is None else read_manifest(submission).get("competition")
+    return find_competition(named or known or DEFAULT_COMPETITION)
 
 
 def update_manifest(submission: Path | str, **entries: Any) -> Path:

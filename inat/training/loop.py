@@ -60,6 +60,7 @@ class Trainer:
         plan: of the stage.
         network: as accelerate prepared it; the bare one is `backbone.network`.
         ema: moving average of the weights, or None.
+        validated: the last validation of this process, or None.
     """
 
     plan: StagePlan
@@ -73,6 +74,7 @@ class Trainer:
     loader: Loader
     held_out_loader: Loader | None
     precision: str
+    validated: Validation | None = None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -112,7 +114,7 @@ def train(
         InputError: anything wrong with config or data; a run folder that is in use.
         WorldError: the loss is not finite, or a photo cannot be read.
     """
-    config, path = _resolved(config, run, overrides)
+    config, path = resolved(config, run, overrides)
     if resume and overwrite:
         raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
     plan = make_plan(config)
@@ -138,7 +140,7 @@ def dry_run(
 ) -> list[str]:
     """The plan of a training in lines, with the peak memory that one batch of it took, and one of
     each of its later stages."""
-    config, _ = _resolved(config, None, overrides)
+    config, _ = resolved(config, None, overrides)
     plan = make_plan(config)
     with _engine(config) as (accelerator, precision):
         trainer = _build_trainer(plan, accelerator, precision)
@@ -181,7 +183,7 @@ def _memory_remedies() -> Iterator[None]:
         ) from None
 
 
-def _resolved(
+def resolved(
     config: Path | str | Config, run: Path | str | None, overrides: Mapping[str, Any] | None
 ) -> tuple[Config, Path]:
     if isinstance(config, Config):
@@ -301,6 +303,7 @@ def _next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
     )
     for loader, before in zip(started.loaders, trainer.loaders, strict=True):
         loader.take_events(before)
+    started.validated = trainer.validated
     return started
 
 
@@ -593,7 +596,8 @@ def _validate(trainer: Trainer, state: LoopState, log: MetricsLog) -> bool:
         train_counts=trainer.plan.trained.train_counts,
         band_edges=trainer.plan.config.data.band_edges,
     )
-    say(f"           {result}")
+    say(f"           {result.since(trainer.validated)}")
+    trainer.validated = result
     log.write("validation", epoch=state.epoch, step=state.step, **vars(result))
     if state.best_score is not None and result.mean_class_accuracy <= state.best_score:
         return False

@@ -1,0 +1,166 @@
+"""Which score to expect of a submission: that of the same model on photos with known species."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inat.competitions import Competition
+from inat.errors import InputError
+from inat.evaluation.evaluate import guess
+from inat.metrics import Interval, bootstrap_interval, hits_at, macro_f1, photo_interval
+from inat.prediction_file import PredictionFile, read_prediction
+
+# Of two predictions these differ though a model made both in the same way.
+NOT_OF_THE_RECIPE = {
+    "split", "prediction", "chosen", "fit", "data_root", "band_edges", "versions", "bad_photos",
+    "recovered_photos", "slow_photos",
+}  # fmt: skip
+
+# The best photos to estimate on first.
+ROLES = ("unseen", "held out", "chosen on")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The score to expect, in the competition's metric.
+
+    Attributes:
+        metric: top-3 error, macro F1 ...
+        value: the score on the photos at hand.
+        low: lower end of its 95 % interval; None where nothing tells the spread.
+        high: upper end.
+        prediction: path of the prediction that was scored.
+        photos: how many photos it has.
+        role: what the model knew of them: unseen, held out (of train), chosen on (something was
+            chosen on them, so that the estimate flatters).
+        mean_over: photos, or species where the photos were held out of train: train's long tail
+            is not the test's.
+        species_without_photo: how many species have none there.
+    """
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    prediction: str
+    photos: int
+    role: str
+    mean_over: str
+    species_without_photo: int
+
+    def line(self) -> str:
+        """The estimate as one sentence."""
+        interval = "" if self.low is None else f" (95 % interval {self.low:.4f} to {self.high:.4f})"
+        flatters = "; chosen on them, it flatters" if self.role == "chosen on" else ""
+        lacking = (
+            f"; {self.species_without_photo} species have none there"
+            if self.species_without_photo
+            else ""
+        )
+        return (
+            f"expected {self.metric}: {self.value:.4f}{interval}, mean over {self.mean_over}, on "
+            f"the {self.photos:,} {self.role} photos of {self.prediction}{flatters}{lacking}"
+        )
+
+
+def estimate(
+    prediction: PredictionFile, spec: Competition, on: Path | str | PredictionFile | None = None
+) -> Estimate | str:
+    """The score that a submission of this prediction may expect, or why nothing tells it.
+
+    Args:
+        prediction: of the test split.
+        spec: the competition.
+        on: labelled prediction, made in the same way; None: the prediction itself if its labels
+            are known, or else the best of those in the same folder that the same checkpoint,
+            views and adjustments made.
+
+    Raises:
+        InputError: `on` has other species, lacks labels, or was trained on.
+    """
+    if on is None:
+        found = [(p, role) for p in _beside(prediction) if (role := _role(p)) is not None]
+        if not found:
+            return (
+                f"no labelled prediction of the same making lies beside {prediction.path}; predict "
+                "val or holdout in the same way, or name one by --estimate-on"
+            )
+        return _score(*min(found, key=lambda one: (ROLES.index(one[1]), -len(one[0]))), spec)
+    source = on if isinstance(on, PredictionFile) else read_prediction(on)
+    role = _role(source)
+    if role is None:
+        raise InputError(
+            f"--estimate-on {source.path}: its photos have no labels, or were trained on; predict "
+            "val or holdout"
+        )
+    if not np.array_equal(source.category_ids, prediction.category_ids):
+        raise InputError(f"--estimate-on {source.path}: its species are not {prediction.path}'s")
+    return _score(source, role, spec)
+
+
+def _beside(prediction: PredictionFile) -> Iterator[PredictionFile]:
+    """The prediction itself, and those of the same making in its folder."""
+    yield prediction
+    for meta_path in sorted(prediction.path.parent.glob("*/meta.json")):
+        if meta_path.parent.name == prediction.path.name:
+            continue
+        try:
+            other = read_prediction(meta_path.parent)
+        except InputError:  # whatever else lies there is none of ours
+            continue
+        if _is_alike(other, prediction):
+            yield other
+
+
+def _is_alike(other: PredictionFile, prediction: PredictionFile) -> bool:
+    if not np.array_equal(other.category_ids, prediction.category_ids):
+        return False
+    return _recipe(other.meta) == _recipe(prediction.meta)
+
+
+def _recipe(meta: dict[str, Any]) -> dict[str, Any]:
+    """What the logits were made by, of an ensemble with that of its members."""
+    recipe = {key: value for key, value in meta.items() if key not in NOT_OF_THE_RECIPE}
+    recipe["members"] = [_recipe(member) for member in meta.get("members", [])]
+    # Each was adjusted from another file, by the same rule.
+    recipe["adjusted"] = [
+        {key: value for key, value in step.items() if key != "of"}
+        for step in meta.get("adjusted", [])
+    ]
+    return recipe
+
+
+def _role(prediction: PredictionFile) -> str | None:
+    """The worst role of its photos; None where a score on them would say nothing."""
+    roles: set[str] = set(prediction.photos["role"])
+    if not len(prediction) or (prediction.labels < 0).any() or not roles <= set(ROLES):
+        return None
+    return max(roles, key=ROLES.index)
+
+
+def _score(source: PredictionFile, role: str, spec: Competition) -> Estimate:
+    labels, guesses = source.labels, guess(source, spec.n_scored)
+    over = "photos" if role == "unseen" else "species"
+    interval: Interval | None
+    if spec.metric == "macro F1":
+        over, interval = "species", macro_f1(guesses[:, 0], labels)
+    else:
+        errors = ~hits_at(guesses, labels, spec.n_scored)
+        mean_interval = photo_interval if over == "photos" else bootstrap_interval
+        interval = mean_interval(errors, labels)
+    assert interval is not None
+    cut = interval.within(0, 1)
+    return Estimate(
+        metric=spec.metric_name,
+        value=cut.value,
+        low=cut.low,
+        high=cut.high,
+        prediction=str(source.path),
+        photos=len(source),
+        role=role,
+        mean_over=over,
+        species_without_photo=source.n_classes - len(np.unique(labels)),
+    )

@@ -1,0 +1,85 @@
+"""What a submission was made of: predictions and their hashes, config, commit."""
+
+import hashlib
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from inat.competitions import Competition
+from inat.files import sha256
+from inat.prediction_file import PredictionFile
+from inat.priors import is_uniform
+from inat.run_folder import versions
+from inat.submission.estimate import Estimate
+
+MADE_BY = ("run", "checkpoint", "checkpoint_sha256", "weights", "weights_source", "views",
+           "adjusted", "chosen", "config_digest", "versions", "how", "fit")  # fmt: skip
+
+
+def provenance(
+    submission: Path, prediction: PredictionFile, spec: Competition, expected: Estimate | str
+) -> dict[str, Any]:
+    """What the manifest says of a submission that was written.
+
+    Args:
+        submission: the file.
+        prediction: what it was made of.
+        spec: the competition.
+        expected: the estimate of its score, or why there is none.
+    """
+    made_of = {
+        "path": str(prediction.path),
+        "files": _hashes(prediction.path),
+        "logits_prior": _prior(prediction),
+        **{key: prediction.meta[key] for key in MADE_BY if key in prediction.meta},
+    }
+    return {
+        "competition": spec.slug,
+        "metric": spec.metric_name,
+        "file": submission.name,
+        "sha256": sha256(submission),
+        "rows": len(prediction),
+        "prediction": made_of,
+        "members": [_member(facts) for facts in prediction.meta.get("members", [])],
+        "estimate": _told(expected),
+        "versions": versions(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _told(expected: Estimate | str) -> dict[str, Any]:
+    if isinstance(expected, str):
+        return {"value": None, "line": f"no estimate of the score: {expected}"}
+    return {**asdict(expected), "line": expected.line()}
+
+
+def _member(facts: dict[str, Any]) -> dict[str, Any]:
+    """A member as the ensemble knows it: prediction, weight, run ..., and its files if they are
+    there still."""
+    folder = Path(facts["prediction"])
+    return {**facts, "files": _hashes(folder) if folder.is_dir() else None}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a prediction; an evaluation in it is none of them."""
+    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _prior(prediction: PredictionFile) -> dict[str, Any]:
+    prior = prediction.logits_prior
+    if prior is None:
+        return {"kind": "unknown"}
+    kind = "uniform" if is_uniform(prior) else "not uniform"
+    return {"kind": kind, "sha256": hashlib.sha256(prior.tobytes()).hexdigest()}
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory, with -dirty behind it where files were changed; None
+    outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,82 @@
+"""Trains a run a fold, so that every photo is held out by one of them."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from inat.config import Config
+from inat.errors import InputError
+from inat.fold_runs import FoldRuns, fold_path, holds_folds
+from inat.prediction.folds import predict_out_of_fold
+from inat.progress import say
+from inat.training.loop import dry_run, resolved, train
+from inat.training.plan import make_plan
+
+
+def train_folds(
+    config: Path | str | Config,
+    folds: int,
+    run: Path | str | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> FoldRuns:
+    """Trains RUN/fold_1 ... RUN/fold_K and predicts each photo by the run that had held it out.
+
+    A fold that is trained already is not trained again.
+
+    Args:
+        config: a YAML file of `configs/`, or a Config; its data.holdout gives way to the folds.
+        folds: how many.
+        run: the folder of the runs and of predictions/oof; None: runs/ and the config file's
+            name.
+        overrides: dotted fields laid over the config, {"optim.lr_per_256": 1e-3}.
+        resume: go on from the last whole epoch of a fold of the same config.
+        overwrite: throw away what the folder holds.
+
+    Raises:
+        InputError: anything wrong with config or data; a folder that is in use.
+        WorldError: the loss is not finite, or a photo cannot be read.
+    """
+    config, path = resolved(config, run, overrides)
+    if resume and overwrite:
+        raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
+    _refuse_place(path)
+    configs = [fold_config(config, fold, folds) for fold in range(1, folds + 1)]
+    # Before the first is trained: a fold that cannot be would be found out days later.
+    for each in configs:
+        make_plan(each)
+    if overwrite and holds_folds(path):
+        dry_run(configs[0])  # what is wrong must not cost the old runs
+        shutil.rmtree(path)
+    runs = []
+    for fold, each in enumerate(configs, start=1):
+        say(f"fold       {fold} of {folds}")
+        runs.append(train(each, fold_path(path, fold), resume=resume))
+    predict_out_of_fold(path)
+    return FoldRuns(path, tuple(runs))
+
+
+def fold_config(config: Config, fold: int, folds: int) -> Config:
+    """The config of the run that holds out a fold, counted from 1.
+
+    Raises:
+        InputError: fewer than two folds, or the config leaves nothing to be held out.
+    """
+    if folds < 2:
+        raise InputError(f"--folds {folds}: each fold is trained on the others; give 2 or more")
+    if config.data.train_on != "train":
+        raise InputError(
+            f"--folds {folds}: data.train_on {config.data.train_on} is for the final fit and folds "
+            "are cut out of train; set data.train_on train"
+        )
+    return replace(config, data=replace(config.data, holdout=f"fold:{fold}/{folds}"))
+
+
+def _refuse_place(path: Path) -> None:
+    if holds_folds(path) or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    raise InputError(f"{path}: the folder is not empty and holds no fold runs; give another --run")

@@ -1,0 +1,337 @@
+"""The manifest beside a submission: hashes, what it was made of, the score to expect."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from predictions import make_prediction
+from sklearn.metrics import f1_score
+
+from inat import submission
+from inat.cli import main
+from inat.competitions import find_competition
+from inat.errors import InputError
+from inat.files import read_json
+from inat.metrics import Interval, bootstrap_interval
+from inat.prediction_file import PredictionFile
+from inat.run_folder import versions
+from inat.submission.estimate import Estimate, estimate
+from inat.submission.manifest import update_manifest
+
+SPEC = find_competition("inaturalist-2018")
+RNG_LOGITS = np.random.default_rng(0).normal(size=(30, 5))
+LABELS = np.random.default_rng(1).integers(5, size=30).tolist()
+
+
+def made(folder: Path, name: str, **options: Any) -> PredictionFile:
+    """A prediction of one run: the same checkpoint and views, whatever the split."""
+    options = {"checkpoint_sha256": "c1", "views": [{"kind": "centre"}], "adjusted": []} | options
+    return make_prediction(folder / name, options.pop("logits", RNG_LOGITS), **options)
+
+
+@pytest.fixture
+def unlabelled(tmp_path: Path) -> PredictionFile:
+    return made(tmp_path, "test")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- what it was made of ----------------------------------------------------------------------
+
+
+def test_the_manifest_says_what_the_submission_was_made_of(
+    tmp_path: Path, unlabelled: PredictionFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no_repository").mkdir()
+    monkeypatch.chdir(tmp_path / "no_repository")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    path = submission.write(unlabelled, tmp_path / "out" / "s.csv")
+    assert submission.manifest_path(path) == tmp_path / "out" / "s.manifest.json"
+    manifest = submission.read_manifest(path)
+    prior = np.array([50, 49, 48, 47, 46]) / 240
+    parts = ("ids.npy", "labels.npy", "logits.npy", "meta.json", "photos.parquet",
+             "species.parquet")  # fmt: skip
+    assert manifest == {
+        "competition": "inaturalist-2018",
+        "metric": "top-3 error",
+        "file": "s.csv",
+        "sha256": sha256(path),
+        "rows": 30,
+        "prediction": {
+            "path": str(unlabelled.path),
+            "files": {name: sha256(unlabelled.path / name) for name in parts},
+            "logits_prior": {
+                "kind": "not uniform",
+                "sha256": hashlib.sha256(prior.tobytes()).hexdigest(),
+            },
+            "run": "runs/a",
+            "checkpoint": "last",
+            "checkpoint_sha256": "c1",
+            "weights": "raw",
+            "views": [{"kind": "centre"}],
+            "adjusted": [],
+            "chosen": {},
+        },
+        "members": [],
+        "estimate": {
+            "value": None,
+            "line": "no estimate of the score: no labelled prediction of the same making lies "
+            f"beside {unlabelled.path}; predict val or holdout in the same way, or name one by "
+            "--estimate-on",
+        },
+        "versions": versions(),
+        "git_commit": None,
+    }
+
+
+def test_an_evaluation_in_the_prediction_is_no_part_of_it(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    (unlabelled.path / "evaluation").mkdir()
+    path = submission.write(unlabelled, tmp_path / "s.csv")
+    assert "evaluation" not in submission.read_manifest(path)["prediction"]["files"]
+
+
+@pytest.mark.parametrize(
+    ("prior", "kind"),
+    [(None, "unknown"), ([0.2] * 5, "uniform"), ([0.6, *[0.1] * 4], "not uniform")],
+)
+def test_the_prior_is_named(tmp_path: Path, prior: list[float] | None, kind: str) -> None:
+    prediction = made(tmp_path, "p", logits_prior=prior)
+    path = submission.write(prediction, tmp_path / "s.csv")
+    assert submission.read_manifest(path)["prediction"]["logits_prior"]["kind"] == kind
+
+
+def test_members_are_those_that_the_prediction_names_with_the_hashes_of_what_is_there(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    members: list[dict[str, Any]] = [
+        {"prediction": str(unlabelled.path), "weight": 0.25, "temperature": 1.5, "run": "a"},
+        {"prediction": str(tmp_path / "gone"), "weight": 0.75, "temperature": 1.0, "run": "b"},
+    ]
+    ensemble = made(tmp_path, "p", members=members, how="mean_logprob")
+    manifest = submission.read_manifest(submission.write(ensemble, tmp_path / "s.csv"))
+    files = {path.name: sha256(path) for path in unlabelled.path.iterdir()}
+    assert manifest["members"] == [{**members[0], "files": files}, {**members[1], "files": None}]
+    assert manifest["prediction"]["how"] == "mean_logprob"
+
+
+def test_the_commit_is_the_working_directory_s_and_says_if_files_were_changed(
+    tmp_path: Path, unlabelled: PredictionFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    monkeypatch.chdir(repository)
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *who, *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    git("init", "--quiet")
+    Path("config.yaml").write_text("epochs: 1\n")
+    git("add", "config.yaml")
+    git("commit", "--quiet", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    path = submission.write(unlabelled, tmp_path / "s.csv")
+    assert submission.read_manifest(path)["git_commit"] == commit
+    Path("config.yaml").write_text("epochs: 2\n")
+    submission.write(unlabelled, tmp_path / "s.csv")
+    assert submission.read_manifest(path)["git_commit"] == f"{commit}-dirty"
+
+
+def test_writing_again_renews_the_entries_and_keeps_those_of_others(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    path = submission.write(unlabelled, tmp_path / "s.csv")
+    update_manifest(path, uploads=[{"ref": 3}])
+    submission.write(unlabelled, path, competition="inaturalist-2019-fgvc6")
+    manifest = submission.read_manifest(path)
+    assert manifest["uploads"] == [{"ref": 3}]
+    assert manifest["competition"] == "inaturalist-2019-fgvc6"
+    assert manifest["sha256"] == sha256(path)
+
+
+def test_the_command_prints_the_estimate(
+    tmp_path: Path, unlabelled: PredictionFile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    val = made(tmp_path, "val", labels=LABELS, split="val")
+    out = tmp_path / "s.csv.gz"
+    assert main(["submission", "write", str(unlabelled.path), "--out", str(out)]) == 0
+    line = read_json(tmp_path / "s.manifest.json")["estimate"]["line"]
+    assert capsys.readouterr().out == f"wrote {out}\n{line}\n"
+    assert f"on the 30 unseen photos of {val.path}" in line
+
+
+# --- the score to expect ----------------------------------------------------------------------
+
+
+def wrong_at(prediction: PredictionFile, k: int) -> list[int]:
+    """1 for each photo whose species is not among the first k guesses."""
+    errors = []
+    for row, label in zip(prediction.logits.tolist(), prediction.labels.tolist(), strict=True):
+        guesses = sorted(range(len(row)), key=lambda c: (-row[c], c))[:k]
+        errors.append(0 if label in guesses else 1)
+    return errors
+
+
+def estimated(prediction: PredictionFile, **options: Any) -> Estimate:
+    found = estimate(prediction, SPEC, **options)
+    assert isinstance(found, Estimate)
+    return found
+
+
+def test_on_unseen_photos_the_estimate_is_their_mean_error(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    val = made(tmp_path, "val", labels=LABELS, split="val")
+    found = estimated(unlabelled)
+    errors = wrong_at(val, 3)
+    assert found.value == pytest.approx(sum(errors) / 30)
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low < found.value < found.high <= 1
+    assert (found.metric, found.photos, found.role, found.mean_over) == (
+        "top-3 error", 30, "unseen", "photos",
+    )  # fmt: skip
+    assert found.prediction == str(val.path)
+    assert found.species_without_photo == 0
+    assert found.line() == (
+        f"expected top-3 error: {found.value:.4f} (95 % interval {found.low:.4f} to "
+        f"{found.high:.4f}), mean over photos, on the 30 unseen photos of {val.path}"
+    )
+
+
+def test_on_photos_held_out_of_train_it_is_the_mean_over_species(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    labels = [0] * 20 + [1] * 6 + [2] * 4
+    held = made(tmp_path, "holdout", labels=labels, split="holdout", role="held out")
+    found = estimated(unlabelled)
+    errors = wrong_at(held, 3)
+    by_species = [np.mean(errors[:20]), np.mean(errors[20:26]), np.mean(errors[26:])]
+    expected = bootstrap_interval(np.array(errors, float), np.array(labels))
+    assert found.value == pytest.approx(np.mean(by_species))
+    assert expected is not None
+    assert (found.low, found.high) == (max(0, expected.low or 0), expected.high)
+    assert found.mean_over == "species"
+    assert found.line().endswith(
+        f"on the 30 held out photos of {held.path}; 2 species have none there"
+    )
+
+
+def test_a_choice_made_on_the_photos_is_told(tmp_path: Path, unlabelled: PredictionFile) -> None:
+    roles = ["held out"] * 29 + ["chosen on"]
+    made(tmp_path, "holdout", labels=LABELS, split="holdout", role=roles)
+    found = estimated(unlabelled)
+    assert found.role == "chosen on"
+    assert found.line().endswith("holdout; chosen on them, it flatters")
+
+
+def test_unseen_photos_come_before_held_out_ones_and_many_before_few(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    few = slice(0, 10)
+    made(tmp_path, "a", labels=LABELS, split="holdout", role="chosen on")
+    assert estimated(unlabelled).prediction == str(tmp_path / "a")
+    made(tmp_path, "b", logits=RNG_LOGITS[few], labels=LABELS[few], role="held out")
+    assert estimated(unlabelled).prediction == str(tmp_path / "b")
+    made(tmp_path, "c", labels=LABELS, split="holdout", role="held out")
+    assert estimated(unlabelled).prediction == str(tmp_path / "c")
+    made(tmp_path, "d", logits=RNG_LOGITS[few], labels=LABELS[few], split="val")
+    assert estimated(unlabelled).prediction == str(tmp_path / "d")
+
+
+def test_a_prediction_with_labels_is_its_own_estimate(tmp_path: Path) -> None:
+    labelled = made(tmp_path, "test", labels=LABELS)
+    assert estimated(labelled).prediction == str(labelled.path)
+    assert estimated(labelled).value == pytest.approx(np.mean(wrong_at(labelled, 3)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"checkpoint_sha256": "c2"},
+        {"views": [{"kind": "flip"}]},
+        {"adjusted": [{"of": "x", "tau": 1.0}]},
+        {"logits_prior": [0.2] * 5},
+        {"role": ["unseen"] * 29 + ["trained on"]},
+        {"labels": [-1, *LABELS[1:]]},
+        {"category_ids": [2, 10, 28, 56, 95]},
+        {"logits": np.delete(RNG_LOGITS, 4, axis=1), "labels": [0] * 30},
+    ],
+    ids=str,
+)
+def test_no_estimate_comes_from_what_was_made_otherwise_or_says_nothing(
+    tmp_path: Path, unlabelled: PredictionFile, options: dict[str, Any]
+) -> None:
+    made(tmp_path, "val", **{"labels": LABELS, "split": "val"} | options)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "meta.json").write_text("{")
+    assert isinstance(estimate(unlabelled, SPEC), str)
+
+
+def test_adjusted_predictions_are_alike_whatever_file_each_was_made_of(tmp_path: Path) -> None:
+    test = made(tmp_path, "test-adjusted", adjusted=[{"of": "runs/test", "tau": 1.0}])
+    val = made(tmp_path, "val-adjusted", labels=LABELS, adjusted=[{"of": "runs/val", "tau": 1.0}])
+    assert estimated(test).prediction == str(val.path)
+
+
+def test_ensembles_are_alike_whose_members_were_made_and_weighed_alike(tmp_path: Path) -> None:
+    def members(split: str, weight: float) -> list[dict[str, Any]]:
+        return [
+            {"prediction": f"runs/{run}/{split}", "split": split, "weight": w, "run": run}
+            for run, w in (("a", weight), ("b", 1 - weight))
+        ]
+
+    test = made(tmp_path, "test", members=members("test", 0.5), fit={"photos": 3})
+    made(tmp_path, "val-1", labels=LABELS, members=members("val", 0.25))
+    assert isinstance(estimate(test, SPEC), str)
+    made(tmp_path, "val-2", labels=LABELS, members=members("val", 0.5))
+    assert estimated(test).prediction == str(tmp_path / "val-2")
+
+
+def test_the_prediction_to_estimate_on_can_be_named(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    oof = made(tmp_path / "folds", "oof", labels=LABELS, role="held out", checkpoint_sha256="c9")
+    path = submission.write(unlabelled, tmp_path / "s.csv", estimate_on=oof.path)
+    assert submission.read_manifest(path)["estimate"]["prediction"] == str(oof.path)
+    with pytest.raises(InputError) as caught:
+        estimate(unlabelled, SPEC, unlabelled)
+    assert str(caught.value) == (
+        f"--estimate-on {unlabelled.path}: its photos have no labels, or were trained on; "
+        "predict val or holdout"
+    )
+    other = made(tmp_path, "other", labels=LABELS, category_ids=[1, 2, 3, 4, 5])
+    with pytest.raises(InputError) as caught:
+        submission.write(unlabelled, tmp_path / "t.csv", estimate_on=other)
+    assert str(caught.value) == (
+        f"--estimate-on {other.path}: its species are not {unlabelled.path}'s"
+    )
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_macro_f1_is_estimated_by_scikit_learn_s_value(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    val = made(tmp_path, "val", labels=LABELS, split="val")
+    found = estimate(unlabelled, find_competition("herbarium-2021-fgvc8"))
+    assert isinstance(found, Estimate)
+    guesses = val.logits.argmax(axis=1)
+    assert found.metric == "macro F1"
+    assert found.value == pytest.approx(f1_score(LABELS, guesses, average="macro"))
+
+
+def test_one_photo_a_species_tells_no_spread() -> None:
+    found = Estimate("top-3 error", 0.25, None, None, "p", 4, "unseen", "photos", 0)
+    assert (
+        found.line()
+        == "expected top-3 error: 0.2500, mean over photos, on the 4 unseen photos of p"
+    )
+    assert Interval(0.25, None, None).within(0, 1).low is None
