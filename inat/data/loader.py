@@ -1,8 +1,8 @@
 """Batches of photos, the same for any number of workers and after any resume."""
 
 import math
+import os
 import re
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -324,16 +324,17 @@ class Loader:
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=True,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_own_group,
             # The base seed that DataLoader draws would otherwise move torch's global generator.
             generator=torch.Generator().manual_seed(0),
         )
 
 
-def _leave_signals(_: int) -> None:
-    """Ctrl-C and schedulers signal the workers too: the training, which they read for, decides."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _own_group(_: int) -> None:
+    """Ctrl-C and signals to the process group do not reach the workers: the training, which they
+    read for, decides. To ignore them would not do: the interpreter ends workers by SIGTERM, and
+    waits for them."""
+    os.setpgid(0, 0)
 
 
 @contextmanager
