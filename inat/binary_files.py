@@ -79,7 +79,8 @@ def read_table(path: Path, remedy: str, columns: Mapping[str, str]) -> pd.DataFr
         if table.column_names.count(name) != 1:
             raise InputError(f"{path}: has no column {name}; {remedy}")
         column = table[name]
-        if column.type not in TYPES[kind] or column.null_count:
+        # A column of no rows may have been written without a type.
+        if len(column) and (column.type not in TYPES[kind] or column.null_count):
             raise InputError(f"{path}: column {name} does not hold {kind}; {remedy}")
     return frame
 

@@ -117,6 +117,8 @@ runtime:
   channels_last: false
   gradient_checkpointing: true
   log_every: 1
+  checkpoint_minutes: 2
+  checkpoint_steps: 7
 stages:
 - epochs: 6
   new_head: true
@@ -611,6 +613,8 @@ IGNORED_BY_THE_DIGEST = {
     "data.bad_photo_limit": 0.5,
     "data.band_edges": (10, 50),
     "runtime.log_every": 1,
+    "runtime.checkpoint_minutes": 2.0,
+    "runtime.checkpoint_steps": 7,
 }
 
 

@@ -357,10 +357,12 @@ def test_logits_that_are_not_finite_are_refused_with_the_photo(
 
 
 def test_a_prediction_without_photos_is_refused(tmp_path: Path) -> None:
-    prediction = make_prediction(tmp_path / "p", np.zeros((0, 3)))
     with pytest.raises(InputError) as caught:
-        evaluate(prediction)
-    assert str(caught.value) == f"{tmp_path / 'p'}: holds no photo; predict a split that has some"
+        make_prediction(tmp_path / "p", np.zeros((0, 3)))
+    assert str(caught.value) == (
+        f"{tmp_path / 'p'}: it has no photo, or a label that is none of its 3 species; "
+        "predict again"
+    )
 
 
 def test_names_are_kept_to_the_letter_in_both_files(tmp_path: Path) -> None:

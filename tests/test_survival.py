@@ -345,13 +345,6 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before_whole_and_says_so(
     (small_disk / "ballast").unlink()
     trained(world, run, resume=True)
     assert digests(run) == digests(whole.path)
-    fill_up(small_disk / "ballast")
-    with pytest.raises(WorldError) as told:
-        inat.predict(run, "train")
-    assert str(told.value) == (
-        f"{run / 'predictions' / 'train'}: the disk is full; the parts made so far are whole: make "
-        "room and run the same command again"
-    )
 
 
 def test_a_read_only_disk_is_named(world: Path, tmp_path: Path, small_disk: Path) -> None:
@@ -392,7 +385,7 @@ def test_a_worker_that_was_killed_is_told_with_signal_cause_and_remedy(world: Pa
     )
 
 
-def test_workers_leave_interrupts_to_the_training(world: Path) -> None:
+def test_signals_to_the_group_of_the_training_do_not_reach_its_workers(world: Path) -> None:
     loader = build_loader(
         load_split(world), image_size=32, training=True, batch_size=2, workers=1,
         worker_kind="processes",
@@ -400,8 +393,8 @@ def test_workers_leave_interrupts_to_the_training(world: Path) -> None:
     n_batches = 0
     for _ in loader:
         for child in torch.multiprocessing.active_children():
-            os.kill(child.pid or 0, signal.SIGINT)
-            os.kill(child.pid or 0, signal.SIGTERM)
+            assert child.pid is not None
+            assert os.getpgid(child.pid) == child.pid != os.getpgrp()
         n_batches += 1
     assert n_batches == len(loader)
 

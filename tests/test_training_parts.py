@@ -21,7 +21,7 @@ from inat.errors import InputError
 from inat.models.backbone import Backbone, build_backbone
 from inat.models.device import autocast, freed_memory_kept, pick_device, resolve_precision
 from inat.progress import progress_bar
-from inat.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
+from inat.training.checkpoint import LoopState, load_checkpoint, read_state, save_checkpoint
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.tracking import MetricsLog
 from inat.training.validation import Validation
@@ -340,8 +340,6 @@ def other_shape(folder: Path) -> None:
         lambda folder: (folder / "optimizer.safetensors").write_bytes(b""),
         lambda folder: (folder / "optimizer.json").write_text("{}"),
         lambda folder: (folder / "optimizer.json").write_text("[]"),
-        lambda folder: (folder / "state.json").write_text('{"epoch": 1, "place": 2}'),
-        lambda folder: (folder / "state.json").write_text("[1]"),
     ],
 )
 def test_a_damaged_checkpoint_gives_one_clear_line(
@@ -357,6 +355,18 @@ def test_a_damaged_checkpoint_gives_one_clear_line(
     assert text.startswith(f"{folder}: no whole checkpoint (")
     assert text.endswith("); train with --overwrite")
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("text", ['{"epoch": 1, "place": 2}', "[1]", '{"epoch": 1}'])
+def test_a_state_of_other_fields_is_refused(tmp_path: Path, text: str) -> None:
+    save_tiny(tmp_path / "last")
+    path = tmp_path / "last" / "state.json"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_state(tmp_path / "last")
+    assert str(caught.value) == (
+        f"{path}: no state of a training (its fields are not those of this version); train anew"
+    )
 
 
 @pytest.mark.parametrize("name", ["state.json", "optimizer.json"])

@@ -4,7 +4,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,13 @@ def read_state(folder: Path) -> LoopState:
         InputError: state.json is missing or says something else.
     """
     path = folder / "state.json"
+    told = read_json(path)
+    if not isinstance(told, dict) or told.keys() != {each.name for each in fields(LoopState)}:
+        raise InputError(
+            f"{path}: no state of a training (its fields are not those of this version); train anew"
+        )
     try:
-        return msgspec.convert(read_json(path), LoopState)
+        return msgspec.convert(told, LoopState)
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: no state of a training ({error}); train anew") from None
 
