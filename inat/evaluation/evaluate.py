@@ -171,8 +171,6 @@ def evaluate(
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
     edges = _edges(prediction, bands, band_edges)
-    if not len(prediction):
-        raise InputError(f"{prediction.path}: holds no photo; predict a split that has some")
     labels = _labels(prediction, solution)
     notes = _refuse_seen_photos(prediction, chosen_here=chosen_here)
     outcomes = look_at(prediction, labels)
