@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_INDEX ?=
 
-.PHONY: demo test check bench notebooks clean
+.PHONY: demo test check fuzz bench notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/inat demo
@@ -18,6 +18,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_floors.py
+
+# Damaged files of every kind, 10,000 of each where `make test` has 200; takes about an hour.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long -n logical
 
 # Speed against the named peers, in one run; takes some 15 minutes.
 bench: $(VENV)/.dev

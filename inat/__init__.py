@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from inat.errors import FaultsFound, InatError, InputError, WorldError
     from inat.evaluation.compare import Comparison, compare
     from inat.evaluation.evaluate import Evaluation, evaluate
+    from inat.evaluation.report import write_report
     from inat.fold_runs import FoldRuns, open_folds
     from inat.prediction.folds import predict_folds, predict_out_of_fold
     from inat.prediction.predict import predict, predict_photos
@@ -60,6 +61,7 @@ __all__ = [
     "train",
     "train_folds",
     "train_stage_two",
+    "write_report",
 ]
 
 _find = lazy_names(
@@ -98,6 +100,7 @@ _find = lazy_names(
         "train": "inat.training.loop",
         "train_folds": "inat.training.folds",
         "train_stage_two": "inat.stage_two.train",
+        "write_report": "inat.evaluation.report",
     },
 )
 

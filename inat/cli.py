@@ -312,7 +312,7 @@ def train(
         Train so many runs, RUN/fold_1 and on, each with data.holdout another fold, and predict
         every photo by the run that had held it out into RUN/predictions/oof. Unset: one run.
     resume
-        Go on from the last whole epoch.
+        Go on from the last whole checkpoint.
     overwrite
         Throw away the run that is there.
     dry_run
@@ -721,10 +721,11 @@ def evaluate(
     band_edges: tuple[int, int] | None = None,
     chosen_here: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
+    report: Path | None = None,
 ) -> None:
     """Print accuracy, top-3 error and shot bands of predictions, and save every measure.
 
-    From Python: inat.evaluate.
+    From Python: inat.evaluate, and inat.write_report for the page.
 
     Parameters
     ----------
@@ -743,6 +744,9 @@ def evaluate(
         Evaluate even on photos on which something was chosen.
     out
         Folder for metrics.json and per_class.csv; unset: evaluation/ in each prediction.
+    report
+        An HTML file that shows the predictions side by side with charts and photos, for any
+        browser, without a network; unset: none.
     """
     from inat.evaluation.evaluate import evaluate as score_prediction
     from inat.evaluation.table import evaluation_table, further_figures, print_table
@@ -764,6 +768,10 @@ def evaluate(
         for note in result.notes:
             print(f"note: {result.prediction}: {note}")
         print(f"saved {folder / 'metrics.json'}, {folder / 'per_class.csv'}")
+    if report is not None:
+        from inat.evaluation.report import write_report
+
+        print(f"saved {write_report(results, report)}")
 
 
 @app.command

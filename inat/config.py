@@ -24,7 +24,7 @@ from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.competitions import COMPETITIONS
 from inat.errors import InputError, unknown_name
 
-LARGEST_FILE = 1_000_000
+LARGEST_FILE = 100_000
 DEEPEST_LEVEL = 20
 
 CheckpointName = Literal["last", "best"]
@@ -34,6 +34,20 @@ ViewMean = Literal["logprob", "prob"]
 EnsembleRule = Literal["mean_logprob", "mean_prob", "rank"]
 WeightSearch = Literal["greedy", "convex"]
 SoupRecipe = Literal["uniform", "greedy"]
+
+MAY_DIFFER = (
+    "data.root",
+    "data.workers",
+    "data.worker_kind",
+    "data.on_bad_photo",
+    "data.bad_photo_limit",
+    "data.keep_photos",
+    "data.band_edges",
+    "runtime.log_every",
+    "runtime.checkpoint_minutes",
+    "runtime.checkpoint_steps",
+)
+"""Fields that do not change the weights that a training ends with: a resume may change them."""
 
 HOLDOUT_FORMS = "none, a share between 0 and 1 (0.2), or fold:i/K with 1 <= i <= K (fold:1/5)"
 
@@ -481,8 +495,18 @@ class RuntimeConfig:
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
 
+    checkpoint_minutes: float = 10.0
+    """Minutes of training between two checkpoints within an epoch; each epoch ends with one
+    anyway."""
+
+    checkpoint_steps: int | None = None
+    """Steps between two checkpoints within an epoch, besides those by time. Unset: by time
+    alone."""
+
     def __post_init__(self) -> None:
         _at_least("runtime.log_every", self.log_every, 1)
+        _above("runtime.checkpoint_minutes", self.checkpoint_minutes)
+        _at_least("runtime.checkpoint_steps", self.checkpoint_steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,6 +538,7 @@ class Config:
     anew."""
 
     def __post_init__(self) -> None:
+        _refuse_huge(self)
         _at_least("epochs", self.epochs, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("seed", self.seed, 0)
@@ -589,14 +614,11 @@ class Config:
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with every field that changes the result.
 
-        Left out are where the data lies, who reads it and how often, what a bad photo does and
-        how often a line is logged: a resume may change them.
+        Left out are those of `MAY_DIFFER`: a resume may change them.
         """
         plain = self.to_dict()
-        for name in ("root", "workers", "worker_kind", "on_bad_photo", "bad_photo_limit"):
-            del plain["data"][name]
-        del plain["data"]["keep_photos"], plain["data"]["band_edges"]
-        del plain["runtime"]["log_every"]
+        for section, _, name in (dotted.partition(".") for dotted in MAY_DIFFER):
+            del plain[section][name]
         return hashlib.sha256(orjson.dumps(plain)).hexdigest()[:12]
 
 
@@ -760,19 +782,28 @@ def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset, without duplicate keys, aliases or bottomless nesting."""
+    """YAML's safe subset, without duplicate keys, aliases, tags or bottomless nesting."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
+        if (tag := self.peek_event().tag) is not None:  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError(f"tags ({tag}) are not allowed; write the plain value")
         self.depth += 1
         if self.depth > DEEPEST_LEVEL:
             raise yaml.YAMLError(f"nested deeper than {DEEPEST_LEVEL} levels")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        if isinstance(value, int) and abs(value) >= 2**63:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"the number in line {line} has more than 64 bits")
+        return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
@@ -847,6 +878,17 @@ def _type_name(hint: Any) -> str:
 def _at_least(name: str, value: float | None, least: float) -> None:
     if value is not None and not value >= least:
         raise InputError(f"{name}: {value} is less than {least:g}; give {least:g} or more")
+
+
+def _refuse_huge(section: Any, prefix: str = "") -> None:
+    """No file that a run leaves could hold a whole number of more than 64 bits."""
+    for given in dataclasses.fields(section):
+        value = getattr(section, given.name)
+        if dataclasses.is_dataclass(value):
+            _refuse_huge(value, f"{given.name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) >= 2**63:
+                raise InputError(f"{prefix}{given.name} takes a number of at most 64 bits")
 
 
 def _above(name: str, value: float | None) -> None:

@@ -1,10 +1,13 @@
 """Whole files or none: atomic writes, JSON in and out, checksums."""
 
+import ctypes
+import errno
 import glob
 import hashlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,12 @@ from typing import Any
 import orjson
 
 from inat.errors import InputError, WorldError
+
+CHECKSUMS = "checksums.json"
+RENAME_EXCHANGE = 2  # renameat2's flag, and that of macOS' renamex_np
+AT_FDCWD = -100
+FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -35,35 +44,83 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path`; on leaving without an error it takes `path`'s place."""
+def atomic_folder(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
+    """Gives an empty folder beside `path`; on leaving without an error it takes `path`'s place.
+
+    At every moment there is a whole folder at `path`, a kill included: the two change places in
+    one step, where the file system can do that.
+
+    Args:
+        path: the folder to be.
+        keep: where the folder goes that was at `path`; the one that was there goes away. None:
+            that at `path` goes away.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    partial = path.with_name(f".partial-{token}-{path.name}")
-    old = path.with_name(f".old-{token}-{path.name}")
+    _put_back(path)
+    partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     partial.mkdir()
     try:
         yield partial
         for written in partial.rglob("*"):
             if written.is_file():
                 _flush(written)
-        if path.exists():
-            path.replace(old)
-        partial.replace(path)
-    except BaseException:
+        _put(partial, path)
+        if keep is not None and partial.exists():
+            _put(partial, keep)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.replace(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:
     """Removes what writers of the folder `path` that were killed left beside it; for those who
     know that nobody else writes it now."""
+    _put_back(path)
     for kind in ("partial", "old"):
-        for left in path.parent.glob(f".{kind}-????????-{glob.escape(path.name)}"):
+        for left in _left_beside(path, kind):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _left_beside(path: Path, kind: str) -> list[Path]:
+    return sorted(path.parent.glob(f".{kind}-????????-{glob.escape(path.name)}"))
+
+
+def _put(folder: Path, path: Path) -> None:
+    """Moves a folder to `path`; what was there is then where the folder was."""
+    if not path.exists():
+        folder.replace(path)
+    elif not _exchange(folder, path):
+        old = path.with_name(f".old-{secrets.token_hex(4)}-{path.name}")
+        path.replace(old)
+        try:
+            folder.replace(path)
+        except BaseException:
+            old.replace(path)
+            raise
+        old.replace(folder)
+
+
+def _put_back(path: Path) -> None:
+    """Ends what a kill between the renames of `_put` has left: a folder moved aside, no other."""
+    if not path.exists():
+        for old in _left_beside(path, "old")[:1]:
+            old.replace(path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Lets two paths change places in one step; False where the system does not offer that."""
+    paths = os.fsencode(one), os.fsencode(other)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            status = library.renamex_np(*paths, ctypes.c_uint(RENAME_EXCHANGE))
+        else:
+            here = ctypes.c_int(AT_FDCWD)
+            flag = ctypes.c_uint(RENAME_EXCHANGE)
+            status = library.renameat2(here, paths[0], here, paths[1], flag)
+    except (OSError, AttributeError, TypeError):  # Windows, an old C library
+        return False
+    # Some network file systems refuse; a real fault shows again in the renames that follow.
+    return bool(status == 0)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -95,10 +152,39 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+def leads_out(path: Path | str, top: Path | str) -> bool:
+    """Whether `path`, all links followed, lies outside `top`, which may itself be a link."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(top))
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256 as 64 hexadecimal digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes the SHA-256 of each file of a folder into its checksums.json."""
+    found = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    write_json(folder / CHECKSUMS, found)
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """The files of a folder that are missing or not what its checksums.json says; that file itself
+    where it is no list of checksums, none where it has no such file."""
+    if not (folder / CHECKSUMS).exists():
+        return []
+    try:
+        expected = read_json(folder / CHECKSUMS)
+    except InputError:
+        return [CHECKSUMS]
+    if not isinstance(expected, dict):
+        return [CHECKSUMS]
+    return [
+        name
+        for name, digest in expected.items()
+        if not (folder / name).is_file() or sha256(folder / name) != digest
+    ]
 
 
 def md5(path: Path, advance: Callable[[int], object]) -> str:
@@ -143,6 +229,42 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def disk_remedies(place: Path | str, kept: str) -> Iterator[None]:
+    """Says what helps where a disk is full or may not be written to.
+
+    Args:
+        place: what is being written.
+        kept: what holds of the rest, for a full disk: "the checkpoint before is whole; ...".
+
+    Raises:
+        WorldError: in place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise WorldError(f"{place}: the disk is full; {kept}") from None
+        if error.errno in READ_ONLY:
+            raise WorldError(
+                f"{error.filename or place}: {error.strerror}; make it writable, or give another "
+                "place"
+            ) from None
+        raise
+
+
+def reserve(path: Path) -> None:
+    """Gives a file with holes its room on the disk, where the system can: writing into a mapped
+    hole ends the process with SIGBUS where the disk turns out to be full.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _flush(path: Path) -> None:

@@ -5,6 +5,7 @@ that was asked for), `ids.npy`, `labels.npy` (-1 where unknown), `species.parque
 `photos.parquet` and `meta.json`. It is written beside its place and put there by one rename.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +15,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 from jaxtyping import Float, Float64, Int64
 from numpy.lib.format import open_memmap
 
+from inat.binary_files import read_array, read_table
 from inat.errors import InputError
-from inat.files import atomic_folder, read_json, write_json
+from inat.files import atomic_folder, read_json, reserve, write_json
 
 FORMAT = 1
 ROLES = ("unseen", "trained on", "held out", "chosen on")
-META_KEYS = ("competition", "split", "logits_prior", "chosen")
+META_KEYS = {
+    "competition": (str,),
+    "split": (str,),
+    "logits_prior": (list, type(None)),
+    "chosen": (dict,),
+}
+SPECIES = {"category_id": "whole numbers", "name": "texts", "train_count": "whole numbers"}
+PHOTOS = {"id": "whole numbers", "file_name": "texts", "role": "texts"}
+REMEDY = "predict again"
 CHUNK_BYTES = 64_000_000
 LOG_PRESENCE = "log presence"
 """What `logits` in meta.json says of a geo prior's; nothing is said of a classifier's."""
@@ -101,22 +110,29 @@ def read_prediction(path: Path | str) -> PredictionFile:
     meta = read_json(path / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise InputError(f"{path / 'meta.json'}: not of format {FORMAT}; predict again")
-    for key in META_KEYS:
+    for key, kind in META_KEYS.items():
         if key not in meta:
             raise InputError(f"{path / 'meta.json'}: has no field '{key}'; predict again")
-    logits = _read_array(path / "logits.npy", np.float16, np.float32, mmap_mode="r")
-    ids = _read_array(path / "ids.npy", np.int64)
-    labels = _read_array(path / "labels.npy", np.int64)
-    species = _read_table(path / "species.parquet", ("category_id", "name", "train_count"))
-    photos = _read_table(path / "photos.parquet", ("id", "file_name", "role"))
+        if not isinstance(meta[key], kind):
+            raise InputError(f"{path / 'meta.json'}: '{key}' is {meta[key]!r:.40}; predict again")
+    logits = read_array(path / "logits.npy", REMEDY, np.float16, np.float32, ndim=2)
+    ids = np.array(read_array(path / "ids.npy", REMEDY, np.int64, ndim=1))
+    labels = np.array(read_array(path / "labels.npy", REMEDY, np.int64, ndim=1))
+    species = read_table(path / "species.parquet", REMEDY, SPECIES)
+    photos = read_table(path / "photos.parquet", REMEDY, PHOTOS)
     expected = (len(ids), len(species))
     if logits.shape != expected or not len(ids) == len(labels) == len(photos):
         raise InputError(
             f"{path}: its parts disagree: logits {logits.shape}, ids and species "
             f"{expected}, labels {len(labels)}, photos {len(photos)}; predict again"
         )
+    if not logits.size or not ((labels >= -1) & (labels < len(species))).all():
+        raise InputError(
+            f"{path}: it has no photo, or a label that is none of its {len(species)} species; "
+            "predict again"
+        )
     prior = meta["logits_prior"]
-    if prior is not None and (not isinstance(prior, list) or len(prior) != len(species)):
+    if prior is not None and not (len(prior) == len(species) and _are_shares(prior)):
         raise InputError(
             f"{path / 'meta.json'}: 'logits_prior' is no list of {len(species)} numbers, one a "
             "species; predict again"
@@ -144,6 +160,7 @@ def write_prediction(
     with atomic_folder(path) as partial:
         shape = (len(ids), len(species))
         logits = open_memmap(partial / "logits.npy", mode="w+", dtype=dtype, shape=shape)
+        reserve(partial / "logits.npy")
         yield logits
         logits.flush()
         np.save(partial / "ids.npy", ids, allow_pickle=False)
@@ -184,27 +201,5 @@ def refuse_place(
         raise InputError(f"{out}: exists already; give another --out, or --overwrite")
 
 
-def _read_array(path: Path, *dtypes: type, **options: Any) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, allow_pickle=False, **options)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; predict again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path}: no array, or cut off ({error}); predict again") from None
-    if array.dtype not in dtypes:
-        expected = " or ".join(dtype.__name__ for dtype in dtypes)
-        raise InputError(f"{path}: holds {array.dtype}, not {expected}; predict again")
-    return array
-
-
-def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    try:
-        table = pd.read_parquet(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; predict again") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path}: no table, or cut off ({error!s:.80}); predict again") from None
-    for column in columns:
-        if column not in table:
-            raise InputError(f"{path}: has no column {column}; predict again")
-    return table
+def _are_shares(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) and 0 <= value < math.inf for value in values)

@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from inat.binary_files import read_table
 from inat.config import CheckpointName, Config, build, merge, read_yaml
 from inat.errors import InputError
 from inat.files import read_json, write_bytes, write_json
+from inat.prediction_file import SPECIES
 from inat.priors import Prior, count_prior
+
+NUMBERS = ("mean", "std", "category_ids", "draws_prior")
+"""Lists of numbers in model.json; the prior may be null, where it is not known."""
 
 PACKAGES = ("torch", "timm", "numpy", "albumentations", "simplejpeg", "opencv-python-headless")
 
@@ -41,13 +46,12 @@ class Run:
     def model(self) -> dict[str, Any]:
         """What prediction needs besides the weights: backbone, mean, std, category_ids,
         draws_prior, logits_prior, weights_source."""
-        facts: dict[str, Any] = read_json(self.path / "model.json")
-        return facts
+        return _checked_facts(self.path / "model.json")
 
     @cached_property
     def species(self) -> pd.DataFrame:
         """A row a label: category_id, name, lineage, train_count."""
-        return pd.read_parquet(self.path / "species.parquet")
+        return read_table(self.path / "species.parquet", "train again", SPECIES)
 
     @property
     def draws_prior(self) -> Prior:
@@ -74,6 +78,11 @@ class Run:
         return self.path / "checkpoints" / name
 
     @property
+    def checkpoint_before(self) -> Path:
+        """The folder of the checkpoint before the last, for the case that the last is damaged."""
+        return self.path / "checkpoints" / "previous"
+
+    @property
     def metrics_path(self) -> Path:
         """One JSON object a line: training steps and validations."""
         return self.path / "metrics.jsonl"
@@ -81,6 +90,38 @@ class Run:
     def prediction(self, name: str) -> Path:
         """The folder of a prediction file."""
         return self.path / "predictions" / name
+
+
+def _checked_facts(path: Path) -> dict[str, Any]:
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise InputError(f"{path}: no facts of a model (a JSON object); train again")
+    for key in NUMBERS:
+        values = facts.get(key, "")
+        if values is None and key == "draws_prior":
+            continue
+        if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
+            raise InputError(f"{path}: '{key}' is no list of numbers; train again")
+    for key in ("precision", "device", "trained"):
+        if not isinstance(facts.get(key), str):
+            raise InputError(f"{path}: '{key}' is no text; train again")
+    return facts
+
+
+def read_epoch(path: Path, *, begun: bool = False) -> int:
+    """Epochs that were trained, as the state.json of a checkpoint says.
+
+    Args:
+        path: the state.json.
+        begun: count one that is not whole, too.
+
+    Raises:
+        InputError: it does not.
+    """
+    state = read_json(path)
+    if not isinstance(state, dict) or type(state.get("epoch")) is not int:
+        raise InputError(f"{path}: does not say 'epoch'; train again")
+    return int(state["epoch"]) + (begun and bool(state.get("batches")))
 
 
 def open_run(path: Path | str) -> Run:

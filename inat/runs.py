@@ -16,7 +16,7 @@ from inat.bands import BANDS
 from inat.config import parse_stage, read_yaml
 from inat.errors import InputError, unknown_name
 from inat.files import read_json
-from inat.run_folder import Run, is_run
+from inat.run_folder import Run, is_run, read_epoch
 
 DEEPEST_LEVEL = 3
 SETTINGS = ("run", "method", "sampler", "backbone", "epochs", "seed")
@@ -126,9 +126,12 @@ def _settings(run: Run) -> dict[str, Any]:
     # those of another version of the kit.
     path = run.path / "config.yaml"
     config = read_yaml(path)
-    model = run.model if (run.path / "model.json").is_file() else {}
+    facts = run.path / "model.json"
+    model = read_json(facts) if facts.is_file() else {}
+    if not isinstance(model, dict):
+        raise InputError(f"{facts}: no facts of a model (a JSON object); train again")
     state = run.checkpoint("last") / "state.json"
-    done = read_json(state)["epoch"] if state.is_file() else 0
+    done = read_epoch(state) if state.is_file() else 0
     is_trained = not {"stage_two", "soup"} & set(model)
     try:
         return {

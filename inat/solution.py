@@ -27,6 +27,9 @@ def read_solution(path: Path | str) -> pd.DataFrame:
         raise InputError(
             f"{path}: the header is {','.join(table.columns)!r:.60}, it must be id,expected,usage"
         )
+    # Of rows with a cell too many pandas makes the first cell their name.
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(f"{path}: has rows of more than {len(COLUMNS)} cells; remove the rest")
     for column in ("id", "expected"):
         wrong = ~table[column].str.fullmatch(r"-?\d{1,18}")
         if wrong.any():

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+from hypothesis import settings
 
 # Before anything of inat is imported.
 jaxtyping.install_import_hook("inat", "checking.checked")
 
 from worlds import make_world  # noqa: E402
+
+settings.register_profile("long", max_examples=10_000)
 
 
 @pytest.fixture(scope="session")

@@ -316,6 +316,24 @@ def test_a_pickle_with_code_is_refused_and_its_code_is_not_run(
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {1: torch.zeros(2)},
+        {"a": torch.zeros(2, device="meta")},
+        {"a": [torch.zeros(2)]},
+        [torch.zeros(2)],
+    ],
+    ids=["number for a name", "no memory", "list within", "list"],
+)
+def test_a_file_of_anything_but_names_and_weights_is_refused(tmp_path: Path, state: Any) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(state, path)
+    assert error_of(replace(TINY, weights=str(path))) == (
+        f"{path}: holds no state dict (names and tensors)"
+    )
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
 def test_a_weights_file_that_is_cut_off_gives_one_clear_line(

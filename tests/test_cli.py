@@ -92,7 +92,8 @@ def test_train_help_documents_every_field(
             names = [f"{name}.{field.name}" for field in dataclasses.fields(hint)]
         for dotted in names:
             flag = "--" + dotted.replace("_", "-")
-            line = next(line for line in text.splitlines() if f" {flag} " in line)
+            line = next((line for line in text.splitlines() if f" {flag} " in line), "")
+            assert line, f"{flag} is not in\n{text}"
             # Behind the flag and its type stands a sentence, not an empty cell.
             assert len(line.split(flag)[1].strip(" │").split()) > 1, flag
             n_fields += 1

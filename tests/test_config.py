@@ -490,9 +490,11 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
         ("seed: &x 1\nepochs: *x", "aliases (*name) are not allowed"),
         ("seed: " + "[" * 5000, f"nested deeper than {DEEPEST_LEVEL} levels"),
         ("seed: !!python/object/apply:os.system ['true']",
-         "could not determine a constructor for the tag "
-         "'tag:yaml.org,2002:python/object/apply:os.system' in \"<byte string>\", line 1, "
-         "column 7: seed: !!python/object/apply:os.system ... ^"),
+         "tags (tag:yaml.org,2002:python/object/apply:os.system) are not allowed; write the plain "
+         "value"),
+        ("seed: !!int '1'",
+         "tags (tag:yaml.org,2002:int) are not allowed; write the plain value"),
+        ("epochs: 2\nseed: 0x" + "f" * 5000, "the number in line 2 has more than 64 bits"),
         ("optim:\n  <<: {lr_per_256: 1}",
          "could not determine a constructor for the tag 'tag:yaml.org,2002:merge' in "
          '"<byte string>", line 2, column 3: <<: {lr_per_256: 1} ^'),
@@ -518,9 +520,16 @@ def test_yaml_that_is_no_mapping_is_refused(tmp_path: Path, text: str, shown: st
     assert sentence == f"FILE: a config is a list of 'key: value' lines, not {shown}"
 
 
+@pytest.mark.parametrize("text", ["seed: '{n}'", "data: {{band_edges: [1, '{n}']}}"])
+def test_a_number_that_no_run_could_write_down_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match="takes a number of at most 64 bits"):
+        read_config(written(tmp_path, text.format(n=2**63)))
+    read_config(written(tmp_path, text.format(n=2**63 - 1)))
+
+
 def test_a_file_too_large_for_a_config_is_refused(tmp_path: Path) -> None:
     assert fault(tmp_path, "#" * (LARGEST_FILE + 1)) == (
-        "FILE: 1000001 bytes are no config; at most 1000000"
+        "FILE: 100001 bytes are no config; at most 100000"
     )
 
 

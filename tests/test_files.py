@@ -1,18 +1,28 @@
 """Whole files or none."""
 
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from inat.errors import InputError
+from inat import files
+from inat.errors import InputError, WorldError
 from inat.files import (
     atomic_file,
     atomic_folder,
+    damaged_files,
+    disk_remedies,
     read_json,
     remove_leftovers,
+    reserve,
     sha256,
     write_bytes,
+    write_checksums,
     write_json,
 )
 
@@ -71,6 +81,10 @@ def test_a_failed_folder_keeps_the_old_one_and_leaves_no_partial(
     assert names(tmp_path) == ["folder"]
 
 
+def no_exchange(*_: Path) -> bool:
+    return False
+
+
 def test_a_folder_whose_last_rename_fails_leaves_the_old_one_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,10 +99,149 @@ def test_a_folder_whose_last_rename_fails_leaves_the_old_one_in_place(
         return replace(self, other)
 
     monkeypatch.setattr(Path, "replace", failing)
+    monkeypatch.setattr(files, "_exchange", no_exchange)
     with pytest.raises(OSError, match="no"), atomic_folder(target) as partial:
         (partial / "new.txt").write_text("new")
     assert names(target) == ["old.txt"]
     assert names(tmp_path) == ["folder"]
+
+
+def fill(folder: Path, content: str, keep: Path | None = None) -> None:
+    with atomic_folder(folder, keep=keep) as partial:
+        (partial / "is").write_text(content)
+
+
+def held(folder: Path) -> str:
+    return (folder / "is").read_text()
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_the_folder_before_is_kept_and_the_one_before_that_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchange", no_exchange)
+    last, before = tmp_path / "last", tmp_path / "before"
+    for content in "abc":
+        fill(last, content, keep=before)
+    assert (held(last), held(before)) == ("c", "b")
+    assert names(tmp_path) == ["before", "last"]
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing is tidied up after it."""
+
+
+def steps_until_done(monkeypatch: pytest.MonkeyPatch, write: Callable[[], None]) -> Iterator[int]:
+    """Runs `write` again and again, killed before its first, second, ... change to the disk."""
+    changes = {
+        (Path, "replace"): Path.replace,
+        (files, "_exchange"): files._exchange,
+        (shutil, "rmtree"): shutil.rmtree,
+    }
+    for kill in range(20):
+        left = [kill]
+
+        def counted(change: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
+            def changed(*arguments: Any, **options: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return change(*arguments, **options)
+
+            return changed
+
+        with monkeypatch.context() as patch:
+            for (place, name), change in changes.items():
+                patch.setattr(place, name, counted(change))
+            try:
+                write()
+            except Killed:
+                pass
+            else:
+                return
+        yield kill
+    raise AssertionError("never done")
+
+
+def test_a_kill_at_any_moment_of_a_replacement_leaves_a_whole_folder_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, before = tmp_path / "last", tmp_path / "before"
+    for content in "ab":
+        fill(last, content, keep=before)
+    found = []
+    for _ in steps_until_done(monkeypatch, lambda: fill(last, "c", keep=before)):
+        found.append((held(last), held(before)))
+        remove_leftovers(last)
+        assert names(tmp_path) == ["before", "last"]
+        for content in "ab":
+            fill(last, content, keep=before)
+    assert found == [("b", "a"), ("c", "a"), ("c", "b")]
+
+
+def test_where_folders_cannot_change_places_the_next_writer_puts_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_exchange", no_exchange)
+    (tmp_path / ".old-0123abcd-last").mkdir()
+    (tmp_path / ".old-0123abcd-last" / "is").write_text("a")
+    (tmp_path / ".partial-0123abcd-last").mkdir()
+    remove_leftovers(tmp_path / "last")
+    assert held(tmp_path / "last") == "a"
+    assert names(tmp_path) == ["last"]
+    (tmp_path / "last").rename(tmp_path / ".old-0123abcd-last")
+    with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "last"):
+        raise OSError("no")
+    assert held(tmp_path / "last") == "a"
+
+
+def test_checksums_name_what_is_damaged_missing_or_no_list(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text(name)
+    write_checksums(tmp_path)
+    assert damaged_files(tmp_path) == []
+    (tmp_path / "a").write_text("A")
+    (tmp_path / "c").unlink()
+    assert damaged_files(tmp_path) == ["a", "c"]
+    for text in ("{cut", "[]"):
+        (tmp_path / "checksums.json").write_text(text)
+        assert damaged_files(tmp_path) == ["checksums.json"]
+    (tmp_path / "checksums.json").unlink()
+    assert damaged_files(tmp_path) == []  # of a kit that wrote none
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "out: the disk is full; the old one is whole"),
+        (errno.EDQUOT, "out: the disk is full; the old one is whole"),
+        (
+            errno.EROFS,
+            "out/a: Read-only file system; make it writable, or give another place",
+        ),
+        (errno.EACCES, "out/a: Permission denied; make it writable, or give another place"),
+    ],
+)
+def test_a_full_or_read_only_disk_is_told_with_its_remedy(number: int, sentence: str) -> None:
+    with pytest.raises(WorldError) as told, disk_remedies("out", "the old one is whole"):
+        raise OSError(number, os.strerror(number), "out/a")
+    assert str(told.value) == sentence
+
+
+def test_other_errors_of_the_system_stay_what_they_are() -> None:
+    with pytest.raises(FileNotFoundError), disk_remedies("out", ""):
+        raise FileNotFoundError(errno.ENOENT, "no", "a")
+
+
+def test_room_is_reserved_for_a_file_with_holes(tmp_path: Path) -> None:
+    path = tmp_path / "holes"
+    with path.open("wb") as file:
+        file.truncate(2**20)
+    assert path.stat().st_blocks == 0
+    reserve(path)
+    assert path.stat().st_blocks * 512 >= 2**20
+    assert path.read_bytes() == bytes(2**20)
 
 
 def test_a_missing_json_file_is_named(tmp_path: Path) -> None:

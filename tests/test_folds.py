@@ -297,7 +297,7 @@ def test_a_killed_fold_resumes_and_all_ends_as_if_never_killed(
     with pytest.raises(KeyboardInterrupt):
         trained(place, path)
     monkeypatch.undo()
-    assert sorted(child.name for child in path.iterdir()) == ["fold_1", "fold_2"]
+    assert sorted(child.name for child in path.glob("[!.]*")) == ["fold_1", "fold_2"]
     with pytest.raises(InputError) as refused:
         trained(place, path)
     assert str(refused.value) == (
@@ -333,7 +333,7 @@ def test_overwrite_makes_fewer_folds_and_a_mistake_costs_none(place: Path, own: 
     assert files_of(own.path) == before
     made = trained(place, own.path, folds=2, overwrite=True)
     assert len(made.runs) == 2
-    assert sorted(child.name for child in own.path.iterdir()) == [
+    assert sorted(child.name for child in own.path.glob("[!.]*")) == [
         "fold_1", "fold_2", "predictions"
     ]  # fmt: skip
 

@@ -642,6 +642,50 @@ def test_a_manifest_that_is_none_is_refused(packed: Path) -> None:
     assert "a pack of format None" in refusal(lambda: open_pack(packed))
 
 
+@pytest.mark.parametrize("name", ["../../../secret", "/etc/passwd", "shard-00001.arrow"])
+def test_a_manifest_names_no_files_but_its_own_shards(packed: Path, name: str) -> None:
+    manifest = part_path(packed) / "manifest.json"
+    shards = orjson.loads(manifest.read_bytes())["shards"]
+    rewrite(manifest, shards=[{**shards[0], "name": name}, *shards[1:]])
+    last = f"shard-{len(shards) - 1:05}.arrow"
+    assert refusal(lambda: open_pack(packed)) == (
+        f"{manifest}: names other files than {last}, index.arrow; delete it and {again(packed)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"part": "1"}, "no manifest of a pack (Expected `int`, got `str`)"),
+        ({"shards": {}}, "no manifest of a pack (Expected `array`, got `object`)"),
+        ({"index": [1]}, "no manifest of a pack (Expected `object`, got `array`)"),
+        ({"short_side": "384"}, "no settings of a pack (Expected `int`, got `str` - at "
+         "`$.short_side`)"),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_other_types_is_refused(
+    packed: Path, fields: dict[str, object], fault: str
+) -> None:
+    manifest = part_path(packed) / "manifest.json"
+    rewrite(manifest, **fields)
+    assert refusal(lambda: open_pack(packed)) == (
+        f"{manifest}: {fault}; delete it and pack that part again"
+    )
+
+
+def test_a_pack_is_not_read_through_a_link_out_of_its_photos(packed: Path, tmp_path: Path) -> None:
+    top = packed / "photos"
+    top.rename(tmp_path / "large disk")
+    top.symlink_to(tmp_path / "large disk")
+    open_pack(packed)
+    index = part_path(packed) / "index.arrow"
+    index.rename(tmp_path / "index.arrow")
+    index.symlink_to(tmp_path / "index.arrow")
+    assert refusal(lambda: open_pack(packed)) == (
+        f"{index}: a link leads out of {top}; put the file in its place"
+    )
+
+
 def test_an_index_that_is_none_is_refused(packed: Path) -> None:
     index = part_path(packed) / "index.arrow"
     n_bytes = index.stat().st_size

@@ -250,6 +250,16 @@ def test_an_enormous_png_is_refused_before_it_is_decoded() -> None:
         assert refusal(png_header(side, side)) == "more than 80000000 pixels"
 
 
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "TIFF", "BMP"])
+def test_an_enormous_picture_of_a_few_bytes_is_refused_before_it_is_decoded(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = saved(Image.new("L", (150, 100)), form)
+    monkeypatch.setattr(photos, "LARGEST_PHOTO", 14_999)
+    monkeypatch.setattr(Image.Image, "load", None)
+    assert refusal(content) == "150 x 100 are more than 14999 pixels"
+
+
 def test_an_enormous_jpeg_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object, **__: object) -> None:
         raise AssertionError("decoded")
@@ -272,9 +282,13 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(
     assert photos._look_through(ordinary + b"\xff\xda" * MOST_SCANS) == 1
     components = ordinary.index(b"\xff\xda") + 4
     a_scan_a_channel = ordinary[:components] + b"\1" + ordinary[components + 1 :]
-    with pytest.raises(BadPhoto) as caught:
-        photos._look_through(a_scan_a_channel + b"\xff\xda" * MOST_SCANS)
-    assert str(caught.value) == message
+    arithmetic = ordinary.replace(b"\xff\xc0", b"\xff\xca", 1)
+    # The decoder skips stray bytes; a walk that ends at them has seen no scan's header.
+    hidden = progressive[:2] + b"\0" + progressive[2:]
+    for content in (a_scan_a_channel, arithmetic, hidden):
+        with pytest.raises(BadPhoto) as caught:
+            photos._look_through(content + b"\xff\xda" * MOST_SCANS)
+        assert str(caught.value) == message
 
 
 def test_the_decoder_itself_refuses_a_second_scan_of_an_ordinary_jpeg() -> None:

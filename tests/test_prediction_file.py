@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from predictions import make_prediction
 
@@ -170,10 +171,29 @@ def without(name: str, column: str) -> Callable[[Path], None]:
     return damage
 
 
-def of_format(number: Any) -> Callable[[Path], None]:
+def column(name: str, column: str, values: Any) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
-        meta = read_json(path / "meta.json")
-        write_json(path / "meta.json", meta | {"format": number})
+        pd.read_parquet(path / name).assign(**{column: values}).to_parquet(path / name)
+
+    return damage
+
+
+def header(name: str, **fields: Any) -> Callable[[Path], None]:
+    """The bytes of the array behind another header."""
+
+    def damage(path: Path) -> None:
+        array = np.load(path / name)
+        said = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape} | fields
+        with (path / name).open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, said)
+            file.write(array.tobytes())
+
+    return damage
+
+
+def meta(**fields: Any) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        write_json(path / "meta.json", read_json(path / "meta.json") | fields)
 
     return damage
 
@@ -183,8 +203,8 @@ def of_format(number: Any) -> Callable[[Path], None]:
     [
         (remove("meta.json"), "{p}: no prediction file (a folder with logits.npy and meta.json)"),
         (put("meta.json", b"[1]"), "{p}/meta.json: not of format 1; predict again"),
-        (of_format(2), "{p}/meta.json: not of format 1; predict again"),
-        (of_format("1"), "{p}/meta.json: not of format 1; predict again"),
+        (meta(format=2), "{p}/meta.json: not of format 1; predict again"),
+        (meta(format="1"), "{p}/meta.json: not of format 1; predict again"),
         (cut("meta.json", 9), "{p}/meta.json: not JSON, or cut off: .+; fetch or write the .*"),
         (remove("logits.npy"), "{p}/logits.npy: there is no such file; predict again"),
         (cut("logits.npy", 1), "{p}/logits.npy: no array, or cut off (.+); predict again"),
@@ -214,6 +234,31 @@ def of_format(number: Any) -> Callable[[Path], None]:
         (save("ids.npy", [1, 2], np.int64),
          "{p}: its parts disagree: logits (5, 4), ids and species (2, 4), labels 5, photos 5; "
          "predict again"),
+        (header("ids.npy", shape=(2**40,)), "{p}/ids.npy: no array, or cut off (.+); predict .*"),
+        (header("ids.npy", shape=(-5,)), "{p}/ids.npy: no array, or cut off (.+); predict again"),
+        (header("ids.npy", shape=(2**40, 2**40)),
+         "{p}/ids.npy: no array, or cut off (.+); predict again"),
+        (header("ids.npy", descr="|O"), "{p}/ids.npy: no array, or cut off (.+); predict again"),
+        (header("ids.npy", descr=">i8"), "{p}/ids.npy: holds >i8, not int64; predict again"),
+        (header("ids.npy", shape=(5, 1)), "{p}/ids.npy: holds 2 axes, not 1; predict again"),
+        (lambda path: np.savez(path / "z", a=1) or (path / "z.npz").rename(path / "ids.npy"),
+         "{p}/ids.npy: no array, or cut off (.+); predict again"),
+        (save("labels.npy", [0, 1, 2, 4, 0], np.int64),
+         "{p}: it has no photo, or a label that is none of its 4 species; predict again"),
+        (save("labels.npy", [0, 1, 2, -2, 0], np.int64),
+         "{p}: it has no photo, or a label that is none of its 4 species; predict again"),
+        (column("species.parquet", "category_id", "2"),
+         "{p}/species.parquet: column category_id does not hold whole numbers; predict again"),
+        (column("species.parquet", "train_count", [1, 2, None, 3]),
+         "{p}/species.parquet: column train_count does not hold whole numbers; predict again"),
+        (column("photos.parquet", "role", 1),
+         "{p}/photos.parquet: column role does not hold texts; predict again"),
+        (meta(competition=None), "{p}/meta.json: 'competition' is None; predict again"),
+        (meta(chosen=[]), "{p}/meta.json: 'chosen' is []; predict again"),
+        (meta(logits_prior=[0.5, 0.5, None, 0]),
+         "{p}/meta.json: 'logits_prior' is no list of 4 numbers, one a species; predict again"),
+        (meta(logits_prior=[1, 1, 1, -1]),
+         "{p}/meta.json: 'logits_prior' is no list of 4 numbers, one a species; predict again"),
     ],
 )  # fmt: skip
 def test_a_damaged_part_gives_one_clear_line(
@@ -249,6 +294,20 @@ def test_a_pickle_in_place_of_an_array_is_refused_and_not_run(
     with pytest.raises(InputError, match=re.escape(f"{path / name}: no array, or cut off")):
         read_prediction(path)
     assert not marker.exists()
+
+
+def test_logits_in_columns_are_read_as_the_same_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    make_prediction(path, LOGITS)
+    np.save(path / "logits.npy", np.asfortranarray(store(LOGITS, np.float16)))
+    assert read_prediction(path).logits.tolist() == store(LOGITS, np.float16).tolist()
+
+
+def test_what_pandas_is_told_in_a_table_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "p" / "photos.parquet"
+    expected = make_prediction(tmp_path / "p", LOGITS).photos
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"pandas": b"{"}), path)
+    assert read_prediction(tmp_path / "p").photos.equals(expected)
 
 
 def test_what_is_no_folder_is_no_prediction_file(tmp_path: Path) -> None:

@@ -318,8 +318,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
     folder = tmp_path_factory.mktemp("whole")
     save = loop.save_checkpoint
 
-    def save_and_keep(place: Path, state: Any, *rest: Any) -> None:
-        save(place, state, *rest)
+    def save_and_keep(place: Path, state: Any, *rest: Any, **options: Any) -> None:
+        save(place, state, *rest, **options)
         if place.name == "last":
             shutil.copytree(folder / "run", folder / f"cut-{state.epoch}")
 

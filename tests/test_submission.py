@@ -381,6 +381,15 @@ def test_score_says_which_file_is_missing(tmp_path: Path) -> None:
         submission.score(path, tmp_path / "u.csv")
 
 
+def test_a_solution_with_more_cells_than_columns_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "s.csv", ["1,2 10 28"])
+    solution = tmp_path / "t.csv"
+    solution.write_text("id,expected,usage\n9,1,2,Public\n")
+    with pytest.raises(InputError) as caught:
+        submission.score(path, solution)
+    assert str(caught.value) == f"{solution}: has rows of more than 3 cells; remove the rest"
+
+
 # --- compressed ------------------------------------------------------------------------------
 
 

@@ -109,8 +109,8 @@ def test_a_resumed_run_ends_as_one_never_interrupted(
 
     save = loop.save_checkpoint
 
-    def save_twice(folder: Path, state: Any, *rest: Any) -> None:
-        save(folder, state, *rest)
+    def save_twice(folder: Path, state: Any, *rest: Any, **options: Any) -> None:
+        save(folder, state, *rest, **options)
         if state.epoch == 2 and folder.name == "last":
             monkeypatch.setattr(loop, "_step", unplugged)
 
@@ -169,7 +169,7 @@ def test_a_full_device_names_what_would_help(
     assert str(told.value) == (
         "the device's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); halve "
         "batch_size and double optim.accumulate, or set runtime.gradient_checkpointing true; "
-        "--resume goes on from the last whole epoch"
+        "--resume goes on from the last checkpoint"
     )
 
 

@@ -294,7 +294,7 @@ def save_tiny(folder: Path, *, ema: bool = True) -> Optimizer:
 def test_a_checkpoint_is_safetensors_and_json_and_replaces_the_one_before(tmp_path: Path) -> None:
     save_tiny(tmp_path / "last")
     parts = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "optimizer.json",
-             "state.json"}  # fmt: skip
+             "state.json", "checksums.json"}  # fmt: skip
     assert {path.name for path in (tmp_path / "last").iterdir()} == parts
     save_tiny(tmp_path / "last", ema=False)
     left = {path.name for path in (tmp_path / "last").iterdir()}

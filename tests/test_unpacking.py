@@ -220,6 +220,14 @@ def test_a_zip_that_points_before_its_first_byte_is_told(tmp_path: Path, mirror:
     )
 
 
+def test_a_zip_member_without_a_name_is_refused(tmp_path: Path, mirror: Mirror) -> None:
+    content = zipped(("a", b"[]")).replace(b"\1\0\0\0a[]", b"\0\0\0\0a[]")
+    place = content.rindex(b"PK\1\2") + 28  # the name's length, in the list of members
+    content = content[:place] + b"\0\0\1" + content[place + 3 :]
+    mirror.offer({LOCATIONS: content})
+    assert "member '' has no name" in fault(lambda: fetch(tmp_path))
+
+
 def test_a_negative_size_does_not_send_the_reader_back(tmp_path: Path, mirror: Mirror) -> None:
     info = tarfile.TarInfo("train_val2018/a.jpg")
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))

@@ -1,10 +1,13 @@
 """Batches of photos, the same for any number of workers and after any resume."""
 
 import math
+import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -308,7 +311,8 @@ class Loader:
         processes, self._processes = self._processes or self._start_processes(), None
         try:
             processes.sampler.stretches = stretches  # type: ignore[attr-defined]
-            yield from processes
+            with worker_deaths():
+                yield from processes
         finally:
             self._processes = processes
 
@@ -320,9 +324,39 @@ class Loader:
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=True,
+            worker_init_fn=_own_group,
             # The base seed that DataLoader draws would otherwise move torch's global generator.
             generator=torch.Generator().manual_seed(0),
         )
+
+
+def _own_group(_: int) -> None:
+    """Ctrl-C and signals to the process group do not reach the workers: the training, which they
+    read for, decides. To ignore them would not do: the interpreter ends workers by SIGTERM, and
+    waits for them."""
+    os.setpgid(0, 0)
+
+
+@contextmanager
+def worker_deaths() -> Iterator[None]:
+    """Tells what ended a worker process. torch raises its error in whatever the main thread does
+    at that moment, so this stands around the use of the batches too.
+
+    Raises:
+        WorldError: in place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = f"{error} {error.__cause__ or error.__context__ or ''}"
+        if "DataLoader worker" not in told:
+            raise
+        by = re.search(r"killed by signal: ([A-Za-z ]+)", told)
+        cause = f"was killed by a signal ({by[1].strip()})" if by else "ended unexpectedly"
+        raise WorldError(
+            f"a process that reads photos {cause}, most often because memory or shared memory "
+            "(/dev/shm) ran out; lower data.workers or batch_size, or set data.worker_kind threads"
+        ) from None
 
 
 class _Pending:

@@ -16,6 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +25,7 @@ from xxhash import xxh3_64_intdigest
 
 from inat.data.photos import BadPhoto
 from inat.errors import InputError
-from inat.files import read_json
+from inat.files import leads_out, read_json
 
 FORMAT_VERSION = 1
 PHOTOS_FOLDER = "photos"
@@ -360,27 +361,46 @@ def _read_part(folder: Path) -> Part:
             "the photos again, or read them with the inat that packed them"
         )
     try:
-        return Part(
+        part = Part(
             folder=folder,
-            number=document["part"],
-            n_parts=document["parts"],
-            settings=read_settings(document),
-            shards=tuple(PackFile(**file) for file in document["shards"]),
-            index=PackFile(**document["index"]),
+            number=msgspec.convert(document["part"], int),
+            n_parts=msgspec.convert(document["parts"], int),
+            settings=read_settings(path, document),
+            shards=msgspec.convert(document["shards"], tuple[PackFile, ...]),
+            index=msgspec.convert(document["index"], PackFile),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, msgspec.ValidationError) as error:
         raise InputError(
             f"{path}: no manifest of a pack ({error}); delete it and pack that part again"
         ) from None
+    names = [shard_name(shard) for shard in range(len(part.shards))] + [INDEX]
+    if [file.name for file in part.files] != names:
+        raise InputError(
+            f"{path}: names other files than {', '.join(names[-2:])}; delete it and {part.remedy}"
+        )
+    return part
 
 
-def read_settings(document: Mapping[str, Any]) -> Settings:
-    """The settings in a manifest or in the settings.json that a begun part has."""
-    return Settings(**{field: document[field] for field in Settings.__dataclass_fields__})
+def read_settings(path: Path, document: Any) -> Settings:
+    """The settings in a manifest or in the settings.json that a begun part has.
+
+    Raises:
+        InputError: they are not there, or not of their types.
+    """
+    try:
+        return msgspec.convert(document, Settings)
+    except msgspec.ValidationError as error:
+        raise InputError(
+            f"{path}: no settings of a pack ({error}); delete it and pack that part again"
+        ) from None
 
 
 def _check_size(part: Part, file: PackFile) -> None:
     path = part.folder / file.name
+    if leads_out(path, part.folder.parent):
+        raise InputError(
+            f"{path}: a link leads out of {part.folder.parent}; put the file in its place"
+        )
     try:
         n_bytes = path.stat().st_size
     except FileNotFoundError:
@@ -396,12 +416,15 @@ def _read_index(part: Part) -> pa.RecordBatch:
     path = part.folder / part.index.name
     try:
         index = pa.ipc.open_file(pa.memory_map(os.fspath(path))).get_batch(0)
-    except pa.ArrowException as error:
+        index.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path}: damaged ({' '.join(str(error).split())}); delete it and {part.remedy}"
         ) from None
     if index.schema != INDEX_SCHEMA:
         raise InputError(f"{path}: is no index of a pack; delete it and {part.remedy}")
+    if any(column.null_count for column in index.columns):
+        raise InputError(f"{path}: damaged (it has gaps); delete it and {part.remedy}")
     # Other damage shows in the photos' checksums.
     if not np.isin(index["shard"].to_numpy(), np.arange(len(part.shards))).all():
         raise InputError(f"{path}: damaged (it names no shard); delete it and {part.remedy}")

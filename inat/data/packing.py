@@ -474,5 +474,5 @@ def _refuse_other_parts(out: Path, folder: Path, n_parts: int, settings: Setting
                 "number of parts, or give another --out"
             )
         if (begun / SETTINGS).is_file():
-            theirs = read_settings(read_json(begun / SETTINGS))
+            theirs = read_settings(begun / SETTINGS, read_json(begun / SETTINGS))
             refuse_other_settings(begun, theirs, f"{folder.name} is to be", settings)

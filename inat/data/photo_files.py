@@ -1,5 +1,6 @@
 """Where the bytes of a split's photos come from: files below a folder, or a pack of them."""
 
+import os
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 from inat.data.pack import PackedPhotos, is_pack
 from inat.data.photos import BadPhoto
 from inat.data.shared_arrays import SharedStrings
+from inat.files import leads_out
 
 
 @runtime_checkable  # beartype checks it while tests run
@@ -30,6 +32,9 @@ class PhotoSource(Protocol):
 class PhotoFiles:
     """Photos as files below a folder.
 
+    The folder and the folders in it may be links, to a larger disk say; below those a link is
+    followed only to where its own top folder is: a data set from a stranger shows no other files.
+
     Args:
         root: the folder.
         file_names: path of each photo below it.
@@ -38,6 +43,7 @@ class PhotoFiles:
     def __init__(self, root: Path, file_names: pa.StringArray) -> None:
         self._root = str(root)
         self._names = SharedStrings(file_names)
+        self._leads_out: dict[str, bool] = {}  # of a photo's folders, each looked at once
 
     def path(self, index: int) -> str:
         """The file's path."""
@@ -47,13 +53,26 @@ class PhotoFiles:
         """The file's bytes.
 
         Raises:
-            BadPhoto: there is no such file, or the disk gives an error.
+            BadPhoto: there is no such file, a link leads out of the top folder, or the disk
+                gives an error.
         """
+        path = self.path(index)
+        self._refuse_link_out(path, self._names[index])
         try:
-            with open(self.path(index), "rb", buffering=0) as handle:  # noqa: PTH123
+            with open(path, "rb", buffering=0) as handle:  # noqa: PTH123
                 return handle.read()
         except OSError as error:
             raise BadPhoto(error.strerror or str(error)) from None
+
+    def _refuse_link_out(self, path: str, name: str) -> None:
+        # To follow all links of every path would cost 40 us a photo; this costs 2.
+        folders, _, _ = name.rpartition("/")
+        top = f"{self._root}/{folders.partition('/')[0]}".rstrip("/")
+        if folders not in self._leads_out:
+            self._leads_out[folders] = leads_out(f"{self._root}/{folders}", top)
+        is_link = os.path.islink(path)  # noqa: PTH114
+        if self._leads_out[folders] or (is_link and leads_out(path, top)):
+            raise BadPhoto(f"a link leads out of {top}; put the photo in its place")
 
 
 def open_photos(root: Path, file_names: pa.StringArray) -> PhotoSource:

@@ -207,15 +207,18 @@ def _look_through(content: bytes | memoryview) -> int:
     Raises:
         BadPhoto: it has too many scans.
     """
-    orientation, n_components = 1, 0
+    orientation, n_components, ordinary = 1, 256, False
     for marker, begin, end in _segments(content):
         if marker == 0xE1 and content[begin : begin + 6] == b"Exif\0\0":
             orientation = _orientation(bytes(content[begin:end]))
-        elif marker in (0xC0, 0xC1, 0xC2) and begin + 5 < len(content):
-            # Only a progressive photo may have more than one scan of all its components.
-            n_components = 256 if marker == 0xC2 else content[begin + 5]
-        elif marker == 0xDA and content[begin] < n_components:
-            _refuse_scans(content)
+        elif marker in (0xC0, 0xC1) and begin + 5 < len(content):
+            # Any other kind, progressive ones first, may have many scans of all its components.
+            n_components = content[begin + 5]
+        elif marker == 0xDA:
+            ordinary = content[begin] >= n_components
+    # Nor is a file known to be ordinary in which stray bytes hide the first scan's header.
+    if not ordinary:
+        _refuse_scans(content)
     return orientation
 
 
@@ -270,6 +273,7 @@ def _read_with_pillow(content: bytes | memoryview) -> Pixels:
         _refuse_enormous(image.height, image.width)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        return _eight_bit_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadPhoto(f"more than {LARGEST_PHOTO} pixels") from None
     except BadPhoto:
@@ -278,7 +282,6 @@ def _read_with_pillow(content: bytes | memoryview) -> Pixels:
         raise BadPhoto(f"no photo of a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's readers raise nearly everything on broken files
         raise BadPhoto(f"no photo, or damaged: {' '.join(str(error).split())}") from None
-    return _eight_bit_rgb(image)
 
 
 def _eight_bit_rgb(image: Image.Image) -> Pixels:

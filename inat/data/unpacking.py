@@ -3,7 +3,6 @@
 import errno
 import filecmp
 import gzip
-import os
 import shutil
 import stat
 import struct
@@ -17,6 +16,7 @@ from typing import IO, cast
 
 from inat.competitions import Archive
 from inat.errors import InputError, WorldError
+from inat.files import leads_out
 from inat.progress import say
 
 PIECE = 2**18
@@ -127,7 +127,7 @@ class _Unpacking:
     def _make_folder(self, folder: Path, member: _Member) -> None:
         # The top folder itself may be a link to a larger disk.
         top = self._root / self._archive.folder
-        if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(top)):
+        if leads_out(folder, top):
             raise WorldError(
                 f"{self._path}: member {member.name!r:.120} would be written through a link out "
                 f"of {top}; put a folder in the place of the link"
@@ -252,4 +252,5 @@ def _zip_kind(info: zipfile.ZipInfo) -> str:
         return "a device or a pipe"
     if info.flag_bits & 1:
         return "encrypted"
-    return "folder" if info.is_dir() else "file"
+    # Not info.is_dir, which fails at an empty name.
+    return "folder" if info.filename.endswith("/") else "file"

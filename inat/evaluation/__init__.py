@@ -2,5 +2,6 @@
 
 from inat.evaluation.compare import Comparison, compare
 from inat.evaluation.evaluate import Evaluation, evaluate
+from inat.evaluation.report import write_report
 
-__all__ = ["Comparison", "Evaluation", "compare", "evaluate"]
+__all__ = ["Comparison", "Evaluation", "compare", "evaluate", "write_report"]

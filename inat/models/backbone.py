@@ -226,9 +226,15 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, Mapping) or not all(map(_is_weight, state.items())):
         raise InputError(f"{path}: holds no state dict (names and tensors)")
     return state
+
+
+def _is_weight(entry: tuple[Any, Any]) -> bool:
+    name, tensor = entry
+    # A meta tensor has a shape, but no weights to load.
+    return isinstance(name, str) and isinstance(tensor, Tensor) and not tensor.is_meta
 
 
 def _create(config: ModelConfig, n_classes: int, image_size: int | None) -> nn.Module:

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from inat.config import CheckpointName, Config, ViewMean, Weights
 from inat.data.annotations import Split, cut_holdout, load_split
-from inat.data.loader import Batch, Loader, PhotoEvent, build_loader
+from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, worker_deaths
 from inat.data.photos import PHOTO_ENDINGS
 from inat.data.taxonomy import Taxonomy
 from inat.data.views import View, parse_views
 from inat.errors import InputError, WorldError
-from inat.files import locked, remove_leftovers
+from inat.files import disk_remedies, locked, remove_leftovers
 from inat.metrics import top_k
 from inat.models.device import freed_memory_kept
 from inat.prediction.forward import iterate_logits
@@ -216,7 +216,8 @@ def predict(
         return _same_or_refused(path, meta, float32=float32)
     if opened.is_geo_prior:
         return _write_presence(job, path, meta, process)
-    with process.on_device():
+    kept = "the parts made so far are whole: make room and run the same command again"
+    with process.on_device(), disk_remedies(path, kept), worker_deaths():
         return _write(job, path, meta, process)
 
 

@@ -6,12 +6,12 @@ from typing import Literal
 
 from torch import nn
 
-from inat.config import CheckpointName, Weights
+from inat.config import CheckpointName, Weights, one_line
 from inat.errors import InputError
-from inat.files import read_json, sha256
+from inat.files import sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
 from inat.models.device import pick_device, resolve_precision, to_device_format
-from inat.run_folder import Run
+from inat.run_folder import Run, read_epoch
 from inat.stages import stage_at
 
 
@@ -23,7 +23,7 @@ class Checkpoint:
         name: last or best.
         weights: ema (moving average) or raw.
         path: the weights' file.
-        epoch: epochs that were trained.
+        epoch: epochs that were trained; of one that was under way, its number.
         chosen: what was chosen on the held-out photos to get here; empty for the last of a
             training.
     """
@@ -75,18 +75,19 @@ def find_checkpoint(
         raise InputError(f"{run.path}: no moving average was kept (optim.ema_decay was off)")
     kind: Literal["ema", "raw"] = "ema" if has_ema and weights != "raw" else "raw"
     file_name = "ema.safetensors" if kind == "ema" else "model.safetensors"
-    state = read_json(folder / "state.json")
+    epoch = read_epoch(folder / "state.json", begun=True)
     chosen: dict[str, str] = dict(run.model.get("chosen", {}))
     if name == "best":
         chosen |= {"epoch": "mean class accuracy on the held-out part of train"}
-    return Checkpoint(name, kind, folder / file_name, state["epoch"], chosen)
+    return Checkpoint(name, kind, folder / file_name, epoch, chosen)
 
 
 def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
     """Builds the run's network with the weights of `checkpoint`.
 
     Raises:
-        InputError: it is a geo prior, which has no use for photos.
+        InputError: it is a geo prior, which has no use for photos; the weights are damaged, or
+            of another network than the config's.
     """
     if run.is_geo_prior:
         raise InputError(
@@ -100,7 +101,13 @@ def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
         seed=0,
         image_size=config.transforms.image_size,
     )
-    backbone.network.load_state_dict(dict(read_weights(checkpoint.path)))
+    try:
+        backbone.network.load_state_dict(dict(read_weights(checkpoint.path)))
+    except RuntimeError as error:
+        raise InputError(
+            f"{checkpoint.path}: its weights do not fit the config ({one_line(error):.160}); train "
+            "again"
+        ) from None
     device = pick_device(config.runtime.device)
     return TrainedModel(
         network=to_device_format(

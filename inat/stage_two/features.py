@@ -19,10 +19,11 @@ from jaxtyping import Float, Float16, Int64
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
+from inat.binary_files import read_array
 from inat.data.annotations import Split
 from inat.data.loader import Loader, PhotoEvent, to_device
-from inat.errors import InputError, WorldError
-from inat.files import atomic_folder, read_json, write_json
+from inat.errors import WorldError
+from inat.files import atomic_folder, read_json, reserve, write_json
 from inat.models.device import freed_memory_kept
 from inat.progress import Bar, progress_bar, say
 from inat.stage_two.body import Body
@@ -105,13 +106,8 @@ def _key(body: Body, photos: Split, n_views: int) -> dict[str, Any]:
 
 def _open(path: Path, photos: Split) -> Features:
     meta = read_json(path / "meta.json")
-    try:
-        values = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{path / 'features.npy'}: no array, or cut off ({error}); remove its folder, and the "
-            "features are extracted again"
-        ) from None
+    remedy = "remove its folder, and the features are extracted again"
+    values = read_array(path / "features.npy", remedy, np.float16, ndim=3)
     return Features(
         path=path,
         values=values,
@@ -132,6 +128,7 @@ def _extract(body: Body, photos: Split, path: Path, key: dict[str, Any]) -> None
         freed_memory_kept(),
     ):
         values = open_memmap(partial / "features.npy", mode="w+", dtype=np.float16, shape=shape)
+        reserve(partial / "features.npy")
         loader = body.loader(photos, training=False)
         _fill_centre(body, photos, loader, values[:2], bar)
         bad = {event.image_id: str(event) for event in loader.bad_photos}

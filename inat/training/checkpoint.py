@@ -1,16 +1,29 @@
 """Checkpoints: safetensors for tensors, JSON for the rest, a folder put in place as a whole."""
 
-from dataclasses import asdict, dataclass
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inat.errors import InputError
-from inat.files import atomic_folder, read_json, write_json
+from inat.files import (
+    atomic_folder,
+    damaged_files,
+    read_json,
+    remove_leftovers,
+    write_checksums,
+    write_json,
+)
+from inat.progress import first_few, say
 
 
 @dataclass
@@ -18,24 +31,35 @@ class LoopState:
     """Where the training loop stands.
 
     Attributes:
-        epoch: whole epochs behind us.
+        epoch: whole epochs behind us, validated.
         step: optimiser steps behind us.
         first_step: those behind us when the stage of the last epoch began.
         best_score: best mean class accuracy on the held-out part in this stage, None before the
             first.
+        batches: the loader's batches behind us in the epoch that is under way.
+        losses: of the steps since the last line of metrics.jsonl.
         metrics_bytes: length of metrics.jsonl; a resume cuts it there.
+        loss_scale: state of float16's scaler, None without one.
     """
 
     epoch: int = 0
     step: int = 0
     first_step: int = 0
     best_score: float | None = None
+    batches: int = 0
+    losses: list[float] = field(default_factory=list)
     metrics_bytes: int = 0
+    loss_scale: dict[str, Any] | None = None
 
     @property
     def stage_step(self) -> int:
         """Optimiser steps of the stage behind us."""
         return self.step - self.first_step
+
+    @property
+    def begun_epochs(self) -> int:
+        """Epochs that have begun, the one under way included."""
+        return self.epoch + (self.batches > 0)
 
 
 def save_checkpoint(
@@ -45,11 +69,14 @@ def save_checkpoint(
     ema: nn.Module | None,
     optimizer: Optimizer,
     loss: nn.Module | None = None,
+    *,
+    keep: Path | None = None,
 ) -> None:
-    """Writes a checkpoint; the one that was there is replaced only by a whole one."""
+    """Writes a checkpoint; the one that was there is replaced only by a whole one, and goes to
+    `keep` if that is given."""
     tensors, rest = _split_optimizer(optimizer)
     memory = {} if loss is None else loss.state_dict()
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, keep=keep) as partial, _system_errors(partial):
         save_file(_owned(network.state_dict()), partial / "model.safetensors")
         if ema is not None:
             save_file(_owned(ema.state_dict()), partial / "ema.safetensors")
@@ -58,11 +85,60 @@ def save_checkpoint(
             save_file(_owned(memory), partial / "loss.safetensors")
         write_json(partial / "optimizer.json", rest)
         write_json(partial / "state.json", asdict(state))
+        write_checksums(partial)
+
+
+@contextmanager
+def _system_errors(folder: Path) -> Iterator[None]:
+    """safetensors hides what the system said in a text of its own."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), str(error), str(folder)) from None
+
+
+def settle_checkpoints(last: Path, before: Path) -> bool:
+    """Makes `last` the newest whole checkpoint, and says so where that is the one before it.
+
+    For those who know that nobody else writes there now.
+
+    Returns:
+        Whether there is a checkpoint.
+
+    Raises:
+        InputError: there are some, and each is damaged.
+    """
+    for folder in (last, before):
+        remove_leftovers(folder)
+    there = [folder for folder in (last, before) if folder.is_dir()]
+    faults = {folder: damaged_files(folder) for folder in there}
+    whole = [folder for folder in there if not faults[folder]]
+    told = "; ".join(
+        f"{folder}: {first_few(files)} damaged" for folder, files in faults.items() if files
+    )
+    if there and not whole:
+        raise InputError(f"{told}; no checkpoint is whole: train with --overwrite")
+    if whole and whole[0] != last:
+        say(f"warning: {told or f'{last}: missing'}; going on from the checkpoint before it")
+        shutil.rmtree(last, ignore_errors=True)
+        before.replace(last)
+    return bool(whole)
 
 
 def read_state(folder: Path) -> LoopState:
-    """Where the loop stood when the checkpoint was written."""
-    return LoopState(**read_json(folder / "state.json"))
+    """Where the loop stood when the checkpoint was written.
+
+    Raises:
+        InputError: state.json is missing or says something else.
+    """
+    path = folder / "state.json"
+    try:
+        return msgspec.convert(read_json(path), LoopState)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: no state of a training ({error}); train anew") from None
 
 
 def load_checkpoint(

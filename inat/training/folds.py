@@ -34,7 +34,7 @@ def train_folds(
         run: the folder of the runs and of predictions/oof; None: runs/ and the config file's
             name.
         overrides: dotted fields laid over the config, {"optim.lr_per_256": 1e-3}.
-        resume: go on from the last whole epoch of a fold of the same config.
+        resume: go on from the last whole checkpoint of a fold of the same config.
         overwrite: throw away what the folder holds.
 
     Raises:
@@ -77,6 +77,9 @@ def fold_config(config: Config, fold: int, folds: int) -> Config:
 
 
 def _refuse_place(path: Path) -> None:
-    if holds_folds(path) or not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if holds_folds(path) or not path.exists():
+        return
+    # The lock of a first fold that was killed early is nothing to be careful of.
+    if path.is_dir() and all(found.suffix == ".lock" for found in path.iterdir()):
         return
     raise InputError(f"{path}: the folder is not empty and holds no fold runs; give another --run")

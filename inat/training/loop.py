@@ -1,7 +1,5 @@
 """Trains a backbone: the loop, and what is done once an epoch."""
 
-import math
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,11 +19,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inat.competitions import find_competition
-from inat.config import Config, build, merge, read_config
-from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, to_device
+from inat.config import MAY_DIFFER, Config, build, merge, read_config
+from inat.data.loader import (
+    Batch,
+    Loader,
+    PhotoEvent,
+    build_loader,
+    to_device,
+    worker_deaths,
+)
 from inat.data.samplers import BATCHES, stream
 from inat.errors import InputError, WorldError
-from inat.files import atomic_file, read_json, write_json
+from inat.files import (
+    atomic_file,
+    atomic_folder,
+    disk_remedies,
+    locked,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from inat.losses import Loss, build_loss
 from inat.models.backbone import (
     Backbone,
@@ -44,12 +57,20 @@ from inat.models.device import (
 )
 from inat.progress import progress_bar, say
 from inat.run_folder import Run, create_run, differing_fields, is_run
-from inat.training.checkpoint import LoopState, load_checkpoint, read_state, save_checkpoint
+from inat.training.checkpoint import (
+    LoopState,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+    settle_checkpoints,
+)
 from inat.training.mixing import erased, mixed
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan, make_plan
+from inat.training.stopping import Stopped, StopSignals, stop_signals
 from inat.training.tracking import MetricsLog
 from inat.training.validation import Validation, validate
+from inat.training.window import Step, Window
 
 
 @dataclass
@@ -107,23 +128,35 @@ def train(
         config: a YAML file of `configs/`, or a Config.
         run: the run folder; None: runs/ and the config file's name.
         overrides: dotted fields laid over the config, {"optim.lr_per_256": 1e-3}.
-        resume: go on from the last whole epoch of a run of the same config.
+        resume: go on from the last whole checkpoint of a run of the same config.
         overwrite: throw away what the run folder holds.
 
     Raises:
-        InputError: anything wrong with config or data; a run folder that is in use.
-        WorldError: the loss is not finite, or a photo cannot be read.
+        InputError: anything wrong with config or data; a run folder that holds something else.
+        WorldError: the loss is not finite, a photo cannot be read, the disk is full, or another
+            training works in the run folder.
+        Stopped: SIGINT or SIGTERM came; the checkpoint is written.
     """
     config, path = resolved(config, run, overrides)
     if resume and overwrite:
         raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
     plan = make_plan(config)
+    with disk_remedies(path, "the checkpoint before is whole; make room and go on with --resume"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        busy = f"{path}: another training works there; wait for it, or give another --run"
+        # Beside the folder, which --overwrite replaces.
+        with locked(path.resolve().with_name(f".{path.resolve().name}.lock"), busy):
+            return _train(plan, path, resume=resume, overwrite=overwrite)
+
+
+def _train(plan: Plan, path: Path, *, resume: bool, overwrite: bool) -> Run:
+    remove_leftovers(path)
     if _is_finished(path, plan, resume=resume, overwrite=overwrite):
         say(f"{path}: this config is trained already; --overwrite trains it again")
         return Run(path)
     for line in plan.describe():
         say(line)
-    with _engine(config) as (accelerator, precision):
+    with _engine(plan.config) as (accelerator, precision):
         trainer = _build_trainer(plan, accelerator, precision)
         say(f"weights    {trainer.backbone.source}")
         say(f"device     {accelerator.device}, {precision}")
@@ -162,9 +195,9 @@ def _one_step(trainer: Trainer) -> str:
     trainer.backbone.still_if_frozen()
     began = time.monotonic()
     trainer.loader.set_epoch(trainer.plan.first_epoch)
-    batches = next(_accumulated(trainer.loader, trainer.plan.config.optim.accumulate))
+    batches, _ = next(_accumulated(trainer.loader, trainer.plan.config.optim.accumulate))
     with _memory_remedies():
-        loss = _step(trainer, batches, LoopState(epoch=trainer.plan.first_epoch)).item()
+        loss = _step(trainer, batches, LoopState(epoch=trainer.plan.first_epoch)).loss.item()
     return (
         f"one batch  loss {loss:.3f} after {time.monotonic() - began:.1f} s, "
         f"peak memory {_peak_memory(trainer.accelerator.device)}"
@@ -179,7 +212,7 @@ def _memory_remedies() -> Iterator[None]:
         raise WorldError(
             f"the device's memory is full ({str(error).splitlines()[0]:.100}); halve batch_size "
             "and double optim.accumulate, or set runtime.gradient_checkpointing true; --resume "
-            "goes on from the last whole epoch"
+            "goes on from the last checkpoint"
         ) from None
 
 
@@ -216,10 +249,13 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
             f"{path}: the run there was made by {run.made_by}; give another --run, or "
             "--overwrite to throw it away"
         )
+    differing = differing_fields(run.config, plan.config)
+    free = [name for name in differing if name in MAY_DIFFER]
     if run.config.digest != plan.config.digest:
-        fields = ", ".join(differing_fields(run.config, plan.config))
+        fields = ", ".join(name for name in differing if name not in free)
+        allowed = f"; {', '.join(free)} may differ" if free else ""
         raise InputError(
-            f"{path}: the run there was made with other settings ({fields}); "
+            f"{path}: the run there was made with other settings ({fields}{allowed}); "
             "give another --run, or --overwrite to throw it away"
         )
     if (path / "model.json").is_file() and run.model["trained"] != plan.trained.fingerprint:
@@ -227,20 +263,22 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
             f"{path}: the run there was trained on other photos than those of "
             f"{plan.config.data.root}; give another --run, or --overwrite to throw it away"
         )
-    state = run.checkpoint("last") / "state.json"
-    if state.is_file() and read_json(state)["epoch"] == plan.epochs:
+    last = run.checkpoint("last")
+    if settle_checkpoints(last, run.checkpoint_before) and read_state(last).epoch == plan.epochs:
         return True
     if not resume:
         raise InputError(
             f"{path}: there is an unfinished run; --resume goes on with it, --overwrite starts anew"
         )
+    if free:
+        say(f"settings   other than before, as they may be: {', '.join(free)}")
     return False
 
 
 def _fresh_run(path: Path, config: Config) -> Run:
-    if is_run(path):
-        shutil.rmtree(path)
-    return create_run(path, config)
+    with atomic_folder(path) as partial:
+        create_run(partial, config)
+    return Run(path)
 
 
 @contextmanager
@@ -411,25 +449,63 @@ def _write_facts(run: Run, trainer: Trainer) -> None:
     )
 
 
+@dataclass
+class _Keeper:
+    """What a training is kept by: its run, its log, and when a checkpoint was written last."""
+
+    run: Run
+    log: MetricsLog
+    stops: StopSignals
+    saved_at: float
+    saved_step: int
+
+    def is_due(self, config: Config, state: LoopState) -> bool:
+        """Whether it is time for a checkpoint within the epoch."""
+        runtime = config.runtime
+        if time.monotonic() - self.saved_at >= 60 * runtime.checkpoint_minutes:
+            return True
+        steps = runtime.checkpoint_steps
+        return steps is not None and state.step - self.saved_step >= steps
+
+    def save(self, trainer: Trainer, state: LoopState, *, is_best: bool = False) -> None:
+        """Writes the checkpoint."""
+        _save(trainer, state, self.run, is_best=is_best)
+        self.saved_at, self.saved_step = time.monotonic(), state.step
+
+
 def _run_epochs(trainer: Trainer, plan: Plan, run: Run) -> None:
     trainer, state = _resumed(trainer, plan, run)
     _write_facts(run, trainer)
     log = MetricsLog(run.metrics_path, keep_bytes=state.metrics_bytes)
     try:
-        while state.epoch < plan.epochs:
-            if state.epoch == trainer.plan.end_epoch:
-                trainer = _next_trainer(trainer, plan.stage_after(state.epoch))
-                # Best is best of a stage: priors and sizes differ between them.
-                state.first_step, state.best_score = state.step, None
-                say(f"stage      {trainer.plan.number} of {len(plan.stages)}")
-            _train_epoch(trainer, state, log, plan.epochs)
-            state.epoch += 1
-            is_best = _validate(trainer, state, log)
-            _list_bad_photos(trainer, run)
-            state.metrics_bytes = log.n_bytes
-            _save(trainer, state, run, is_best=is_best)
+        with stop_signals() as stops:
+            keeper = _Keeper(run, log, stops, time.monotonic(), state.step)
+            while state.epoch < plan.epochs:
+                if state.epoch == trainer.plan.end_epoch:
+                    trainer = _next_trainer(trainer, plan.stage_after(state.epoch))
+                    # Best is best of a stage: priors and sizes differ between them.
+                    state.first_step, state.best_score = state.step, None
+                    say(f"stage      {trainer.plan.number} of {len(plan.stages)}")
+                _run_epoch(trainer, state, keeper, plan.epochs)
+                stops.check()
     finally:
         log.close()
+
+
+def _run_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: int) -> None:
+    """Trains an epoch, or the rest of one, and validates; a signal leaves a checkpoint of the
+    middle of it."""
+    try:
+        with worker_deaths():
+            _train_epoch(trainer, state, keeper, epochs)
+            result = _validate(trainer, keeper.stops)
+    except Stopped:
+        keeper.save(trainer, state)
+        raise
+    state.epoch, state.batches = state.epoch + 1, 0
+    is_best = _note_validation(trainer, result, state, keeper.log)
+    state.metrics_bytes = keeper.log.n_bytes
+    keeper.save(trainer, state, is_best=is_best)
 
 
 def _resumed(trainer: Trainer, plan: Plan, run: Run) -> tuple[Trainer, LoopState]:
@@ -437,21 +513,28 @@ def _resumed(trainer: Trainer, plan: Plan, run: Run) -> tuple[Trainer, LoopState
     folder = run.checkpoint("last")
     if not folder.is_dir():
         return trainer, LoopState()
-    stage = plan.stage_after(read_state(folder).epoch - 1)
+    stage = plan.stage_after(read_state(folder).begun_epochs - 1)
     if stage is not plan.stages[0]:
         trainer = _next_trainer(trainer, stage)
     state = load_checkpoint(
         folder, trainer.backbone.network, trainer.averaged, trainer.optimizer, trainer.loss
     )
-    say(f"resumed    after epoch {state.epoch}")
+    if trainer.accelerator.scaler is not None and state.loss_scale is not None:
+        trainer.accelerator.scaler.load_state_dict(state.loss_scale)
+    _recall_bad_photos(trainer, run)
+    within = f", in epoch {state.begun_epochs}" if state.batches else ""
+    say(f"resumed    after step {state.step}, {state.epoch} whole epochs{within}")
     return trainer, state
 
 
 def _save(trainer: Trainer, state: LoopState, run: Run, *, is_best: bool) -> None:
+    _list_bad_photos(trainer, run)
+    scaler = trainer.accelerator.scaler
+    state.loss_scale = None if scaler is None else scaler.state_dict()
     # best first: a last that knows the best score must never stand alone.
     for name in ("best", "last") if is_best else ("last",):
-        if name == "last" and state.epoch == trainer.plan.first_epoch + 1:
-            _write_facts(run, trainer)  # from now on the checkpoints are of this stage
+        if name == "last":
+            _write_facts(run, trainer)  # the stage may be another than that of the last before
         save_checkpoint(
             run.path / "checkpoints" / name,
             state,
@@ -459,44 +542,53 @@ def _save(trainer: Trainer, state: LoopState, run: Run, *, is_best: bool) -> Non
             trainer.averaged,
             trainer.optimizer,
             trainer.loss,
+            keep=run.checkpoint_before if name == "last" else None,
         )
 
 
-def _train_epoch(trainer: Trainer, state: LoopState, log: MetricsLog, epochs: int) -> None:
+def _train_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: int) -> None:
     plan, config = trainer.plan, trainer.plan.config
-    window = _Window(trainer.accelerator.device)
+    window = Window(state.losses)
     trainer.network.train()
     trainer.backbone.still_if_frozen()
-    trainer.loader.set_epoch(state.epoch)
+    trainer.loader.set_epoch(state.epoch, start=state.batches * trainer.loader.global_batch)
     trainer.loss.set_progress((state.epoch - plan.first_epoch) / config.epochs)
     title = f"epoch {state.epoch + 1}/{epochs}"
     with progress_bar(title, plan.steps_per_epoch * plan.global_batch, "images") as bar:
-        for batches in _accumulated(trainer.loader, config.optim.accumulate):
-            loss = _step(trainer, batches, state)
-            state.step += 1
-            n_images = sum(len(batch["label"]) for batch in batches)
-            window.add(loss, n_images)
-            is_epochs_last = state.stage_step % plan.steps_per_epoch == 0
-            if state.step % config.runtime.log_every == 0 or is_epochs_last:
-                _log_window(trainer, state, log, window)
-            bar.advance(n_images, window.note)
+        for batches, n_read in _accumulated(trainer.loader, config.optim.accumulate):
+            step = _step(trainer, batches, state)
+            state.step, state.batches = step.number, state.batches + n_read
+            window.add(step)
+            if state.step % config.runtime.log_every == 0:
+                _log_window(trainer, state, keeper.log, window)
+            if keeper.is_due(config, state) or keeper.stops.received:
+                state.losses, state.metrics_bytes = window.read(), keeper.log.n_bytes
+                keeper.stops.check()
+                keeper.save(trainer, state)
+            bar.advance(sum(len(ids) for ids in step.image_ids), window.note)
+    if not window.is_empty:
+        _log_window(trainer, state, keeper.log, window)
+    state.losses, state.metrics_bytes = [], keeper.log.n_bytes
     say(f"{title}  {window.note}  {window.epoch_rate:.0f} images/s")
 
 
-def _accumulated(loader: Loader, n_batches: int) -> Iterator[list[Batch]]:
-    """The batches of one step after another; a rest of fewer is left out."""
+def _accumulated(loader: Loader, n_batches: int) -> Iterator[tuple[list[Batch], int]]:
+    """The batches of one step after another, and how many were read for them; a rest of fewer is
+    left out."""
     group: list[Batch] = []
+    n_read = 0
     for batch in loader:
+        n_read += 1
         if len(batch["label"]):  # else all its photos were unreadable
             group.append(batch)
         if len(group) == n_batches:
-            yield group
-            group = []
+            yield group, n_read
+            group, n_read = [], 0
 
 
-def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Tensor:
-    """One optimiser step; gives the loss, still on the device."""
-    config, accelerator = trainer.plan.config, trainer.accelerator
+def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
+    """One optimiser step; its loss is still on the device."""
+    config, accelerator, optimizer = trainer.plan.config, trainer.accelerator, trainer.optimizer
     trainer.schedule.step_update(state.stage_step + 1)
     n_images = sum(len(batch["label"]) for batch in batches)
     total = torch.zeros((), device=accelerator.device)
@@ -506,11 +598,17 @@ def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Tensor:
         total += loss.detach()
     if config.optim.clip_grad_norm is not None:
         accelerator.clip_grad_norm_(trainer.network.parameters(), config.optim.clip_grad_norm)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     if trainer.ema is not None:
         trainer.ema.update(trainer.backbone.network)
-    return total
+    return Step(
+        number=state.step + 1,
+        learning_rate=min(group["lr"] for group in optimizer.param_groups),
+        loss=total,
+        image_ids=[batch["image_id"] for batch in batches],
+        skipped=bool(getattr(optimizer, "step_was_skipped", False)),
+    )
 
 
 def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int) -> Tensor:
@@ -534,45 +632,11 @@ def _block_seed(seed: int, block: int, stage: int) -> int:
     return int(np.random.SeedSequence((seed, block, stage)).generate_state(1, np.uint64)[0] >> 1)
 
 
-class _Window:
-    """The loss and rate since the last line of the log; reads the loss only when it is asked."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._total = torch.zeros((), device=device)
-        self._steps = self._images = self._epoch_images = 0
-        self._began = self._epoch_began = time.monotonic()
-        self.note = ""
-
-    def add(self, loss: Tensor, n_images: int) -> None:
-        self._total += loss
-        self._steps += 1
-        self._images += n_images
-        self._epoch_images += n_images
-
-    def close(self) -> tuple[float, float]:
-        """Mean loss and images per second; the next window begins."""
-        mean = self._total.item() / max(self._steps, 1)
-        rate = self._images / max(time.monotonic() - self._began, 1e-9)
-        self._total.zero_()
-        self._steps = self._images = 0
-        self._began = time.monotonic()
-        return mean, rate
-
-    @property
-    def epoch_rate(self) -> float:
-        """Images per second since the epoch began."""
-        return self._epoch_images / max(time.monotonic() - self._epoch_began, 1e-9)
-
-
-def _log_window(trainer: Trainer, state: LoopState, log: MetricsLog, window: _Window) -> None:
+def _log_window(trainer: Trainer, state: LoopState, log: MetricsLog, window: Window) -> None:
     loss, rate = window.close()
     learning_rate = min(group["lr"] for group in trainer.optimizer.param_groups)
-    if not math.isfinite(loss):
-        raise WorldError(
-            f"the loss is {loss} at step {state.step} (learning rate {learning_rate:.2g}); "
-            "train again with a lower optim.lr_per_256 or with optim.clip_grad_norm 1"
-        )
-    window.note = f"loss {loss:.3f}  lr {learning_rate:.2e}"
+    shown = "none" if loss is None else f"{loss:.3f}"
+    window.note = f"loss {shown}  lr {learning_rate:.2e}"
     log.write(
         "train",
         epoch=state.epoch + 1,
@@ -583,19 +647,28 @@ def _log_window(trainer: Trainer, state: LoopState, log: MetricsLog, window: _Wi
     )
 
 
-def _validate(trainer: Trainer, state: LoopState, log: MetricsLog) -> bool:
-    """Scores the held-out part, if there is one; says whether this epoch is the best so far."""
+def _validate(trainer: Trainer, stops: StopSignals) -> Validation | None:
+    """Scores the held-out part, if there is one."""
     if trainer.held_out_loader is None:
+        return None
+    with stops.at_once():
+        return validate(
+            trainer.evaluated,
+            trainer.held_out_loader,
+            mean=trainer.backbone.mean,
+            std=trainer.backbone.std,
+            precision=trainer.precision,
+            train_counts=trainer.plan.trained.train_counts,
+            band_edges=trainer.plan.config.data.band_edges,
+        )
+
+
+def _note_validation(
+    trainer: Trainer, result: Validation | None, state: LoopState, log: MetricsLog
+) -> bool:
+    """Writes a validation into log and state; says whether this epoch is the best so far."""
+    if result is None:
         return False
-    result: Validation = validate(
-        trainer.evaluated,
-        trainer.held_out_loader,
-        mean=trainer.backbone.mean,
-        std=trainer.backbone.std,
-        precision=trainer.precision,
-        train_counts=trainer.plan.trained.train_counts,
-        band_edges=trainer.plan.config.data.band_edges,
-    )
     say(f"           {result.since(trainer.validated)}")
     trainer.validated = result
     log.write("validation", epoch=state.epoch, step=state.step, **vars(result))
@@ -623,6 +696,16 @@ def _list_bad_photos(trainer: Trainer, run: Run) -> None:
             f"{len(bad)} of {n_photos} photos cannot be read, more than data.bad_photo_limit "
             f"allows; they are listed in {run.path / 'bad_photos.json'}"
         )
+
+
+def _recall_bad_photos(trainer: Trainer, run: Run) -> None:
+    """Goes on with the photos that made trouble before."""
+    path = run.path / "bad_photos.json"
+    if path.is_file():
+        told, loader = read_json(path), trainer.loader
+        loader.bad_photos += [PhotoEvent(**event) for event in told["skipped"]]
+        loader.recovered_photos += [PhotoEvent(**event) for event in told["recovered"]]
+        loader.slow_photos += [PhotoEvent(**event) for event in told["slow"]]
 
 
 def _unique(events: list[PhotoEvent]) -> list[PhotoEvent]:

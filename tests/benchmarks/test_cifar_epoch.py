@@ -10,6 +10,7 @@ without it photos of noise stand in.
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,9 +109,11 @@ def bare_epoch(root: Path) -> Iterator[Step]:
 def kit_epoch(root: Path, log_path: Path) -> Iterator[Step]:
     """The same recipe through the kit."""
     from inat.config import build
+    from inat.run_folder import Run
     from inat.training import loop
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
+    from inat.training.stopping import StopSignals
     from inat.training.tracking import MetricsLog
 
     data = {"root": str(root), "holdout": "none", "keep_photos": True}
@@ -118,10 +121,12 @@ def kit_epoch(root: Path, log_path: Path) -> Iterator[Step]:
     with loop._engine(config) as (accelerator, precision):
         trainer = loop._build_trainer(make_plan(config), accelerator, precision)
         state, log = LoopState(), MetricsLog(log_path)
+        run = Run(log_path.parent)
+        keeper = loop._Keeper(run, log, StopSignals(), time.monotonic(), 0)
 
         def epoch() -> None:
-            loop._train_epoch(trainer, state, log)
-            state.epoch += 1
+            loop._train_epoch(trainer, state, keeper, config.epochs)
+            state.epoch, state.batches = state.epoch + 1, 0
 
         yield epoch
 

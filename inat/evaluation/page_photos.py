@@ -1,0 +1,110 @@
+"""The photos on the report: confused pairs and mistakes, with pictures where there are any."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import simplejpeg
+
+from inat.errors import InputError
+from inat.evaluation.confusion import ConfusedPair, Mistake
+from inat.evaluation.evaluate import Evaluation
+from inat.prediction_file import read_prediction
+
+N_PAIRS = 12
+N_PHOTOS = 3
+N_MISTAKES = 24
+MOST_PICTURES = 300
+"""On a page, whatever the number of predictions; a picture takes about 8 kB of it."""
+
+SIZE = 160
+QUALITY = 75
+
+
+@dataclass(frozen=True)
+class ShownPhotos:
+    """What the page shows of single photos.
+
+    Attributes:
+        pairs: the most confused pairs of each evaluation, with the photos that are shown.
+        mistakes: the few band's most confident mistakes of each evaluation.
+        pictures: JPEGs of 160 x 160 pixels in base 64, by image id.
+        notes: why photos have no picture.
+    """
+
+    pairs: list[list[ConfusedPair]]
+    mistakes: list[list[Mistake]]
+    pictures: dict[int, str]
+    notes: list[str]
+
+
+def shown_photos(evaluations: Sequence[Evaluation]) -> ShownPhotos:
+    """Picks what is shown of each evaluation, and reads its pictures."""
+    pairs = [[_shortened(pair) for pair in e.confused_pairs[:N_PAIRS]] for e in evaluations]
+    mistakes = [evaluation.worst_mistakes[:N_MISTAKES] for evaluation in evaluations]
+    pictures: dict[int, str] = {}
+    notes: dict[str, None] = {}  # each once, in their order
+    for evaluation, own_pairs, own_mistakes in zip(evaluations, pairs, mistakes, strict=True):
+        wanted = _image_ids(own_pairs, own_mistakes)
+        missing = [image_id for image_id in wanted if image_id not in pictures]
+        room = MOST_PICTURES - len(pictures)
+        if len(missing) > room:
+            notes[f"the page holds {MOST_PICTURES} photos; further ones are not shown"] = None
+        read, why = _read_pictures(evaluation.prediction, missing[:room])
+        pictures |= read
+        notes |= dict.fromkeys(why)
+    return ShownPhotos(pairs, mistakes, pictures, list(notes))
+
+
+def _shortened(pair: ConfusedPair) -> ConfusedPair:
+    first, second = (
+        replace(side, image_ids=side.image_ids[:N_PHOTOS]) for side in (pair.first, pair.second)
+    )
+    return ConfusedPair(pair.n, first, second)
+
+
+def _image_ids(pairs: Iterable[ConfusedPair], mistakes: Iterable[Mistake]) -> list[int]:
+    of_pairs = [i for pair in pairs for side in (pair.first, pair.second) for i in side.image_ids]
+    return list(dict.fromkeys([*of_pairs, *(mistake.image_id for mistake in mistakes)]))
+
+
+def _read_pictures(prediction: Path, image_ids: list[int]) -> tuple[dict[int, str], list[str]]:
+    """The pictures by image id, and what was in the way of others."""
+    opened = read_prediction(prediction)
+    root = opened.meta.get("data_root")
+    if not image_ids:
+        return {}, []
+    if root is None or not Path(root).is_dir():
+        why = "the prediction names no data root" if root is None else f"{root} is not there"
+        return {}, [f"photos are not shown: {why}"]
+    # Only here: decoding rests on torch, which the figures do without.
+    from inat.data.photo_files import open_photos
+    from inat.data.photos import BadPhoto
+
+    names = opened.photos.set_index("id")["file_name"].loc[image_ids]
+    try:
+        source = open_photos(Path(root), pa.array(names.tolist(), pa.string()))
+    except InputError as error:
+        return {}, [f"photos are not shown: {error}"]
+    pictures, bad = {}, []
+    for row, image_id in enumerate(image_ids):
+        try:
+            pictures[image_id] = _picture(source.read(row))
+        except BadPhoto as error:
+            bad.append(f"{source.path(row)}: {error}")
+    more = f"; and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return pictures, [f"photos that cannot be read: {bad[0]}{more}"] if bad else []
+
+
+def _picture(content: bytes | memoryview) -> str:
+    """The middle square of a photo as a small JPEG in base 64."""
+    from inat.data.photos import Box, read_crop
+
+    def middle(height: int, width: int) -> Box:
+        side = min(height, width)
+        return Box((height - side) / 2, (width - side) / 2, side, side)
+
+    pixels = read_crop(content, middle, SIZE).pixels
+    return base64.b64encode(simplejpeg.encode_jpeg(pixels, quality=QUALITY)).decode()

@@ -1,0 +1,132 @@
+"""The report: one HTML page that shows predictions side by side and needs nothing but itself."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import orjson
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from inat.bands import BANDS
+from inat.errors import InputError
+from inat.evaluation.evaluate import Evaluation
+from inat.evaluation.page_data import page_data
+from inat.evaluation.page_figures import further_rows, headline_rows, interval_text, share_text
+from inat.evaluation.page_photos import ShownPhotos, shown_photos
+from inat.files import write_bytes
+
+ECHARTS = "echarts-6.1.0.min.js"
+
+
+def write_report(evaluations: Sequence[Evaluation], path: Path | str) -> Path:
+    """Writes the page of one or several evaluations of the same species.
+
+    The page holds its styles, scripts, charts (Apache ECharts) and photos; no request leaves it.
+    Photos come from the data root that a prediction names; where that is gone the page has none
+    and says so.
+
+    Args:
+        evaluations: what is shown; several are laid over each other.
+        path: the HTML file; one that is there is replaced.
+
+    Raises:
+        InputError: no evaluation, one given twice, other species or band edges in two of them.
+    """
+    _refuse_unlike(evaluations)
+    titles = run_titles([evaluation.prediction for evaluation in evaluations])
+    photos = shown_photos(evaluations)
+    write_bytes(Path(path), _render(evaluations, titles, photos).encode())
+    return Path(path)
+
+
+def _refuse_unlike(evaluations: Sequence[Evaluation]) -> None:
+    if not evaluations:
+        raise InputError("a report needs at least one evaluation")
+    first = evaluations[0]
+    for path, times in Counter(e.prediction for e in evaluations).items():
+        if times > 1:
+            raise InputError(f"{path}: given twice; a report shows each prediction once")
+    for other in evaluations[1:]:
+        columns = ["category_id", "name", "train_count"]
+        if not other.per_class[columns].equals(first.per_class[columns]):
+            raise InputError(
+                f"{first.prediction} and {other.prediction} are of other species or train counts; "
+                "write a report for each"
+            )
+        if other.band_edges != first.band_edges:
+            raise InputError(
+                f"{first.prediction} has the band edges {first.band_edges[0]} "
+                f"{first.band_edges[1]} and {other.prediction} {other.band_edges[0]} "
+                f"{other.band_edges[1]}; say which: --bands literature"
+            )
+
+
+def run_titles(paths: Sequence[Path]) -> list[str]:
+    """Short names that tell the predictions apart: runs/a/predictions/test is a / test."""
+    parts = [[part for part in path.parts if part != "predictions"] for path in paths]
+    for length in range(2, max(len(own) for own in parts) + 1):
+        titles = [" / ".join(own[-length:]) for own in parts]
+        if len(set(titles)) == len(titles):
+            return titles
+    return [str(path) for path in paths]
+
+
+def _render(evaluations: Sequence[Evaluation], titles: Sequence[str], photos: ShownPhotos) -> str:
+    environment = Environment(
+        loader=PackageLoader("inat.evaluation", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"share": share_text, "interval": interval_text}
+    data = page_data(evaluations, titles) | {"photos": photos.pictures}
+    return environment.get_template("report.html.jinja").render(
+        evaluations=evaluations,
+        titles=titles,
+        bands=BANDS,
+        headline=headline_rows(evaluations[0]),
+        headlines=[headline_rows(evaluation) for evaluation in evaluations],
+        further=further_rows(evaluations),
+        names=dict(
+            zip(*(evaluations[0].per_class[c] for c in ("category_id", "name")), strict=True)
+        ),
+        pairs=photos.pairs,
+        mistakes=photos.mistakes,
+        pictures=photos.pictures,
+        notes=_notes(evaluations, titles, photos),
+        data=script_safe(data),
+        css=_part("report.css"),
+        echarts=_part(ECHARTS),
+        script=_part("report.js"),
+    )
+
+
+def _notes(
+    evaluations: Sequence[Evaluation], titles: Sequence[str], photos: ShownPhotos
+) -> list[str]:
+    """What belongs beside the figures, each sentence with the runs that it is of."""
+    said: dict[str, list[str]] = {}
+    for evaluation, title in zip(evaluations, titles, strict=True):
+        for note in evaluation.notes:
+            said.setdefault(note, []).append(title)
+    everywhere = len(evaluations)
+    notes = [
+        note if len(of) == everywhere else f"{', '.join(of)}: {note}" for note, of in said.items()
+    ]
+    if any(set(e.outcomes.ids) != set(evaluations[0].outcomes.ids) for e in evaluations):
+        notes.append("the predictions are of other photos: their figures do not compare")
+    return notes + photos.notes
+
+
+def script_safe(data: Any) -> str:
+    """JSON that may stand in a script element: no character in it can end the element."""
+    text = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS).decode()
+    return re.sub("[<>&\u2028\u2029]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _part(name: str) -> str:
+    return files("inat.evaluation").joinpath("page", name).read_text("utf-8")

@@ -1,0 +1,102 @@
+"""The steps since the last line of metrics.jsonl: their losses, photos and rate."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from inat.errors import WorldError
+from inat.progress import first_few
+
+MOST_IDS = 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step whose loss has not been read yet.
+
+    Attributes:
+        number: counted from 1.
+        learning_rate: that it was taken with.
+        loss: still on the device.
+        image_ids: of its batches.
+        skipped: whether float16's scaler threw the step away, as it does while it looks for a
+            scale; such a loss need not be finite.
+    """
+
+    number: int
+    learning_rate: float
+    loss: Float[Tensor, ""]
+    image_ids: Sequence[Int64[Tensor, "batch"]]
+    skipped: bool = False
+
+
+class Window:
+    """Gathers losses on the device and reads them all at once, when asked: a read makes the
+    host wait for the device."""
+
+    def __init__(self, losses: Sequence[float] = ()) -> None:
+        """Begins with the losses that a checkpoint kept."""
+        self._losses = list(losses)
+        self._unread: list[Step] = []
+        self._images = self._epoch_images = 0
+        self._began = self._epoch_began = time.monotonic()
+        self.note = ""
+
+    def add(self, step: Step) -> None:
+        """Takes in a step."""
+        n_images = sum(len(ids) for ids in step.image_ids)
+        self._unread.append(step)
+        self._images += n_images
+        self._epoch_images += n_images
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to be logged."""
+        return not self._losses and not self._unread
+
+    def read(self) -> list[float]:
+        """The losses of the window so far.
+
+        Raises:
+            WorldError: one is not finite; the text names the first such step, its learning rate
+                and images.
+        """
+        if self._unread:
+            values = torch.stack([step.loss for step in self._unread]).tolist()
+            for step, value in zip(self._unread, values, strict=True):
+                if math.isfinite(value):
+                    self._losses.append(value)
+                elif not step.skipped:
+                    raise WorldError(_sentence(step, value))
+            self._unread = []
+        return list(self._losses)
+
+    def close(self) -> tuple[float | None, float]:
+        """Mean loss (None where every step was skipped) and images per second; the next window
+        begins."""
+        losses = self.read()
+        mean = math.fsum(losses) / len(losses) if losses else None
+        rate = self._images / max(time.monotonic() - self._began, 1e-9)
+        self._losses = []
+        self._images = 0
+        self._began = time.monotonic()
+        return mean, rate
+
+    @property
+    def epoch_rate(self) -> float:
+        """Images per second since the epoch began, or was gone on with."""
+        return self._epoch_images / max(time.monotonic() - self._epoch_began, 1e-9)
+
+
+def _sentence(step: Step, loss: float) -> str:
+    ids = [str(image_id) for batch in step.image_ids for image_id in batch.tolist()]
+    return (
+        f"the loss is {loss} at step {step.number} (learning rate {step.learning_rate:.2g}, "
+        f"images {first_few(ids, MOST_IDS)}); train again with a lower optim.lr_per_256 or with "
+        "optim.clip_grad_norm 1"
+    )

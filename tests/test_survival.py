@@ -1,0 +1,425 @@
+"""Trainings that are stopped, killed or hindered, and what is left of them."""
+
+import errno
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_processes import (
+    SETTINGS,
+    digests,
+    finish,
+    log_lines,
+    start,
+    train_with_kills,
+)
+
+import inat
+from inat.cli import main
+from inat.config import build, merge
+from inat.data.annotations import load_split
+from inat.data.loader import build_loader, worker_deaths
+from inat.errors import InputError, WorldError
+from inat.files import damaged_files, read_json
+from inat.run_folder import Run
+from inat.training import loop
+from inat.training.stopping import Stopped, stop_signals
+from inat.training.window import Step, Window
+
+
+def trained(world: Path, path: Path, *, resume: bool = False, **settings: Any) -> Run:
+    config = build(merge({}, {**SETTINGS, "data.root": str(world), **settings}), "test")
+    return inat.train(config, path, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
+    """A run that nothing interrupted."""
+    return trained(world, tmp_path_factory.mktemp("whole") / "run")
+
+
+def signalled_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Sends a signal to this process in the midst of a step, once."""
+    taken = loop._step
+
+    def signalling(trainer: Any, batches: Any, state: Any) -> Step:
+        if state.step + 1 == step:
+            monkeypatch.setattr(loop, "_step", taken)
+            os.kill(os.getpid(), number)
+        return taken(trainer, batches, state)
+
+    monkeypatch.setattr(loop, "_step", signalling)
+
+
+# --- resume ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [
+        (3, {}),
+        (8, {"runtime.precision": "bf16"}),
+        (
+            11,  # in the second epoch
+            {
+                "optim.accumulate": 2, "batch_size": 2, "transforms.mixup": 0.2,
+                "sampler.name": "progressive", "loss.name": "ce",
+            },
+        ),
+    ],
+    ids=["fp32", "bf16", "recipe"],
+)  # fmt: skip
+def test_a_run_stopped_within_an_epoch_ends_with_the_bits_of_one_never_stopped(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Run,
+    step: int,
+    settings: dict[str, Any],
+) -> None:
+    peace = trained(world, tmp_path / "peace", **settings) if settings else whole
+    signalled_at(monkeypatch, step)
+    with pytest.raises(Stopped):
+        trained(world, tmp_path / "cut", **settings)
+    state = read_json(tmp_path / "cut" / "checkpoints" / "last" / "state.json")
+    assert state["step"] == step
+    assert state["batches"] > 0
+    trained(world, tmp_path / "cut", resume=True, **settings)
+    assert digests(tmp_path / "cut") == digests(peace.path)
+    assert log_lines(tmp_path / "cut") == log_lines(peace.path)
+
+
+def test_three_kills_at_random_moments_change_no_bit(
+    world: Path, tmp_path: Path, whole: Run
+) -> None:
+    hit = train_with_kills(world, tmp_path / "run", {}, 3, random.Random(1), pause=0.05)
+    assert len(hit) == 3
+    assert digests(tmp_path / "run") == digests(whole.path)
+    assert log_lines(tmp_path / "run") == log_lines(whole.path)
+
+
+def test_the_last_two_checkpoints_and_the_best_are_kept_each_with_checksums(whole: Run) -> None:
+    folder = whole.path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "last", "previous"]
+    for name in ("best", "last", "previous"):
+        assert damaged_files(folder / name) == []
+        assert (folder / name / "checksums.json").is_file()
+    last, before = (read_json(folder / name / "state.json") for name in ("last", "previous"))
+    assert (last["epoch"], last["batches"], last["step"]) == (2, 0, 14)
+    assert (before["epoch"], before["batches"], before["step"]) == (1, 6, 13)
+
+
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_and_is_named(
+    world: Path, tmp_path: Path, whole: Run, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    signalled_at(monkeypatch, 9)
+    with pytest.raises(Stopped):
+        trained(world, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last"
+    content = bytearray((last / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (last / "model.safetensors").write_bytes(content)
+    capsys.readouterr()
+    trained(world, tmp_path / "run", resume=True)
+    told = capsys.readouterr().err
+    assert told.startswith(
+        f"warning: {last}: model.safetensors damaged; going on from the checkpoint before it\n"
+    )
+    assert "resumed    after step 7, 1 whole epochs\n" in told
+    assert digests(tmp_path / "run") == digests(whole.path)
+    for name in ("last", "previous"):
+        (last.with_name(name) / "state.json").write_text("{}")
+    with pytest.raises(InputError) as refused:
+        trained(world, tmp_path / "run", resume=True)
+    assert str(refused.value) == (
+        f"{last}: state.json damaged; {last.with_name('previous')}: state.json damaged; no "
+        "checkpoint is whole: train with --overwrite"
+    )
+
+
+def test_a_resume_names_the_fields_that_differ_and_those_that_may(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signalled_at(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        trained(world, tmp_path / "run")
+    free = {"runtime.log_every": 5, "data.workers": 1}
+    with pytest.raises(InputError) as refused:
+        trained(world, tmp_path / "run", resume=True, seed=4, **free)
+    assert str(refused.value) == (
+        f"{tmp_path / 'run'}: the run there was made with other settings (seed; data.workers, "
+        "runtime.log_every may differ); give another --run, or --overwrite to throw it away"
+    )
+    capsys.readouterr()
+    trained(world, tmp_path / "run", resume=True, **free)
+    assert "settings   other than before, as they may be: data.workers, runtime.log_every\n" in (
+        capsys.readouterr().err
+    )
+
+
+# --- signals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"]
+)
+def test_a_signal_leaves_a_checkpoint_and_its_exit_status(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    status: int,
+) -> None:
+    before = signal.getsignal(number)
+    signalled_at(monkeypatch, 3, number)
+    config = build(merge({}, {**SETTINGS, "data.root": str(world)}), "test")
+    (tmp_path / "a.yaml").write_text(config.to_yaml())
+    words = ["train", str(tmp_path / "a.yaml"), "--run", str(tmp_path / "run")]
+    assert main(words) == status
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"inat: stopped by {number.name}; --resume goes on from the last checkpoint"
+    )
+    assert read_json(tmp_path / "run/checkpoints/last/state.json")["step"] == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_during_validation_ends_it_and_a_resume_validates_anew(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Run
+) -> None:
+    validate = loop.validate
+
+    def signalling(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(loop, "validate", signalling)
+    with pytest.raises(Stopped):
+        trained(world, tmp_path / "run")
+    monkeypatch.setattr(loop, "validate", validate)
+    state = read_json(tmp_path / "run/checkpoints/last/state.json")
+    assert (state["epoch"], state["batches"]) == (0, state["step"])
+    trained(world, tmp_path / "run", resume=True)
+    assert digests(tmp_path / "run") == digests(whole.path)
+    assert log_lines(tmp_path / "run") == log_lines(whole.path)
+
+
+def test_a_second_interrupt_leaves_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_signals() as stops:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stops.received == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
+    found = []
+
+    def listen() -> None:
+        with stop_signals() as stops:
+            found.append((signal.getsignal(signal.SIGTERM), stops.received))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert found == [(signal.getsignal(signal.SIGTERM), None)]
+
+
+# --- faults ----------------------------------------------------------------------------------
+
+
+def test_two_trainings_cannot_have_one_run_folder(world: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from inat.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'busy'): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".run.lock")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        (tmp_path / "link").symlink_to(tmp_path / "run")
+        for name in ("run", "link"):
+            with pytest.raises(WorldError) as refused:
+                trained(world, tmp_path / name)
+            assert str(refused.value) == (
+                f"{tmp_path / name}: another training works there; wait for it, or give another "
+                "--run"
+            )
+        holder.communicate()
+
+
+def window_of(*losses: float, skipped: bool = False) -> Window:
+    window = Window([0.5])
+    for place, loss in enumerate(losses):
+        ids = [torch.tensor([10 * place, 10 * place + 1])]
+        window.add(Step(7 + place, 0.1, torch.tensor(loss), ids, skipped))
+    return window
+
+
+def test_the_first_loss_that_is_not_finite_is_named_with_step_rate_and_images() -> None:
+    with pytest.raises(WorldError) as told:
+        window_of(1.0, float("inf"), float("nan")).read()
+    assert str(told.value) == (
+        "the loss is inf at step 8 (learning rate 0.1, images 10, 11); train again with a lower "
+        "optim.lr_per_256 or with optim.clip_grad_norm 1"
+    )
+
+
+def test_steps_that_the_scaler_skipped_may_have_any_loss() -> None:
+    assert window_of(1.0, float("inf"), 3.0, skipped=True).read() == [0.5, 1.0, 3.0]
+    assert window_of(1.0, 3.0).close()[0] == 1.5
+
+
+def test_a_checkpoint_is_never_written_of_a_loss_that_is_not_finite(
+    world: Path, tmp_path: Path
+) -> None:
+    settings = {"optim.lr_per_256": 1e30, "optim.name": "sgd", "optim.warmup_epochs": 0}
+    with pytest.raises(WorldError, match=r"the loss is (nan|inf) at step 2 .*images \d+, \d+, "):
+        trained(world, tmp_path / "run", **settings, **{"runtime.log_every": 1000})
+    assert not (tmp_path / "run" / "checkpoints" / "last").exists()
+
+
+def test_losses_are_read_only_when_they_are_logged(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read = Window.read
+    monkeypatch.setattr(Window, "read", lambda self: reads.append(1) or read(self))
+    settings = {"runtime.log_every": 4, "runtime.checkpoint_steps": 1000, "data.holdout": "none"}
+    run = trained(world, tmp_path / "run", epochs=1, **{"optim.warmup_epochs": 0}, **settings)
+    assert len(reads) == len(log_lines(run.path)) == 3  # of 10 steps: after 4, 8 and 10
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a disk")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill_up(ballast: Path) -> None:
+    gc.collect()  # a training that is over still maps files that are gone
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_disk_that_fills_up_keeps_the_checkpoint_before_whole_and_says_so(
+    world: Path, tmp_path: Path, small_disk: Path, whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_disk / "run"
+    signalled_at(monkeypatch, 5)
+    with pytest.raises(Stopped):
+        trained(world, run)
+    before = digests(run)
+    fill_up(small_disk / "ballast")
+    with pytest.raises(WorldError) as told:
+        trained(world, run, resume=True)
+    assert str(told.value) == (
+        f"{run}: the disk is full; the checkpoint before is whole; make room and go on with "
+        "--resume"
+    )
+    assert digests(run) == before
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last", "previous"]
+    (small_disk / "ballast").unlink()
+    trained(world, run, resume=True)
+    assert digests(run) == digests(whole.path)
+    fill_up(small_disk / "ballast")
+    with pytest.raises(WorldError) as told:
+        inat.predict(run, "train")
+    assert str(told.value) == (
+        f"{run / 'predictions' / 'train'}: the disk is full; the parts made so far are whole: make "
+        "room and run the same command again"
+    )
+
+
+def test_a_read_only_disk_is_named(world: Path, tmp_path: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(WorldError) as told:
+        trained(world, small_disk / "run")
+    assert str(told.value) == (
+        f"{small_disk / '.run.lock'}: {os.strerror(errno.EROFS)}; make it writable, or give "
+        "another place"
+    )
+
+
+def test_a_clock_that_goes_backwards_changes_nothing_but_the_times(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Run
+) -> None:
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    run = trained(world, tmp_path / "run")
+    assert digests(run.path) == digests(whole.path)
+    assert log_lines(run.path) == log_lines(whole.path)
+
+
+def test_a_worker_that_was_killed_is_told_with_signal_cause_and_remedy(world: Path) -> None:
+    loader = build_loader(
+        load_split(world), image_size=32, training=True, batch_size=2, workers=1,
+        worker_kind="processes",
+    )  # fmt: skip
+    with pytest.raises(WorldError) as told, worker_deaths():
+        for _ in loader:
+            assert loader._processes is None
+            for child in torch.multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGKILL)
+                time.sleep(0.1)
+    assert str(told.value) == (
+        "a process that reads photos was killed by a signal (Killed), most often because memory "
+        "or shared memory (/dev/shm) ran out; lower data.workers or batch_size, or set "
+        "data.worker_kind threads"
+    )
+
+
+def test_workers_leave_interrupts_to_the_training(world: Path) -> None:
+    loader = build_loader(
+        load_split(world), image_size=32, training=True, batch_size=2, workers=1,
+        worker_kind="processes",
+    )  # fmt: skip
+    n_batches = 0
+    for _ in loader:
+        for child in torch.multiprocessing.active_children():
+            os.kill(child.pid or 0, signal.SIGINT)
+            os.kill(child.pid or 0, signal.SIGTERM)
+        n_batches += 1
+    assert n_batches == len(loader)
+
+
+def test_a_prediction_of_a_run_within_its_first_epoch_is_of_its_first_stage(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signalled_at(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        trained(world, tmp_path / "run")
+    assert inat.predict(tmp_path / "run", "val").meta["checkpoint_epoch"] == 1
+
+
+def test_an_ended_process_gives_its_status(world: Path, tmp_path: Path) -> None:
+    process = start("train", world, tmp_path / "run", {}, pause=0.1)
+    while not (tmp_path / "run" / "checkpoints" / "last").is_dir():
+        time.sleep(0.05)
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == 143
+    finish(start("train", world, tmp_path / "run", {}))
