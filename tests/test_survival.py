@@ -345,12 +345,20 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before_whole_and_says_so(
     (small_disk / "ballast").unlink()
     trained(world, run, resume=True)
     assert digests(run) == digests(whole.path)
-    fill_up(small_disk / "ballast")
+
+
+def test_a_disk_that_fills_up_during_a_prediction_keeps_the_parts_and_says_so(
+    whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("inat.prediction.parts.write_bytes", full)
     with pytest.raises(WorldError) as told:
-        inat.predict(run, "train")
+        inat.predict(whole.path, "train")
     assert str(told.value) == (
-        f"{run / 'predictions' / 'train'}: the disk is full; the parts made so far are whole: make "
-        "room and run the same command again"
+        f"{whole.path / 'predictions' / 'train'}: the disk is full; the parts made so far are "
+        "whole: make room and run the same command again"
     )
 
 
