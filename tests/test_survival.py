@@ -347,6 +347,21 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before_whole_and_says_so(
     assert digests(run) == digests(whole.path)
 
 
+def test_a_disk_that_fills_up_during_a_prediction_keeps_the_parts_and_says_so(
+    whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("inat.prediction.parts.write_bytes", full)
+    with pytest.raises(WorldError) as told:
+        inat.predict(whole.path, "train")
+    assert str(told.value) == (
+        f"{whole.path / 'predictions' / 'train'}: the disk is full; the parts made so far are "
+        "whole: make room and run the same command again"
+    )
+
+
 def test_a_read_only_disk_is_named(world: Path, tmp_path: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(WorldError) as told:
