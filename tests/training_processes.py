@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -66,15 +67,16 @@ def _work(verb: str, world: Path, run: Path, settings: dict[str, Any], pause: fl
 
 
 def _rest_between(now: Path, pause: float) -> None:
-    """Slows down what is done, and notes in the file `now` what that is: kills then hit all of it
-    as often, and know what they hit."""
+    """Slows down what is done, and notes in the file `now` what that is, a line each: kills then
+    hit all of it as often, and know what they hit."""
     from inat.prediction import predict
     from inat.prediction.parts import Parts
     from inat.training import checkpoint, loop, validation
 
     def resting(work: Callable[..., Any], what: str) -> Callable[..., Any]:
         def rest(*arguments: Any, **options: Any) -> Any:
-            now.write_text(what)
+            with now.open("a") as notes:
+                notes.write(f"{what}\n")
             done = work(*arguments, **options)
             time.sleep(pause)
             return done
@@ -95,20 +97,25 @@ def finish(process: Any) -> None:
     assert process.exitcode == 0
 
 
-def kill_after(process: Any, seconds: float) -> bool:
-    """Kills a process after a while; whether it was still at work."""
-    process.join(seconds)
+def kill_amid(process: Any, run: Path, draw: random.Random, pause: float) -> str:
+    """Kills a process amid one of its next works, whichever the draw says; gives what that was.
+
+    Works are counted, not seconds: a kill hits a process that works, however slow the machine.
+    """
+    now = run.with_name(f"{run.name}.now")
+    now.unlink(missing_ok=True)
+    works = draw.randint(0, 9)
+    while process.is_alive() and len(_noted(now)) < works:
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, pause))
     process.kill()
     process.join()
-    return bool(process.exitcode != 0)
+    assert process.exitcode == -signal.SIGKILL, "ended before it was killed"
+    return ["start", *_noted(now)][-1]
 
 
-def doing(run: Path) -> str:
-    """What a process was at when it was killed."""
-    now = run.with_name(f"{run.name}.now")
-    text = now.read_text() if now.is_file() else ""
-    now.unlink(missing_ok=True)
-    return text or "start"
+def _noted(now: Path) -> list[str]:
+    return now.read_text().splitlines() if now.is_file() else []
 
 
 def digests(run: Path) -> dict[str, str]:
@@ -131,11 +138,8 @@ def train_with_kills(
     world: Path, run: Path, settings: dict[str, Any], kills: int, draw: random.Random, pause: float
 ) -> list[str]:
     """Trains, killed so often at random moments, to the end; gives what each kill hit."""
-    hit: list[str] = []
-    while len(hit) < kills:
-        process = start("train", world, run, settings, pause)
-        if not kill_after(process, draw.uniform(0.1, 3)):
-            break
-        hit.append(doing(run))
+    hit = []
+    for _ in range(kills):
+        hit.append(kill_amid(start("train", world, run, settings, pause), run, draw, pause))
     finish(start("train", world, run, settings))
     return hit

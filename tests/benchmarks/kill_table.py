@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/worlds.py
 
 from training_processes import (
     digests,
-    doing,
     finish,
-    kill_after,
+    kill_amid,
     log_lines,
     start,
     train_with_kills,
@@ -36,11 +35,9 @@ PAUSE = 0.1
 
 def predict_with_kills(world: Path, run: Path, kills: int, draw: random.Random) -> list[str]:
     """Predicts, killed so often at random moments, to the end; gives what each kill hit."""
-    hit: list[str] = []
+    hit = []
     for _ in range(kills):
-        if not kill_after(start("predict", world, run, {}, PAUSE), draw.uniform(0.1, 2)):
-            break
-        hit.append(doing(run))
+        hit.append(kill_amid(start("predict", world, run, {}, PAUSE), run, draw, PAUSE))
     finish(start("predict", world, run, {}))
     return hit
 
