@@ -7,7 +7,8 @@ from inat.lazy import lazy_names
 
 if TYPE_CHECKING:
     from inat.adjusting import adjust
-    from inat.config import Config, read_config
+    from inat.config import Config
+    from inat.config_files import read_config
     from inat.data.annotations import Split, load_split
     from inat.data.loader import build_loader, to_device
     from inat.demo import run_demo
@@ -92,7 +93,7 @@ _find = lazy_names(
         "predict_folds": "inat.prediction.folds",
         "predict_out_of_fold": "inat.prediction.folds",
         "predict_photos": "inat.prediction.predict",
-        "read_config": "inat.config",
+        "read_config": "inat.config_files",
         "read_prediction": "inat.prediction_file",
         "run_demo": "inat.demo",
         "soup": "inat.training.soup",

@@ -23,11 +23,9 @@ from inat.config import (
     ViewMean,
     Weights,
     WeightSearch,
-    check_keys,
-    one_line,
-    read_yaml,
 )
-from inat.errors import FaultsFound, InatError, InputError
+from inat.config_files import read_yaml, with_canonical_stages
+from inat.errors import FaultsFound, InatError, InputError, one_line
 
 app = App(
     name="inat",
@@ -322,6 +320,7 @@ def train(
     from inat import training
     from inat.training.folds import fold_config
 
+    settings = with_canonical_stages(settings, str(config))
     if dry_run:
         for line in training.dry_run(
             settings if folds is None else fold_config(settings, 1, folds)
@@ -1020,7 +1019,6 @@ class YamlSource:
             return
         self.path = Path(tokens[0].value)
         tree = read_yaml(self.path)
-        check_keys(tree, str(self.path))
         # Not by cyclopts.config.Dict: it leaves out keys that are also verbs, so that the
         # config's section `data` would be ignored because there is an `inat data`.
         update_argument_collection(

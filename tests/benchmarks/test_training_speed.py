@@ -78,7 +78,7 @@ def plain_step(root: Path) -> Iterator[Step]:
 
 def kit_step(root: Path) -> Iterator[Step]:
     """The same recipe through the kit."""
-    from inat.config import build
+    from inat.config_files import build
     from inat.training import loop
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
