@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from inat.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from inat.adjusting import adjust
+    from inat.adjusting.adjust import adjust
     from inat.config import Config
     from inat.config_files import read_config
     from inat.data.annotations import Split, load_split
@@ -79,7 +79,7 @@ _find = lazy_names(
         "Run": "inat.run_folder",
         "Split": "inat.data.annotations",
         "WorldError": "inat.errors",
-        "adjust": "inat.adjusting",
+        "adjust": "inat.adjusting.adjust",
         "build_loader": "inat.data.loader",
         "compare": "inat.evaluation.compare",
         "dry_run": "inat.training.loop",

@@ -636,7 +636,7 @@ def adjust(
     overwrite
         Replace what stands at --out.
     """
-    from inat.adjusting import adjust as move_prior
+    from inat.adjusting.adjust import adjust as move_prior
 
     made, notes = move_prior(
         prediction,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inat.adjusting import adjust
+from inat.adjusting.adjust import adjust
 from inat.bands import FEW_BELOW
 from inat.config import Config
 from inat.config_files import build

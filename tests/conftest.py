@@ -22,6 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
         importlib.import_module(package)
     # A training ends with a full collection, which would walk through all of these each time.
     gc.freeze()
+    # Bits depend on it; the processes that tests start have one thread too.
+    importlib.import_module("torch").set_num_threads(1)
     jaxtyping.install_import_hook("inat", "checking.checked")
 
 
