@@ -10,6 +10,7 @@ from hypothesis import settings
 
 settings.register_profile("long", max_examples=10_000)
 
+KIT = Path(__file__).parents[1] / "inat"
 HEAVY = ("timm", "accelerate", "albumentations", "cyclopts", "pandas", "scipy.stats", "sklearn")
 
 
@@ -24,7 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.freeze()
     # Bits depend on it; the processes that tests start have one thread too.
     importlib.import_module("torch").set_num_threads(1)
-    jaxtyping.install_import_hook("inat", "checking.checked")
+    # The modules that speak of arrays; mypy reads the others.
+    modules = [path for path in KIT.rglob("*.py") if "jaxtyping" in path.read_text()]
+    names = [".".join(path.relative_to(KIT.parent).with_suffix("").parts) for path in modules]
+    jaxtyping.install_import_hook(names, "checking.checked")
 
 
 @pytest.fixture(scope="session")
