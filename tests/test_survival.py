@@ -37,7 +37,6 @@ from inat.training import loop
 from inat.training.stopping import Stopped, stop_signals
 from inat.training.window import Step, Window
 
-
 FP32 = {"runtime.precision": "fp32"}  # as train_tiny has it
 
 
