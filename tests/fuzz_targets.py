@@ -141,32 +141,27 @@ def manifests(folder: Path) -> tuple[Damaged, Read]:
 
 def prediction_meta(folder: Path) -> tuple[Damaged, Read]:
     """meta.json of a prediction."""
-    path = make_prediction(folder / "p", np.eye(4)[:, :4]).path / "meta.json"
-    return damaged_json(orjson.loads(path.read_bytes())), _then(path, lambda: _use(folder / "p"))
+    return _of_prediction(folder, "meta.json", lambda valid: damaged_json(orjson.loads(valid)))
 
 
 def prediction_logits(folder: Path) -> tuple[Damaged, Read]:
     """logits.npy."""
-    path = make_prediction(folder / "p", np.eye(4)).path / "logits.npy"
-    return _damaged_npy(path.read_bytes()), _then(path, lambda: _use(folder / "p"))
+    return _of_prediction(folder, "logits.npy", _damaged_npy)
 
 
 def prediction_labels(folder: Path) -> tuple[Damaged, Read]:
     """labels.npy."""
-    path = make_prediction(folder / "p", np.eye(4)).path / "labels.npy"
-    return _damaged_npy(path.read_bytes()), _then(path, lambda: _use(folder / "p"))
+    return _of_prediction(folder, "labels.npy", _damaged_npy)
 
 
 def prediction_species(folder: Path) -> tuple[Damaged, Read]:
     """species.parquet."""
-    path = make_prediction(folder / "p", np.eye(4)).path / "species.parquet"
-    return _damaged_parquet(path.read_bytes()), _then(path, lambda: _use(folder / "p"))
+    return _of_prediction(folder, "species.parquet", _damaged_parquet)
 
 
 def prediction_photos(folder: Path) -> tuple[Damaged, Read]:
     """photos.parquet."""
-    path = make_prediction(folder / "p", np.eye(4)).path / "photos.parquet"
-    return _damaged_parquet(path.read_bytes()), _then(path, lambda: _use(folder / "p"))
+    return _of_prediction(folder, "photos.parquet", _damaged_parquet)
 
 
 # --- packs and archives ----------------------------------------------------------------------
@@ -333,6 +328,13 @@ def _load(root: Path, name: str) -> None:
     split = load_split(root, name)
     assert len(split.path(len(split) - 1).relative_to(root).parts)
     _ = split.fingerprint, split.class_counts
+
+
+def _of_prediction(
+    folder: Path, name: str, damaged: Callable[[bytes], Damaged]
+) -> tuple[Damaged, Read]:
+    path = make_prediction(folder / "p", np.eye(4)).path / name
+    return damaged(path.read_bytes()), _then(path, lambda: _use(folder / "p"))
 
 
 def _use(path: Path) -> None:
