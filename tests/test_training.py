@@ -1,15 +1,17 @@
 """Training, resume and prediction on a tiny world with a tiny network."""
 
-import subprocess
-import sys
+import os
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import orjson
 import pytest
 import torch
-from tiny_runs import TINY, log_lines, same, tiny_config, train_tiny, weights
+from tiny_runs import log_lines, same, tiny_config, train_tiny, weights
 from worlds import category_id, make_world
 
 import inat
@@ -172,29 +174,28 @@ def test_the_logits_prior_is_what_the_loss_leaves_of_the_draws(world: Path, tmp_
         assert prediction.logits_prior == pytest.approx(expected), name
 
 
-def test_no_global_generator_thread_count_or_folder_is_changed(world: Path, tmp_path: Path) -> None:
-    # In a process of its own: the type checker of the tests draws from `random` itself.
-    (tmp_path / "empty.yaml").write_text("")
-    overrides = {**TINY, **SETTINGS, "data.root": str(world), "data.workers": 2, "epochs": 1}
-    code = f"""
-import os, random
-import numpy as np, torch
-torch.manual_seed(5); np.random.seed(5); random.seed(5)
-def state():
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the tests' type checker, which draws from `random` itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def globals_now() -> tuple[Any, ...]:
     numpy_state = np.random.get_state()
-    return (torch.get_rng_state().tolist(), numpy_state[1].tolist(), random.getstate(),
-            torch.get_num_threads(), os.getcwd(), dict(os.environ))
-import inat
-# What others change while they are imported (timm, OpenCV and rich do) is theirs.
-import inat.prediction.predict, inat.training.loop
-before = state()
-run = inat.train("empty.yaml", "run", overrides={overrides!r})
-inat.predict(run.path, "val")
-after = state()
-assert before[:5] == after[:5]
-assert before[5] == after[5]
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    generators = (torch.get_rng_state().tolist(), numpy_state[1].tolist(), random.getstate())
+    return (*generators, torch.get_num_threads(), Path.cwd(), dict(os.environ))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_no_global_generator_thread_count_folder_or_variable_is_changed(
+    world: Path, tmp_path: Path
+) -> None:
+    before = globals_now()
+    run = trained(world, tmp_path / "run", epochs=1, **{"data.workers": 2})
+    inat.predict(run.path, "val")
+    assert globals_now() == before
 
 
 def test_a_run_keeps_config_environment_and_metrics(held_out_run: Run, world: Path) -> None:
