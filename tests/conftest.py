@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -39,3 +40,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from worlds import make_world  # imports the kit
 
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the check of signatures, which draws the elements that it looks at from `random`."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_runs import TINY
 from worlds import category_id, make_world
 
 import inat
@@ -21,16 +22,7 @@ from inat.priors import count_prior
 
 COUNTS = (12, 6, 4, 2, 1)
 FOLDS = 3
-SETTINGS: dict[str, Any] = {
-    "epochs": 1,
-    "batch_size": 4,
-    "data.workers": 0,
-    "transforms.image_size": 32,
-    "model.backbone": "test_efficientnet",
-    "model.weights": "none",
-    "optim.warmup_epochs": 0.5,
-    "runtime.precision": "fp32",
-}
+SETTINGS = {**TINY, "batch_size": 4, "data.holdout": "none"}
 
 
 @pytest.fixture(scope="module")

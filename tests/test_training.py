@@ -2,11 +2,9 @@
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import orjson
 import pytest
@@ -172,14 +170,6 @@ def test_the_logits_prior_is_what_the_loss_leaves_of_the_draws(world: Path, tmp_
         run = trained(world, tmp_path / name, epochs=1, **settings)
         prediction = inat.predict(run.path, "val")
         assert prediction.logits_prior == pytest.approx(expected), name
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Without the tests' type checker, which draws from `random` itself."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def globals_now() -> tuple[Any, ...]:

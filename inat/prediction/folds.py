@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64
-from scipy.stats import gmean
 
 from inat.errors import InputError
 from inat.files import read_json
@@ -143,6 +142,8 @@ def _meta(folds: FoldRuns, parts: list[PredictionFile]) -> dict[str, Any]:
 
 
 def _common_prior(priors: list[Prior | None]) -> Prior | None:
+    from scipy.stats import gmean  # here: slow to import, and every training would wait for it
+
     known = [prior for prior in priors if prior is not None]
     return normalised(gmean(np.stack(known))) if len(known) == len(priors) else None
 
