@@ -97,7 +97,10 @@ def configs(folder: Path) -> tuple[Damaged, Read]:
     contents = [
         damaged_bytes(yaml.safe_dump(part, sort_keys=False).encode(), words)
         | damaged_tree(part).map(json_bytes)
-        for part in (tree, *({key: value} for key, value in tree.items() if key in SECTIONS))
+        for part in (
+            tree,
+            *({key: tree[key]} for key in tree if isinstance(tree[key], dict | list)),
+        )
     ]
     path = folder / "config.yaml"
     return st.one_of(contents), _then(path, lambda: lay_stages(read_config(path)))

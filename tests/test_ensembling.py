@@ -46,12 +46,11 @@ def few_picks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inat.ensembling.fitting.GREEDY_PICKS", 12)
 
 
-@pytest.fixture
-def members(tmp_path: Path) -> list[PredictionFile]:
+def make_members(folder: Path) -> list[PredictionFile]:
     """Of 20 test photos, each with a prior of its own."""
     return [
         make_prediction(
-            tmp_path / f"m{place}",
+            folder / f"m{place}",
             logits,
             train_counts=COUNTS,
             logits_prior=prior,
@@ -61,12 +60,11 @@ def members(tmp_path: Path) -> list[PredictionFile]:
     ]
 
 
-@pytest.fixture
-def held_out(tmp_path: Path) -> list[PredictionFile]:
+def make_held_out(folder: Path) -> list[PredictionFile]:
     """Of 30 held-out photos, in the members' order."""
     return [
         make_prediction(
-            tmp_path / f"h{place}",
+            folder / f"h{place}",
             logits,
             LABELS,
             COUNTS,
@@ -78,6 +76,18 @@ def held_out(tmp_path: Path) -> list[PredictionFile]:
         )
         for place, logits in enumerate(HELD_OUT)
     ]
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> list[PredictionFile]:
+    """Not to be written to."""
+    return make_members(tmp_path_factory.mktemp("members"))
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> list[PredictionFile]:
+    """Not to be written to."""
+    return make_held_out(tmp_path_factory.mktemp("held_out"))
 
 
 def table_of(how: str, held_out: list[PredictionFile]) -> FitTable:
@@ -666,9 +676,8 @@ def test_one_member_and_photos_that_stand_twice_are_refused(
     )
 
 
-def test_no_input_is_written_over(
-    members: list[PredictionFile], held_out: list[PredictionFile], tmp_path: Path
-) -> None:
+def test_no_input_is_written_over(tmp_path: Path) -> None:
+    members, held_out = make_members(tmp_path), make_held_out(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.npy")}
     for out in (members[1].path, held_out[2].path):
         with pytest.raises(InputError) as caught:

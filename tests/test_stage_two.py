@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_runs import train_tiny, weights
 from torch import Tensor, nn
 from worlds import make_world
