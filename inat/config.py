@@ -478,6 +478,13 @@ class RuntimeConfig:
     less memory, about a third more time. Batch norm's running statistics then see each batch
     twice."""
 
+    compile: bool = False
+    """Compile the network for training (torch.compile): minutes at the start, then faster steps."""
+
+    shard: bool = False
+    """Spread parameters, gradients and the optimiser's state over the processes (fully_shard), for
+    backbones too large for one device; not with optim.ema_decay, stages or fp16."""
+
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
 
@@ -496,7 +503,8 @@ class Config:
     """Passes of sampler.epoch_size photos."""
 
     batch_size: int = 64
-    """Photos a step and process; the global batch is this times the number of processes."""
+    """Photos a batch, over all processes, which share it evenly: their number changes the speed and
+    not what is computed."""
 
     data: DataConfig = field(default_factory=DataConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -543,12 +551,26 @@ class Config:
                 f"loss.name {self.loss.name} weighs every species against the one true species of "
                 "a photo, and mixed photos show two; set transforms.mixup 0 and transforms.cutmix 0"
             )
+        self._check_shard()
         self._check_prior_of_the_draws()
         self._check_corrected_once()
         if self.stages:
             from inat.stages import canonical_stages  # here: it stands on this module
 
             object.__setattr__(self, "stages", canonical_stages(self))
+
+    def _check_shard(self) -> None:
+        unshared = {
+            "optim.ema_decay": self.optim.ema_decay is not None,
+            "stages": bool(self.stages),
+            "runtime.precision fp16": self.runtime.precision == "fp16",
+        }
+        for name, is_set in unshared.items():
+            if self.runtime.shard and is_set:
+                raise InputError(
+                    f"runtime.shard spreads the weights over processes, which {name} cannot go "
+                    f"with; set runtime.shard false, or leave {name} away"
+                )
 
     def _check_prior_of_the_draws(self) -> None:
         sampler, loss = self.sampler, self.loss
@@ -589,14 +611,16 @@ class Config:
     def digest(self) -> str:
         """Twelve hexadecimal digits that change with every field that changes the result.
 
-        Left out are where the data lies, who reads it and how often, what a bad photo does and
-        how often a line is logged: a resume may change them.
+        Left out are where the data lies, who reads it and how often, what a bad photo does, how
+        often a line is logged, and whether the network is compiled or sharded: a resume may
+        change them.
         """
         plain = self.to_dict()
         for name in ("root", "workers", "worker_kind", "on_bad_photo", "bad_photo_limit"):
             del plain["data"][name]
         del plain["data"]["keep_photos"], plain["data"]["band_edges"]
-        del plain["runtime"]["log_every"]
+        for name in ("log_every", "compile", "shard"):
+            del plain["runtime"][name]
         return hashlib.sha256(orjson.dumps(plain)).hexdigest()[:12]
 
 

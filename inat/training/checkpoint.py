@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from inat.errors import InputError
 from inat.files import atomic_folder, read_json, write_json
+from inat.training.processes import like, whole
 
 
 @dataclass
@@ -45,12 +46,21 @@ def save_checkpoint(
     ema: nn.Module | None,
     optimizer: Optimizer,
     loss: nn.Module | None = None,
+    *,
+    writes: bool = True,
 ) -> None:
-    """Writes a checkpoint; the one that was there is replaced only by a whole one."""
+    """Writes a checkpoint; the one that was there is replaced only by a whole one.
+
+    Where the weights are sharded all processes call it, since the whole is gathered from all; one
+    of them `writes`.
+    """
     tensors, rest = _split_optimizer(optimizer)
     memory = {} if loss is None else loss.state_dict()
+    weights = _owned(network.state_dict())
+    if not writes:
+        return
     with atomic_folder(folder) as partial:
-        save_file(_owned(network.state_dict()), partial / "model.safetensors")
+        save_file(weights, partial / "model.safetensors")
         if ema is not None:
             save_file(_owned(ema.state_dict()), partial / "ema.safetensors")
         save_file(tensors, partial / "optimizer.safetensors")
@@ -79,13 +89,16 @@ def load_checkpoint(
         InputError: the folder is no whole checkpoint.
     """
     try:
-        network.load_state_dict(load_file(folder / "model.safetensors"))
+        weights, own = load_file(folder / "model.safetensors"), network.state_dict()
+        network.load_state_dict({name: like(weights[name], own[name]) for name in weights})
         if ema is not None:
             ema.load_state_dict(load_file(folder / "ema.safetensors"))
         if loss is not None and loss.state_dict():
             loss.load_state_dict(load_file(folder / "loss.safetensors"))
         tensors = load_file(folder / "optimizer.safetensors")
         rest = read_json(folder / "optimizer.json")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        tensors = {key: _like_its(tensor, key, parameters) for key, tensor in tensors.items()}
         optimizer.load_state_dict(_joined_optimizer(tensors, rest))
         return read_state(folder)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -97,7 +110,7 @@ def load_checkpoint(
 
 def _owned(state: dict[str, Tensor]) -> dict[str, Tensor]:
     # safetensors stores rows as they lie; channels_last weights are laid out anew.
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -108,10 +121,16 @@ def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str,
     for index, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+                tensors[f"{index}.{name}"] = whole(value).detach().cpu().contiguous()
             else:
                 numbers[f"{index}.{name}"] = value
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
+
+
+def _like_its(tensor: Tensor, key: str, parameters: list[nn.Parameter]) -> Tensor:
+    """An entry `<parameter>.<entry>`, sharded as its parameter where it is of its shape."""
+    parameter = parameters[int(key.partition(".")[0])]
+    return like(tensor, parameter) if tensor.shape == parameter.shape else tensor
 
 
 def _joined_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Trains a backbone: the loop, and what is done once an epoch."""
 
 import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +16,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from inat.competitions import find_competition
 from inat.config import Config, build, merge, read_config
-from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, to_device
+from inat.data.loader import (
+    Batch,
+    Loader,
+    PhotoEvent,
+    build_loader,
+    default_workers,
+    to_device,
+)
 from inat.data.samplers import BATCHES, stream
 from inat.errors import InputError, WorldError
 from inat.files import atomic_file, read_json, write_json
@@ -42,13 +52,27 @@ from inat.models.device import (
     resolve_precision,
     to_device_format,
 )
-from inat.progress import progress_bar, say
+from inat.prediction.processes import this_process
+from inat.progress import progress_bar, say, silence
 from inat.run_folder import Run, create_run, differing_fields, is_run
 from inat.training.checkpoint import LoopState, load_checkpoint, read_state, save_checkpoint
 from inat.training.mixing import erased, mixed
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan, make_plan
-from inat.training.tracking import MetricsLog
+from inat.training.processes import (
+    PATIENCE,
+    BatchPart,
+    average_statistics,
+    gathered,
+    is_sharded,
+    n_processes,
+    others_alive,
+    shard,
+    shared_batch,
+    summed,
+    weights_together,
+)
+from inat.training.tracking import MetricsLog, NoLog
 from inat.training.validation import Validation, validate
 
 
@@ -90,6 +114,13 @@ class Trainer:
         both = (self.loader, self.held_out_loader)
         return [loader for loader in both if loader is not None]
 
+    def part_of(self, batch: Batch) -> BatchPart:
+        """Which part of its global batch a batch is."""
+        n_images, rank = len(batch["label"]), self.accelerator.process_index
+        if self.loader.on_bad_photo == "stop":
+            return BatchPart((n_images,) * self.accelerator.num_processes, rank)
+        return BatchPart(tuple(gathered(n_images)), rank)  # unreadable photos are left out
+
 
 def train(
     config: Path | str | Config,
@@ -115,6 +146,11 @@ def train(
     config, path = resolved(config, run, overrides)
     if resume and overwrite:
         raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
+    with silence(this_process(None, None).rank > 0), others_alive():
+        return _train(config, path, resume=resume, overwrite=overwrite)
+
+
+def _train(config: Config, path: Path, *, resume: bool, overwrite: bool) -> Run:
     plan = make_plan(config)
     if _is_finished(path, plan, resume=resume, overwrite=overwrite):
         say(f"{path}: this config is trained already; --overwrite trains it again")
@@ -124,11 +160,15 @@ def train(
     with _engine(config) as (accelerator, precision):
         trainer = _build_trainer(plan, accelerator, precision)
         say(f"weights    {trainer.backbone.source}")
-        say(f"device     {accelerator.device}, {precision}")
+        say(f"device     {_describe_device(accelerator, precision)}")
         with _memory_remedies():
             _try_later_stages(trainer, plan)
             # Not before here: what is wrong with model or weights must not cost the old run.
-            folder = Run(path) if is_run(path) and not overwrite else _fresh_run(path, plan.config)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process and (overwrite or not is_run(path)):
+                _make_run(path, plan.config)
+            accelerator.wait_for_everyone()
+            folder = Run(path)
             _run_epochs(trainer, plan, folder)
     return folder
 
@@ -145,7 +185,7 @@ def dry_run(
         lines = [
             *plan.describe(),
             f"weights    {trainer.backbone.source}",
-            f"device     {accelerator.device}, {precision}",
+            f"device     {_describe_device(accelerator, precision)}",
             _one_step(trainer),
         ]
         for stage in plan.stages[1:]:
@@ -160,7 +200,7 @@ def _one_step(trainer: Trainer) -> str:
     trainer.backbone.still_if_frozen()
     began = time.monotonic()
     trainer.loader.set_epoch(trainer.plan.first_epoch)
-    batches = next(_accumulated(trainer.loader, trainer.plan.config.optim.accumulate))
+    batches = next(_accumulated(trainer))
     with _memory_remedies():
         loss = _step(trainer, batches, LoopState(epoch=trainer.plan.first_epoch)).item()
     return (
@@ -235,10 +275,16 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
     return False
 
 
-def _fresh_run(path: Path, config: Config) -> Run:
+def _make_run(path: Path, config: Config) -> None:
     if is_run(path):
         shutil.rmtree(path)
-    return create_run(path, config)
+    create_run(path, config)
+
+
+def _describe_device(accelerator: Accelerator, precision: str) -> str:
+    count = accelerator.num_processes
+    each = f", {count} processes" if count > 1 else ""
+    return f"{accelerator.device.type}, {precision}{each}"
 
 
 @contextmanager
@@ -247,10 +293,10 @@ def _engine(config: Config) -> Iterator[tuple[Accelerator, str]]:
     device = pick_device(config.runtime.device)
     precision = resolve_precision(config.runtime.precision, device)
     accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu"
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device.type == "cpu",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    if accelerator.num_processes > 1:
-        raise InputError("training runs in one process; start it with inat train alone")
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     try:
         # The loop seeds torch's generators anew each step.
@@ -272,9 +318,15 @@ def _build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trai
         say(f"warning: {warning}")
     if config.runtime.gradient_checkpointing:
         _checkpoint_gradients(backbone.network, config.model.backbone)
+    sharded = config.runtime.shard and accelerator.num_processes > 1
     to_device_format(
-        backbone.network, accelerator.device, channels_last=config.runtime.channels_last
+        backbone.network,
+        accelerator.device,
+        # fully_shard takes contiguous weights alone.
+        channels_last=config.runtime.channels_last and not sharded,
     )
+    if sharded:
+        shard(backbone.network, accelerator.device)
     trainer = _stage_trainer(plan.stages[0], accelerator, backbone, None, precision)
     if config.optim.ema_decay is not None:
         trainer.ema = ModelEmaV3(backbone.network, decay=config.optim.ema_decay)
@@ -316,12 +368,13 @@ def _stage_trainer(
     schedule = build_schedule(
         config.optim, bare_optimizer, steps_per_epoch=stage.steps_per_epoch, epochs=config.epochs
     )
-    network, optimizer = accelerator.prepare(backbone.network, bare_optimizer)
+    network = _prepared(accelerator, backbone.network)
+    optimizer = accelerator.prepare_optimizer(bare_optimizer)
     return Trainer(
         plan=stage,
         accelerator=accelerator,
         backbone=backbone,
-        network=network,
+        network=_compiled(network) if config.runtime.compile else network,
         loss=build_loss(
             config.loss,
             prior=stage.loss_prior,
@@ -338,6 +391,21 @@ def _stage_trainer(
     )
 
 
+def _compiled(network: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(network)
+    assert isinstance(compiled, nn.Module)  # its declared type says no more than callable
+    return compiled
+
+
+def _prepared(accelerator: Accelerator, network: nn.Module) -> nn.Module:
+    # Weights that are sharded bring their gradients together themselves.
+    prepared: nn.Module = accelerator.prepare_model(network, evaluation_mode=is_sharded(network))
+    if isinstance(prepared, DistributedDataParallel):
+        # Running statistics are averaged once an epoch, not those of rank 0 sent every step.
+        prepared.broadcast_buffers = False
+    return prepared
+
+
 def _try_later_stages(trainer: Trainer, plan: Plan) -> None:
     """Goes through the later stages on a copy of the network, so that what is wrong with one is
     said now and not after days of training."""
@@ -349,7 +417,7 @@ def _try_later_stages(trainer: Trainer, plan: Plan) -> None:
         copy = _next_trainer(copy, stage)
         try_image_size(backbone.network, stage.config.transforms.image_size)
     trainer.accelerator.free_memory()
-    trainer.accelerator.prepare(trainer.network, trainer.optimizer)
+    trainer.accelerator.prepare_optimizer(trainer.optimizer)  # again, after free_memory
 
 
 def _checkpoint_gradients(network: Any, name: str) -> None:
@@ -366,26 +434,37 @@ def _loader(plan: StagePlan, accelerator: Accelerator, *, training: bool) -> Loa
     config = plan.config
     split = plan.trained if training else plan.held_out
     assert split is not None
+    world_size = accelerator.num_processes
+    batch_size = shared_batch(config.batch_size, world_size)
     return build_loader(
         split,
         image_size=config.transforms.image_size if training else config.transforms.test_size,
         training=training,
-        batch_size=config.batch_size * (1 if training else 2),
-        workers=config.data.workers,
+        batch_size=batch_size * (1 if training else 2),
+        workers=_workers(config.data.workers),
         seed=config.seed,
         sampler=config.sampler,
         epochs=config.epochs,
         first_epoch=plan.first_epoch,
         recipe=config.transforms,
         rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        world_size=world_size,
         worker_kind=config.data.worker_kind,
         on_bad_photo=config.data.on_bad_photo,
         keep_photos=config.data.keep_photos,
     )
 
 
+def _workers(given: int | None) -> int:
+    """Workers of this process; the processes of a machine share its processors."""
+    if given is not None:
+        return given
+    return max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def _write_facts(run: Run, trainer: Trainer) -> None:
+    if not trainer.accelerator.is_main_process:
+        return
     plan, backbone = trainer.plan, trainer.backbone
     species = plan.trained.taxonomy.table.assign(train_count=plan.trained.train_counts)
     with atomic_file(run.path / "species.parquet") as partial:
@@ -411,7 +490,8 @@ def _write_facts(run: Run, trainer: Trainer) -> None:
 def _run_epochs(trainer: Trainer, plan: Plan, run: Run) -> None:
     trainer, state = _resumed(trainer, plan, run)
     _write_facts(run, trainer)
-    log = MetricsLog(run.metrics_path, keep_bytes=state.metrics_bytes)
+    is_main = trainer.accelerator.is_main_process
+    log = MetricsLog(run.metrics_path, keep_bytes=state.metrics_bytes) if is_main else NoLog()
     try:
         while state.epoch < plan.epochs:
             if state.epoch == trainer.plan.end_epoch:
@@ -421,6 +501,7 @@ def _run_epochs(trainer: Trainer, plan: Plan, run: Run) -> None:
                 say(f"stage      {trainer.plan.number} of {len(plan.stages)}")
             _train_epoch(trainer, state, log, plan.epochs)
             state.epoch += 1
+            _average_statistics(trainer)
             is_best = _validate(trainer, state, log)
             _list_bad_photos(trainer, run)
             state.metrics_bytes = log.n_bytes
@@ -444,7 +525,16 @@ def _resumed(trainer: Trainer, plan: Plan, run: Run) -> tuple[Trainer, LoopState
     return trainer, state
 
 
+def _average_statistics(trainer: Trainer) -> None:
+    average_statistics(trainer.backbone.network)
+    if trainer.averaged is not None:
+        average_statistics(trainer.averaged)
+
+
 def _save(trainer: Trainer, state: LoopState, run: Run, *, is_best: bool) -> None:
+    writes = trainer.accelerator.is_main_process
+    if not writes and not is_sharded(trainer.backbone.network):
+        return
     # best first: a last that knows the best score must never stand alone.
     for name in ("best", "last") if is_best else ("last",):
         if name == "last" and state.epoch == trainer.plan.first_epoch + 1:
@@ -456,6 +546,7 @@ def _save(trainer: Trainer, state: LoopState, run: Run, *, is_best: bool) -> Non
             trainer.averaged,
             trainer.optimizer,
             trainer.loss,
+            writes=writes,
         )
 
 
@@ -468,10 +559,12 @@ def _train_epoch(trainer: Trainer, state: LoopState, log: MetricsLog, epochs: in
     trainer.loss.set_progress((state.epoch - plan.first_epoch) / config.epochs)
     title = f"epoch {state.epoch + 1}/{epochs}"
     with progress_bar(title, plan.steps_per_epoch * plan.global_batch, "images") as bar:
-        for batches in _accumulated(trainer.loader, config.optim.accumulate):
+        for batches in _accumulated(trainer):
             loss = _step(trainer, batches, state)
             state.step += 1
+            # Of this process, times the processes: the whole but for photos left out.
             n_images = sum(len(batch["label"]) for batch in batches)
+            n_images *= trainer.accelerator.num_processes
             window.add(loss, n_images)
             is_epochs_last = state.stage_step % plan.steps_per_epoch == 0
             if state.step % config.runtime.log_every == 0 or is_epochs_last:
@@ -480,26 +573,29 @@ def _train_epoch(trainer: Trainer, state: LoopState, log: MetricsLog, epochs: in
     say(f"{title}  {window.note}  {window.epoch_rate:.0f} images/s")
 
 
-def _accumulated(loader: Loader, n_batches: int) -> Iterator[list[Batch]]:
+def _accumulated(trainer: Trainer) -> Iterator[list[Batch]]:
     """The batches of one step after another; a rest of fewer is left out."""
     group: list[Batch] = []
-    for batch in loader:
-        if len(batch["label"]):  # else all its photos were unreadable
+    for batch in trainer.loader:
+        if min(trainer.part_of(batch).sizes):  # else all photos of a process were unreadable
             group.append(batch)
-        if len(group) == n_batches:
+        if len(group) == trainer.plan.config.optim.accumulate:
             yield group
             group = []
 
 
 def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Tensor:
-    """One optimiser step; gives the loss, still on the device."""
+    """One optimiser step; gives this process's share of the loss times the number of processes,
+    still on the device: its mean over them is the loss."""
     config, accelerator = trainer.plan.config, trainer.accelerator
     trainer.schedule.step_update(state.stage_step + 1)
-    n_images = sum(len(batch["label"]) for batch in batches)
     total = torch.zeros((), device=accelerator.device)
+    weight = _step_weight(trainer, batches)
     for place, batch in enumerate(batches):
-        loss = _loss(trainer, batch, state, place) * (len(batch["label"]) / n_images)
-        accelerator.backward(loss)
+        is_last = place == len(batches) - 1
+        with nullcontext() if is_last else accelerator.no_sync(trainer.network):
+            loss = _loss(trainer, batch, state, place, weight)
+            accelerator.backward(loss)
         total += loss.detach()
     if config.optim.clip_grad_norm is not None:
         accelerator.clip_grad_norm_(trainer.network.parameters(), config.optim.clip_grad_norm)
@@ -510,21 +606,33 @@ def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Tensor:
     return total
 
 
-def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int) -> Tensor:
-    """The loss of the batch that is number `place` of its step."""
+def _step_weight(trainer: Trainer, batches: list[Batch]) -> Tensor:
+    """What the step's mean divides by, over all its batches and processes. Partners of mixup are
+    a permutation, so the labels tell it before anything is mixed."""
+    device = trainer.accelerator.device
+    labels = [batch["label"].to(device, non_blocking=True) for batch in batches]
+    return summed(trainer.loss.weight_of(torch.cat(labels)))
+
+
+def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int, weight: Tensor) -> Tensor:
+    """This process's share of the loss of the batch that is number `place` of its step, times the
+    number of processes, since these average their gradients."""
     config, device = trainer.plan.config, trainer.accelerator.device
-    # What is random depends on (seed, stage, epoch, step, place, rank) alone, so a resume repeats
-    # it: dropout, drop path and the noise of erased boxes by torch's generator, the rest by `rng`.
-    block = (state.stage_step * config.optim.accumulate + place) * trainer.accelerator.num_processes
-    block += trainer.accelerator.process_index
-    torch.manual_seed(_block_seed(config.seed, block, trainer.plan.number - 1))
+    part = trainer.part_of(batch)
+    # What is random depends on (seed, stage, epoch, step, place) alone, so a resume repeats it:
+    # dropout, drop path and the noise of erased boxes by torch's generator, which is each
+    # process's own, the rest by `rng`, which is the same in all.
+    block = state.stage_step * config.optim.accumulate + place
+    own_block = block * len(part.sizes) + part.rank
+    torch.manual_seed(_block_seed(config.seed, own_block, trainer.plan.number - 1))
     rng = stream(config.seed, state.epoch, BATCHES, block)
     images = to_device(batch, device, trainer.backbone.mean, trainer.backbone.std)
     labels = batch["label"].to(device, non_blocking=True)
-    images = erased(images, config.transforms, rng)
-    images, targets = mixed(images, labels, trainer.plan.trained.n_classes, config.transforms, rng)
+    images = erased(images, config.transforms, rng, part)
+    n_classes = trainer.plan.trained.n_classes
+    images, targets = mixed(images, labels, n_classes, config.transforms, rng, part)
     loss: Tensor = trainer.loss(trainer.network(images), targets)
-    return loss
+    return loss * (trainer.loss.weight_of(targets) / weight * len(part.sizes))
 
 
 def _block_seed(seed: int, block: int, stage: int) -> int:
@@ -548,7 +656,7 @@ class _Window:
 
     def close(self) -> tuple[float, float]:
         """Mean loss and images per second; the next window begins."""
-        mean = self._total.item() / max(self._steps, 1)
+        mean = summed(self._total).item() / n_processes() / max(self._steps, 1)
         rate = self._images / max(time.monotonic() - self._began, 1e-9)
         self._total.zero_()
         self._steps = self._images = 0
@@ -584,15 +692,16 @@ def _validate(trainer: Trainer, state: LoopState, log: MetricsLog) -> bool:
     """Scores the held-out part, if there is one; says whether this epoch is the best so far."""
     if trainer.held_out_loader is None:
         return False
-    result: Validation = validate(
-        trainer.evaluated,
-        trainer.held_out_loader,
-        mean=trainer.backbone.mean,
-        std=trainer.backbone.std,
-        precision=trainer.precision,
-        train_counts=trainer.plan.trained.train_counts,
-        band_edges=trainer.plan.config.data.band_edges,
-    )
+    with weights_together(trainer.evaluated):
+        result: Validation = validate(
+            trainer.evaluated,
+            trainer.held_out_loader,
+            mean=trainer.backbone.mean,
+            std=trainer.backbone.std,
+            precision=trainer.precision,
+            train_counts=trainer.plan.trained.train_counts,
+            band_edges=trainer.plan.config.data.band_edges,
+        )
     say(f"           {result}")
     log.write("validation", epoch=state.epoch, step=state.step, **vars(result))
     if state.best_score is not None and result.mean_class_accuracy <= state.best_score:
@@ -610,7 +719,7 @@ def _list_bad_photos(trainer: Trainer, run: Run) -> None:
         "recovered": _unique([e for loader in loaders for e in loader.recovered_photos]),
         "slow": _unique([e for loader in loaders for e in loader.slow_photos]),
     }
-    if any(listed.values()):
+    if any(listed.values()) and trainer.accelerator.is_main_process:
         write_json(run.path / "bad_photos.json", listed)
     plan = trainer.plan
     n_photos = len(plan.trained) + (len(plan.held_out) if plan.held_out else 0)
@@ -622,7 +731,9 @@ def _list_bad_photos(trainer: Trainer, run: Run) -> None:
 
 
 def _unique(events: list[PhotoEvent]) -> list[PhotoEvent]:
-    return list({event.image_id: event for event in events}.values())
+    """The events of all processes, one a photo."""
+    everywhere = [event for those in gathered(events) for event in those]
+    return list({event.image_id: event for event in everywhere}.values())
 
 
 def _peak_memory(device: torch.device) -> str:

@@ -10,6 +10,7 @@ from inat.data.loader import Loader
 from inat.metrics import class_means, hits_at, mean_of, shot_bands, top_k
 from inat.models.backbone import Triple
 from inat.prediction.forward import iterate_logits
+from inat.training.processes import gathered
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,15 @@ def validate(
     train_counts: np.ndarray,
     band_edges: tuple[int, int],
 ) -> Validation:
-    """Scores every photo of the loader once; keeps guesses, not logits, so memory stays small."""
-    guesses, labels = [], []
+    """Scores every photo of the processes' loaders once; keeps guesses, not logits, so memory
+    stays small."""
+    guesses, labels = [np.empty((0, 3), np.int64)], [np.empty(0, np.int64)]
     for batch, logits in iterate_logits(network, loader, mean=mean, std=std, precision=precision):
         guesses.append(top_k(logits.numpy(), 3))
         labels.append(batch["label"].numpy())
-    return score_guesses(np.concatenate(guesses), np.concatenate(labels), train_counts, band_edges)
+    parts = gathered((np.concatenate(guesses), np.concatenate(labels)))
+    all_guesses, all_labels = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
+    return score_guesses(all_guesses, all_labels, train_counts, band_edges)
 
 
 def score_guesses(
