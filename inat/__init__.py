@@ -13,18 +13,21 @@ if TYPE_CHECKING:
     from inat.demo import run_demo
     from inat.ensembling.ensemble import ensemble
     from inat.errors import FaultsFound, InatError, InputError, WorldError
+    from inat.evaluation.compare import Comparison, compare
     from inat.evaluation.evaluate import Evaluation, evaluate
     from inat.fold_runs import FoldRuns, open_folds
     from inat.prediction.folds import predict_folds, predict_out_of_fold
     from inat.prediction.predict import predict, predict_photos
     from inat.prediction_file import PredictionFile, read_prediction
     from inat.run_folder import Run, open_run
+    from inat.runs import list_runs
     from inat.stage_two.train import train_stage_two
     from inat.training.folds import train_folds
     from inat.training.loop import dry_run, train
     from inat.training.soup import soup
 
 __all__ = [
+    "Comparison",
     "Config",
     "Evaluation",
     "FaultsFound",
@@ -37,9 +40,11 @@ __all__ = [
     "WorldError",
     "adjust",
     "build_loader",
+    "compare",
     "dry_run",
     "ensemble",
     "evaluate",
+    "list_runs",
     "load_split",
     "open_folds",
     "open_run",
@@ -60,6 +65,7 @@ __all__ = [
 _find = lazy_names(
     __name__,
     {
+        "Comparison": "inat.evaluation.compare",
         "Config": "inat.config",
         "Evaluation": "inat.evaluation.evaluate",
         "FaultsFound": "inat.errors",
@@ -72,9 +78,11 @@ _find = lazy_names(
         "WorldError": "inat.errors",
         "adjust": "inat.adjusting",
         "build_loader": "inat.data.loader",
+        "compare": "inat.evaluation.compare",
         "dry_run": "inat.training.loop",
         "ensemble": "inat.ensembling.ensemble",
         "evaluate": "inat.evaluation.evaluate",
+        "list_runs": "inat.runs",
         "load_split": "inat.data.annotations",
         "open_folds": "inat.fold_runs",
         "open_run": "inat.run_folder",

@@ -31,6 +31,7 @@ from inat.priors import (
     temper,
     uniform_prior,
 )
+from inat.product_rule import add_log_presence
 from inat.tau_search import choose_tau, refuse_other_model
 
 ESTIMATED_PRIOR = "estimated_prior.csv"
@@ -68,9 +69,10 @@ def adjust(
     target: Path | str | None = None,
     from_prior: Path | str | None = None,
     fit: Path | str | PredictionFile | None = None,
+    geo: Path | str | PredictionFile | None = None,
     overwrite: bool = False,
 ) -> tuple[PredictionFile, list[str]]:
-    """Writes a prediction file whose logits carry another class prior.
+    """Writes a prediction file whose logits carry another class prior, or a geo prior too.
 
     Args:
         prediction: the prediction file to start from; it is left as it is.
@@ -87,22 +89,32 @@ def adjust(
             oof). For tau search: what it is chosen on; None: `prediction` itself. For target
             estimated: their labels calibrate the logits, tell the prior that these carry, and
             check the estimate.
+        geo: what `predict` made of the same photos with a geo prior: its log presence is added,
+            and the class prior stays (Mac Aodha et al. 2019). It goes alone; tau and target
+            before or after it give the same.
         overwrite: replace what stands at `out`.
 
     Returns:
         The new file, and sentences about what the adjustment did.
 
     Raises:
-        InputError: both or none of tau and target; an unknown prior without `from_prior`; `out`
-            exists; photos of `fit` of another model, without labels, or trained on.
+        InputError: not one of tau, target and geo; an unknown prior without `from_prior`; `out`
+            exists; photos of `fit` of another model, without labels, or trained on; a geo
+            prior's prediction of other photos or species.
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
     if fit is not None and not isinstance(fit, PredictionFile):
         fit = read_prediction(fit)
     out = Path(out)
+    if geo is not None:
+        if any(given is not None for given in (tau, target, from_prior, fit)):
+            raise InputError("--geo goes alone; adjust once more for --tau or --target")
+        return add_log_presence(prediction, geo, out, overwrite=overwrite)
     if (tau is None) == (target is None):
-        raise InputError("adjust takes one of --tau T|search and --target uniform|estimated|FILE")
+        raise InputError(
+            "adjust takes one of --tau T|search, --target uniform|estimated|FILE and --geo GEO_PRED"
+        )
     estimated = str(target) == "estimated"
     if fit is not None and not (estimated or tau == "search"):
         raise InputError("--fit goes with --tau search and --target estimated alone")
@@ -128,10 +140,7 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
     meta["chosen"] = meta["chosen"] | move.chosen
     photos = prediction.photos
     if move.chosen_on is not None:
-        # Ids may be those of another photo in test; file names are not.
-        here = photos["file_name"].isin(move.chosen_on.photos["file_name"])
-        here &= photos["role"] != "trained on"
-        photos = photos.assign(role=photos["role"].mask(here, "chosen on"))
+        photos = _marked(photos, move.chosen_on)
     with write_prediction(
         out,
         ids=prediction.ids,
@@ -144,6 +153,14 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
         for chunk in prediction.chunks():
             moved = prediction.logits[chunk].astype(np.float32) / np.float32(move.temperature)
             rows[chunk] = store(moved + move.shift, rows.dtype)
+
+
+def _marked(photos: pd.DataFrame, chosen_on: PredictionFile) -> pd.DataFrame:
+    """The table of photos with the role of those that something was chosen on."""
+    # Image ids are unique within a data set alone, file names tell its parts apart too.
+    here = photos["file_name"].isin(chosen_on.photos["file_name"])
+    here &= photos["role"] != "trained on"
+    return photos.assign(role=photos["role"].mask(here, "chosen on"))
 
 
 def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:

@@ -30,8 +30,8 @@ class BbseCheck:
         prior: BBSE's own estimate.
         distance: total variation between the two; it can be large by chance alone, since a C of
             many classes is close to singular. So the two are compared by what follows.
-        unexplained: how far the other estimate is from solving BBSE's equation: total variation
-            between mu and C w.
+        unexplained: how far the other estimate is from solving BBSE's equation: by how much C w
+            exceeds mu, summed over the classes where it does.
         by_chance: what `unexplained` hardly ever exceeds where only the species' shares have
             moved: its mean under the errors of C and mu, and four standard deviations.
     """
@@ -103,17 +103,17 @@ def bbse_weights(
 def explained_shares(
     confusion: Any, prior: Prior, n_held: int
 ) -> tuple[Float64[np.ndarray, "classes"], Float64[np.ndarray, "classes"]]:
-    """C w under `prior`, over the classes that are held out, and its sampling variance.
+    """C w under `prior`, summed over the classes j that are held out, and its sampling variance.
 
     Of n_j held-out photos of class j the share c_ij is predicted i; the variance of c_ij is
     estimated by c_ij (1 - c_ij) / (n_j - 1), and by c_ij where there is one photo.
     """
     held: Float64[np.ndarray, classes] = np.asarray(confusion.sum(axis=0)).ravel()
-    shares = normalised(np.where(held > 0, prior, 0))
-    given = confusion @ sp.diags_array(np.divide(1, held, out=np.zeros_like(held), where=held > 0))
+    inverse = np.divide(1, held, out=np.zeros_like(held), where=held > 0)
+    given = confusion @ sp.diags_array(inverse)
     counts = np.rint(held * n_held)
-    per_photo = shares**2 / np.maximum(counts - 1, 1)
-    return given @ shares, given @ per_photo - given.power(2) @ (per_photo * (counts > 1))
+    per_photo = prior**2 / np.maximum(counts - 1, 1)
+    return given @ prior, given @ per_photo - given.power(2) @ (per_photo * (counts > 1))
 
 
 def check_by_bbse(
@@ -140,7 +140,9 @@ def check_by_bbse(
     return BbseCheck(
         prior=own,
         distance=float(total_variation(own, prior)),
-        unexplained=float(total_variation(mu, explained)),
+        # What is predicted of the classes that are not held out nobody knows: it can only add to
+        # mu. Where all are, this is the total variation between mu and C w.
+        unexplained=float(np.maximum(explained - mu, 0).sum()),
         by_chance=_likely_variation(error),
     )
 

@@ -3,9 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from inat.errors import InputError
 from inat.prediction_file import PredictionFile
 
@@ -43,13 +40,6 @@ def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFil
 def calibrated_how(held_out: PredictionFile) -> str:
     """What the calibration was chosen by, for `chosen` in meta.json."""
     return f"negative log-likelihood on the {len(held_out)} photos of {held_out.path}"
-
-
-def species_not_held_out(held_out: PredictionFile) -> pd.DataFrame:
-    """The rows of `species` without a photo here."""
-    counts = np.bincount(held_out.labels, minlength=held_out.n_classes)
-    absent: pd.DataFrame = held_out.species[counts == 0]
-    return absent
 
 
 def _difference(one: PredictionFile, other: PredictionFile) -> str | None:

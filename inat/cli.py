@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
+from inat.bands import BandName
 from inat.config import (
     CheckpointName,
     Config,
@@ -316,7 +317,8 @@ def train(
     overwrite
         Throw away the run that is there.
     dry_run
-        Print the plan, run one batch, print the peak memory, and stop; of folds the first.
+        Print the plan, run one batch of each stage, print the peak memory, and stop; of folds the
+        first.
     """
     from inat import training
     from inat.training.folds import fold_config
@@ -345,9 +347,9 @@ def stage_two(
     out: Path,
     epochs: int | None = None,
     epoch_size: int | None = None,
-    batch_size: int = 512,
-    lr_per_256: float = 0.1,
-    weight_decay: float = 1e-4,
+    batch_size: int | None = None,
+    lr_per_256: float | None = None,
+    weight_decay: float | None = None,
     tau: float | None = None,
     feature_views: int = 2,
     live: Annotated[bool, Parameter(negative="")] = False,
@@ -361,7 +363,10 @@ def stage_two(
     """Give a trained run a new head, in a run of its own that every verb takes.
 
     The backbone stays as it is; its features are extracted once and kept in RUN/features, with
-    batch norm at its stored statistics. From Python: inat.train_stage_two.
+    batch norm at its stored statistics. geo_prior looks at no photo: it learns from the
+    locations files where and when the run's training photos were taken; inat predict then writes
+    the log presence of each species, for inat adjust --geo. The 2018 test set has no locations:
+    what is gained on val is reported apart. From Python: inat.train_stage_two.
 
     Parameters
     ----------
@@ -370,19 +375,22 @@ def stage_two(
     method
         crt (a new linear head on class-balanced draws), lws (a scale for each species on the old
         head's logits), tau_norm (the old head's weights divided by their length to the power
-        tau, without its bias) or ncm (the nearest class mean).
+        tau, without its bias), ncm (the nearest class mean) or geo_prior (a network from place
+        and date to the presence of each species).
     out
         The new run.
     epochs
-        Of crt (unset: 30) and lws (unset: 5).
+        Of crt and geo_prior (unset: 30) and lws (unset: 5).
     epoch_size
         Draws an epoch of crt and lws; unset: the number of photos trained on.
     batch_size
-        Draws a step of crt and lws, at most an epoch.
+        Draws a step of crt and lws (unset: 512), at most an epoch, and of geo_prior (unset:
+        1,024).
     lr_per_256
-        Learning rate of crt and lws for a batch of 256, in proportion for others.
+        Learning rate for a batch of 256, in proportion for others, of crt and lws (unset: 0.1)
+        and geo_prior (unset: 1.25e-4).
     weight_decay
-        Of crt and lws, biases and scales included.
+        Of crt and lws (unset: 1e-4), biases and scales included.
     tau
         Of tau_norm; unset: the one of 0, 0.1 ... 2 with the best mean class accuracy on the
         held-out part.
@@ -426,7 +434,8 @@ def stage_two(
         workers=workers,
         overwrite=overwrite,
     )
-    print(f"{made.path}: {method} on {run}; next: inat predict {made.path} --split test")
+    split = "val" if made.is_geo_prior else "test"
+    print(f"{made.path}: {method} on {run}; next: inat predict {made.path} --split {split}")
 
 
 @app.command
@@ -599,6 +608,7 @@ def adjust(
     target: str | None = None,
     from_prior: str | None = None,
     fit: Path | None = None,
+    geo: Path | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Move a prediction's logits to another class prior (post-hoc logit adjustment).
@@ -623,6 +633,9 @@ def adjust(
         The same model's prediction of labelled photos that were not trained on (holdout, oof).
         With --tau search: what tau is chosen on; unset: the prediction itself. With --target
         estimated: its labels calibrate the logits and check the estimate.
+    geo
+        A geo prior's prediction of the same photos: instead of moving the prior, add its log
+        presence (photos without a place keep their own). The 2018 test set has no locations.
     overwrite
         Replace what stands at --out.
     """
@@ -635,6 +648,7 @@ def adjust(
         target=target,
         from_prior=from_prior,
         fit=fit,
+        geo=geo,
         overwrite=overwrite,
     )
     for note in notes:
@@ -705,11 +719,12 @@ def evaluate(
     prediction: Path,
     *predictions: Path,
     solution: Path | None = None,
+    bands: BandName | None = None,
     band_edges: tuple[int, int] | None = None,
     chosen_here: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
 ) -> None:
-    """Print and save accuracy, top-3 error and shot bands of predictions.
+    """Print accuracy, top-3 error and shot bands of predictions, and save every measure.
 
     From Python: inat.evaluate.
 
@@ -721,6 +736,8 @@ def evaluate(
         More of them; each is a row of the table.
     solution
         The organisers' CSV id,expected,usage, where the prediction knows no labels.
+    bands
+        Named band edges: literature (few < 20, many > 100) or mislas (few <= 20).
     band_edges
         few has fewer training photos than the first, many has more than the second; unset: the
         run's data.band_edges.
@@ -730,22 +747,116 @@ def evaluate(
         Folder for metrics.json and per_class.csv; unset: evaluation/ in each prediction.
     """
     from inat.evaluation.evaluate import evaluate as score_prediction
-    from inat.evaluation.table import evaluation_table, print_table
+    from inat.evaluation.table import evaluation_table, further_figures, print_table
 
     paths = [prediction, *predictions]
     if out is not None and len(paths) > 1:
         raise InputError("--out takes one prediction; without it each has its own evaluation/")
     results = [
-        score_prediction(path, solution=solution, band_edges=band_edges, chosen_here=chosen_here)
+        score_prediction(
+            path, solution=solution, bands=bands, band_edges=band_edges, chosen_here=chosen_here
+        )
         for path in paths
     ]
     print_table(evaluation_table({str(result.prediction): result for result in results}))
     for result in results:
         folder = out or result.prediction / "evaluation"
         result.save(folder)
+        print(f"{result.prediction}: {further_figures(result)}")
         for note in result.notes:
             print(f"note: {result.prediction}: {note}")
         print(f"saved {folder / 'metrics.json'}, {folder / 'per_class.csv'}")
+
+
+@app.command
+def compare(
+    first: Path,
+    second: Path,
+    *,
+    solution: Path | None = None,
+    bands: BandName | None = None,
+    band_edges: tuple[int, int] | None = None,
+    chosen_here: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+) -> None:
+    """Say whether the second prediction is better than the first, and for which species.
+
+    Both are of the same photos. A difference is claimed where the 95 % interval of a paired
+    bootstrap leaves 0 out and McNemar's p is below 0.05. From Python: inat.compare.
+
+    Parameters
+    ----------
+    first
+        The prediction to compare with.
+    second
+        The prediction that may be better.
+    solution
+        The organisers' CSV id,expected,usage, where the predictions know no labels.
+    bands
+        Named band edges: literature (few < 20, many > 100) or mislas (few <= 20).
+    band_edges
+        few has fewer training photos than the first, many has more than the second; unset: the
+        runs' data.band_edges.
+    chosen_here
+        Compare even on photos on which something was chosen.
+    out
+        A JSON file for the comparison; unset: none.
+    """
+    from inat.evaluation.compare import compare as compare_predictions
+    from inat.evaluation.table import comparison_table, moved_species_lines, print_table
+
+    found = compare_predictions(
+        first,
+        second,
+        solution=solution,
+        bands=bands,
+        band_edges=band_edges,
+        chosen_here=chosen_here,
+    )
+    print(found.sentence())
+    print_table(comparison_table(found))
+    for line in moved_species_lines(found):
+        print(line)
+    if out is not None:
+        found.save(out)
+        print(f"saved {out}")
+
+
+@app.command
+def runs(
+    folder: Path = Path("runs"),
+    *,
+    sort: str = "run",
+    reverse: Annotated[bool, Parameter(negative="")] = False,
+    where: Annotated[list[str] | None, Parameter(negative="")] = None,
+    csv: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """List the runs in a folder with their scores, a row an evaluated prediction.
+
+    From Python: inat.list_runs.
+
+    Parameters
+    ----------
+    folder
+        Folder that holds runs, at most three levels deep.
+    sort
+        A column, see --csv; scores best first, the rest ascending; unknown ones last.
+    reverse
+        Turn the order round.
+    where
+        Only rows with this: COLUMN=PATTERN (loss=logit*), COLUMN!=PATTERN, COLUMN>NUMBER, or
+        with >=, <, <= (few>=0.4). Given again, all must hold.
+    csv
+        Print all columns as CSV.
+    """
+    from inat.evaluation.table import print_table
+    from inat.runs import list_runs, runs_table
+
+    table = list_runs(folder, sort=sort, reverse=reverse, where=where or ())
+    if csv:
+        print(table.to_csv(index=False), end="")
+    else:
+        print_table(runs_table(table))
 
 
 @submission.command

@@ -29,8 +29,8 @@ DEEPEST_LEVEL = 20
 
 CheckpointName = Literal["last", "best"]
 Weights = Literal["auto", "ema", "raw"]
+StageTwoMethod = Literal["crt", "lws", "tau_norm", "ncm", "geo_prior"]
 ViewMean = Literal["logprob", "prob"]
-StageTwoMethod = Literal["crt", "lws", "tau_norm", "ncm"]
 EnsembleRule = Literal["mean_logprob", "mean_prob", "rank"]
 WeightSearch = Literal["greedy", "convex"]
 SoupRecipe = Literal["uniform", "greedy"]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from inat.calibration_photos import species_not_held_out
 from inat.label_shift import LabelShift
 from inat.prediction_file import PredictionFile
 
@@ -20,7 +19,7 @@ def figures(found: LabelShift, n_photos: int, held_out: PredictionFile | None) -
     }
     if held_out is not None:
         said["calibrated_on"] = str(held_out.path)
-        said["not_held_out"] = species_not_held_out(held_out)["category_id"].tolist()
+        said["not_held_out"] = held_out.absent_species["category_id"].tolist()
     if found.check is not None:
         said["bbse"] = {
             "distance": found.check.distance,
@@ -62,7 +61,8 @@ def warnings(found: LabelShift, n_photos: int) -> list[str]:
         said.append(
             f"EM and BBSE disagree: EM's prior leaves {found.check.unexplained:.1%} of the "
             "predicted species unexplained, where a pure shift of the species' shares leaves at "
-            f"most {found.check.by_chance:.1%}; these photos may look other than the held-out ones"
+            f"most {found.check.by_chance:.1%}; these photos may look other than the held-out "
+            "ones, or the model knows the tail too badly to be calibrated"
         )
     return said
 
@@ -77,7 +77,7 @@ def _calibration_note(found: LabelShift, held_out: PredictionFile) -> str:
 
 
 def _not_held_out_note(held_out: PredictionFile) -> list[str]:
-    names = species_not_held_out(held_out)["name"].tolist()
+    names = held_out.absent_species["name"].tolist()
     if not names:
         return []
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

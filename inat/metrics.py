@@ -3,21 +3,34 @@
 NumPy alone. A *hit* is 1 where the true species is among the first k guesses, else 0.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 from inat.bands import FEW_BELOW, MANY_ABOVE
 
+Z95 = 1.959963984540054
+"""The normal distribution's 97.5 % quantile."""
+
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval; low and high are None where nothing tells the spread."""
+    """An estimate with its 95 % interval.
+
+    Attributes:
+        value: the estimate.
+        low: lower end; None where nothing tells the spread.
+        high: upper end; None where nothing tells the spread.
+        left_out: classes with one image, which count in the value and not in the width.
+    """
 
     value: float
     low: float | None
     high: float | None
+    left_out: int = 0
 
     @property
     def half_width(self) -> float | None:
@@ -35,7 +48,7 @@ class Interval:
         """The interval cut to what the estimate can be."""
         if self.low is None or self.high is None:
             return self
-        return Interval(self.value, max(self.low, least), min(self.high, most))
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
 
 
 def top_k(logits: Float[np.ndarray, "images classes"], k: int) -> Int64[np.ndarray, "images k"]:
@@ -126,40 +139,94 @@ def bootstrap_interval(
     present = np.flatnonzero(counted & np.isfinite(means))
     if not len(present):
         return None
-    order = np.argsort(labels, kind="stable")
+    value = float(means[present].mean())
     counts = np.bincount(labels, minlength=n_classes)
-    starts = np.cumsum(counts) - counts
+    left_out = int((counts[present] == 1).sum())
+    if left_out == len(present):
+        return Interval(value, None, None, left_out)
     rng = np.random.default_rng(seed)
     total = np.zeros(n_resamples)
-    for n in np.unique(counts[present]):
-        if n == 1:
+    # Classes with the same values are drawn together: n draws with replacement from each of m
+    # such classes are m n draws from one of them. Hits at 3 images a class make 4 such sets,
+    # whatever the number of classes.
+    for own_values, m in _alike(values, labels, present):
+        n = len(own_values)
+        distinct, times = np.unique(own_values, return_counts=True)
+        if n == 1 or len(distinct) == 1:
             continue
-        group = present[counts[present] == n]
-        rows = values[order[starts[group][:, None] + np.arange(n)]]  # [classes, n]
-        widening = np.sqrt(n / (n - 1))
-        # As many resamples at a time as make some 2 million draws.
-        for begin in range(0, n_resamples, step := max(1, 2_000_000 // rows.size)):
-            n_now = min(step, n_resamples - begin)
-            drawn = rng.integers(n, size=(n_now, *rows.shape))
-            resampled = rows[np.arange(len(rows))[:, None], drawn].mean(axis=2)
-            deviations = (resampled - rows.mean(axis=1)).sum(axis=1)
-            total[begin : begin + n_now] += widening * deviations
-    value = float(means[present].mean())
-    if counts[present].max() < 2:
-        return Interval(value, None, None)
+        drawn = rng.multinomial(m * n, times / n, size=n_resamples)
+        total += np.sqrt(n / (n - 1)) * (drawn @ distinct / n - m * own_values.mean())
     low, high = value + np.quantile(total / len(present), (0.025, 0.975))
-    return Interval(value, float(low), float(high))
+    return Interval(value, float(low), float(high), left_out)
+
+
+def _alike(
+    values: Float64[np.ndarray, "images"],
+    labels: Int64[np.ndarray, "images"],
+    present: Int64[np.ndarray, "present"],
+) -> Iterator[tuple[Float64[np.ndarray, "n"], int]]:
+    """Each sorted set of values that a class has, and the number of classes that have it."""
+    by_class = values[np.lexsort((values, labels))]
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    for n in np.unique(counts[present]):
+        group = present[counts[present] == n]
+        rows = by_class[starts[group][:, None] + np.arange(n)]
+        yield from zip(*np.unique(rows, axis=0, return_counts=True), strict=True)
 
 
 def photo_interval(
     values: Float[np.ndarray, "images"] | Bool[np.ndarray, "images"],
     labels: Int64[np.ndarray, "images"],
+    members: Bool[np.ndarray, "classes"] | None = None,
 ) -> Interval | None:
-    """95 % interval of the mean over the images, resampled within classes as in
-    `bootstrap_interval`, each class weighing as much as it has images."""
-    counts = np.bincount(labels)
-    weight = np.count_nonzero(counts) * counts / max(1, len(labels))
-    return bootstrap_interval(values * weight[labels], labels)
+    """95 % interval of the mean over the images of the member classes.
+
+    As `bootstrap_interval`, each class weighing as much as it has images.
+    """
+    counts = np.bincount(labels, minlength=0 if members is None else len(members))
+    own = counts if members is None else counts * members
+    if not own.sum():
+        return None
+    weight = (own > 0).sum() * own / own.sum()
+    return bootstrap_interval(values * weight[labels], labels, members)
+
+
+def accuracy_interval(
+    hits: Bool[np.ndarray, "images"],
+    labels: Int64[np.ndarray, "images"],
+    members: Bool[np.ndarray, "classes"] | None = None,
+    *,
+    over: Literal["classes", "images"] = "classes",
+) -> Interval | None:
+    """An accuracy over the member classes, or over their images, with its 95 % interval.
+
+    By bootstrap within classes, cut to 0..1. Where all images are right, or all wrong, every
+    resample is alike and would promise certainty: the interval is then Wilson's for that many
+    images.
+    """
+    mean_interval = bootstrap_interval if over == "classes" else photo_interval
+    found = mean_interval(hits, labels, members)
+    if found is None or found.low is None:
+        return found
+    counted = hits if members is None else hits[members[labels]]
+    if counted.all() or not counted.any():
+        low, high = wilson_bounds(np.array([counted.sum()]), np.array([len(counted)]))
+        return replace(found, low=float(low[0]), high=float(high[0]))
+    return found.within(0, 1)
+
+
+def wilson_bounds(
+    n_hits: Int64[np.ndarray, "classes"], n: Int64[np.ndarray, "classes"]
+) -> tuple[Float64[np.ndarray, "classes"], Float64[np.ndarray, "classes"]]:
+    """Ends of the 95 % interval of each class's accuracy (Wilson 1927); NaN below two images."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share, z_n = n_hits / n, Z95**2 / n
+        centre = (share + z_n / 2) / (1 + z_n)
+        half = np.sqrt(z_n * (share * (1 - share) + z_n / 4)) / (1 + z_n)
+    low: Float64[np.ndarray, classes] = np.where(n > 1, np.maximum(centre - half, 0), np.nan)
+    high: Float64[np.ndarray, classes] = np.where(n > 1, np.minimum(centre + half, 1), np.nan)
+    return low, high
 
 
 def class_f1(

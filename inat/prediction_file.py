@@ -25,6 +25,8 @@ FORMAT = 1
 ROLES = ("unseen", "trained on", "held out", "chosen on")
 META_KEYS = ("competition", "split", "logits_prior", "chosen")
 CHUNK_BYTES = 64_000_000
+LOG_PRESENCE = "log presence"
+"""What `logits` in meta.json says of a geo prior's; nothing is said of a classifier's."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,11 @@ class Run:
         return np.array(prior, np.float64)
 
     @property
+    def is_geo_prior(self) -> bool:
+        """Whether it knows places and dates alone, and looks at no photo."""
+        return bool(self.model.get("stage_two", {}).get("method") == "geo_prior")
+
+    @property
     def made_by(self) -> str:
         """The verb that made it."""
         verbs = {"soup": "inat soup", "stage_two": "inat stage-two"}

@@ -23,6 +23,7 @@ def make_prediction(
     chosen: dict[str, str] | None = None,
     ids: Sequence[int] | None = None,
     category_ids: Sequence[int] | None = None,
+    columns: dict[str, Sequence[str]] | None = None,
     dtype: type = np.float16,
     **facts: Any,
 ) -> PredictionFile:
@@ -39,6 +40,7 @@ def make_prediction(
         chosen: what was chosen, and how.
         ids: image ids; None: 11, 18, 25, ...
         category_ids: None: 2, 10, 28, 56, ... as in `worlds`.
+        columns: more columns of the species, or others for name and lineage.
         dtype: of the stored logits.
         **facts: more for meta.json, or other values of run, checkpoint and weights.
     """
@@ -60,6 +62,7 @@ def make_prediction(
             "lineage": [f"Animalia|Genus{label}" for label in range(n_classes)],
             "train_count": counts,
         }
+        | (columns or {})
     )
     photos = pd.DataFrame(
         {

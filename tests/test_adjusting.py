@@ -240,8 +240,9 @@ def test_both_or_none_of_tau_and_target_is_refused(
 ) -> None:
     with pytest.raises(InputError) as caught:
         adjust(prediction, tmp_path / "out", **options)
-    expected = "adjust takes one of --tau T|search and --target uniform|estimated|FILE"
-    assert str(caught.value) == expected
+    assert str(caught.value) == (
+        "adjust takes one of --tau T|search, --target uniform|estimated|FILE and --geo GEO_PRED"
+    )
 
 
 @pytest.mark.parametrize("tau", [-0.1, 10.5, math.nan])
@@ -456,7 +457,8 @@ def test_photos_that_look_other_than_the_calibration_photos_are_warned_of(
     said = [
         f"EM and BBSE disagree: EM's prior leaves {step['bbse']['unexplained']:.1%} of the "
         "predicted species unexplained, where a pure shift of the species' shares leaves at most "
-        f"{step['bbse']['by_chance']:.1%}; these photos may look other than the held-out ones"
+        f"{step['bbse']['by_chance']:.1%}; these photos may look other than the held-out ones, or "
+        "the model knows the tail too badly to be calibrated"
     ]
     assert step["warnings"][-1:] == said
     assert f"warning: {said[0]}" in notes

@@ -94,9 +94,9 @@ def test_explained_shares_and_their_variance_equal_slow_loops_over_the_species_h
         share, error = 0.0, 0.0
         for label, n_held in enumerate((5, 3, 1)):
             c = ((predicted == guess) & (labels == label)).sum() / n_held
-            share += c * prior[label] / 0.9
+            share += c * prior[label]
             spread = c * (1 - c) / (n_held - 1) if n_held > 1 else c
-            error += (prior[label] / 0.9) ** 2 * spread
+            error += prior[label] ** 2 * spread
         assert explained[guess] == pytest.approx(share, abs=1e-12)
         assert variance[guess] == pytest.approx(error, abs=1e-12)
 
@@ -122,3 +122,14 @@ def test_an_estimate_that_bbse_contradicts_does_not_agree() -> None:
     found = check_by_bbse(np.array([0.4, 0.4, 0.2]), np.full(3, 1 / 3), (labels, labels), predicted)
     assert found.unexplained == pytest.approx(0.1)
     assert not found.agrees
+
+
+def test_predictions_of_species_that_are_not_held_out_are_no_contradiction() -> None:
+    """A third of the photos is of species 2, which none is held out of, and all are known."""
+    labels = np.repeat(np.arange(2), 100)
+    predicted = np.repeat(np.arange(3), 100)
+    source = np.array([0.45, 0.45, 0.1])
+    for estimate, unexplained in (([1 / 3, 1 / 3, 1 / 3], 0.0), ([0.5, 0.3, 0.2], 1 / 6)):
+        found = check_by_bbse(np.array(estimate), source, (labels, labels), predicted)
+        assert found.unexplained == pytest.approx(unexplained, abs=1e-12)
+        assert found.agrees is (unexplained == 0)

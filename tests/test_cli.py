@@ -26,6 +26,8 @@ VERBS = {
     "adjust": "inat.adjust",
     "ensemble": "inat.ensemble",
     "evaluate": "inat.evaluate",
+    "compare": "inat.compare",
+    "runs": "inat.list_runs",
     "submission write": "inat.submission.write",
     "submission check": "inat.submission.check",
     "submission score": "inat.submission.score",

@@ -10,6 +10,7 @@ from predictions import make_prediction
 
 from inat.errors import InputError
 from inat.evaluation import evaluate
+from inat.evaluation.table import evaluation_table, further_figures, plain_lines
 from inat.files import read_json
 from inat.prediction_file import PredictionFile
 
@@ -65,8 +66,8 @@ def test_figures_equal_slow_loops(prediction: PredictionFile) -> None:
 
 
 ONE_PHOTO = (
-    "species with one photo here: {}; they count in the figures, but nothing tells their spread, "
-    "so the intervals (±) are too narrow by theirs"
+    "species with one photo here: {} (medium {}); they count in the figures, but nothing tells "
+    "their spread, so the intervals (±) are too narrow by theirs"
 )
 
 
@@ -82,7 +83,7 @@ def test_ties_go_to_the_lower_category_id(tmp_path: Path) -> None:
     found = evaluate(prediction)
     assert found.hits.tolist() == [True, False, False, False]
     assert found.top3_error == 0.25
-    assert found.notes == [ONE_PHOTO.format(4)]
+    assert found.notes == [ONE_PHOTO.format(4, 4)]
 
 
 def test_an_opened_prediction_and_its_path_give_the_same(prediction: PredictionFile) -> None:
@@ -102,6 +103,23 @@ def test_band_edges_can_be_moved(prediction: PredictionFile) -> None:
     assert found.band_species == {"many": 3, "medium": 0, "few": 2}
     assert found.bands["medium"] is None
     assert found.per_class["band"].tolist() == ["many", "many", "many", "few", "few", "few"]
+
+
+def test_named_bands_set_the_edges_and_overrule_the_run_s(tmp_path: Path) -> None:
+    prediction = make_prediction(tmp_path / "p", np.eye(3), [0, 1, 2], [21, 20, 19])
+    assert evaluate(prediction, bands="mislas").per_class["band"].tolist() == [
+        "medium", "few", "few"
+    ]  # fmt: skip
+    assert evaluate(prediction, bands="literature").band_edges == (20, 100)
+    prediction.meta["band_edges"] = [5, 20]
+    assert evaluate(prediction).band_edges == (5, 20)
+    assert evaluate(prediction, bands="literature").band_edges == (20, 100)
+
+
+def test_named_bands_and_edges_together_are_refused(prediction: PredictionFile) -> None:
+    with pytest.raises(InputError) as caught:
+        evaluate(prediction, bands="mislas", band_edges=(20, 100))
+    assert str(caught.value) == "bands mislas and band edges 20 100: give one of them"
 
 
 @pytest.mark.parametrize("edges", [(100, 20), (0, 100), (-1, 5)])
@@ -124,7 +142,8 @@ def test_saved_files_hold_the_figures_and_a_row_a_species(
     assert found.to_dict()["top1"] == vars(found.top1)
     table = pd.read_csv(tmp_path / "report" / "per_class.csv")
     assert list(table.columns) == [
-        "category_id", "name", "lineage", "train_count", "band", "n", "hits", "accuracy"
+        "category_id", "name", "lineage", "train_count", "band", "n", "hits", "top3_hits",
+        "accuracy", "low", "high", "predicted", "precision", "f1", "true_probability"
     ]  # fmt: skip
     assert table["category_id"].tolist() == prediction.category_ids.tolist()
     assert table["train_count"].tolist() == COUNTS
@@ -183,9 +202,9 @@ def test_held_out_photos_are_scored_and_chosen_here_adds_no_note_to_unseen_ones(
     tmp_path: Path,
 ) -> None:
     held_out = make_prediction(tmp_path / "h", np.eye(3), [0, 1, 2], role="held out")
-    assert evaluate(held_out).notes == [ONE_PHOTO.format(3)]
+    assert evaluate(held_out).notes == [ONE_PHOTO.format(3, 3)]
     unseen = make_prediction(tmp_path / "u", np.eye(3), [0, 1, 2], chosen={"epoch": "holdout"})
-    assert evaluate(unseen, chosen_here=True).notes == [ONE_PHOTO.format(3)]
+    assert evaluate(unseen, chosen_here=True).notes == [ONE_PHOTO.format(3, 3)]
 
 
 # --- solution --------------------------------------------------------------------------------
@@ -277,3 +296,43 @@ def test_a_bad_solution_gives_one_clear_line(
     with pytest.raises(InputError) as caught:
         evaluate(prediction, solution=path)
     assert str(caught.value) == f"{path}: {message}"
+
+
+# --- the terminal ----------------------------------------------------------------------------
+
+
+def test_the_table_has_figures_with_intervals_and_bars_below_the_bands(tmp_path: Path) -> None:
+    labels = [0, 0, 0, 0, 1, 1, 2, 2]
+    logits = 9 * np.eye(4)[[0, 0, 0, 1, 1, 2, 1, 1]]
+    found = evaluate(make_prediction(tmp_path / "p", logits, labels, [300, 50, 5, 3]))
+    lines = plain_lines(evaluation_table({"one": found}))
+    assert len(lines) == 4
+    assert lines[0].split() == ["top-1", "top-3", "error", "mean", "class", "many", "medium", "few"]
+    assert lines[1].split() == ["%", "%", "%", "1", "species", "1", "species", "1", "species"]
+    assert lines[2].split()[0] == "one"
+    assert [word for word in lines[2].split() if word[0] != "±"][1:] == [
+        "50.0", "0.0", "41.7", "75.0", "50.0", "0.0"
+    ]  # fmt: skip
+    assert lines[3].split() == ["███████▌░░", "█████░░░░░", "░░░░░░░░░░"]
+
+
+def test_an_empty_band_has_neither_figure_nor_bar(tmp_path: Path) -> None:
+    found = evaluate(make_prediction(tmp_path / "p", np.eye(2), [0, 0], [300, 200]))
+    lines = plain_lines(evaluation_table({"one": found}))
+    assert lines[2].split()[-2:] == ["–", "–"]
+    assert lines[3].split() == ["█████░░░░░"]
+
+
+def test_further_figures_tell_lineage_calibration_and_favoured_bands(tmp_path: Path) -> None:
+    columns = {"genus": ["a", "a", "b"], "family": ["f"] * 3}
+    logits = 50 * np.eye(3)[[0, 0, 1, 0]]
+    found = evaluate(
+        make_prediction(tmp_path / "p", logits, [0, 0, 1, 1], [200, 50, 5], columns=columns)
+    )
+    assert further_figures(found) == (
+        "genus right 100.0 %; family right 100.0 %; mistakes 1.00 ranks away; macro F1 73.3 %; "
+        "ECE 25.0 %; many predicted 1.50 x as often as they occur; "
+        "medium predicted 0.50 x as often as they occur"
+    )
+    plain = evaluate(make_prediction(tmp_path / "q", logits, [0, 0, 1, 1], [200, 50, 5]))
+    assert further_figures(plain).startswith("macro F1 73.3 %; ECE 25.0 %; many predicted")

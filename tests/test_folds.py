@@ -226,29 +226,38 @@ def test_the_best_epochs_are_chosen_on_these_photos_and_evaluate_refuses_them(
     assert inat.evaluate(val).n_images == 15
 
 
+def test_of_several_processes_the_first_joins_and_the_others_wait_for_it(
+    own: FoldRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inat.prediction import folds as folds_module
+    from inat.prediction import processes
+
+    shutil.rmtree(own.prediction("oof"))
+    join = folds_module._join
+    monkeypatch.setattr(folds_module, "_join", None)
+
+    def rank_0_joins(_: float) -> None:
+        monkeypatch.setattr(folds_module, "_join", join)
+        inat.predict_out_of_fold(own.path)
+
+    monkeypatch.setattr(processes.time, "sleep", rank_0_joins)
+    assert len(inat.predict_out_of_fold(own.path, rank=1, world_size=2)) == 24
+
+
 def test_a_joined_prediction_made_otherwise_is_not_overwritten(own: FoldRuns) -> None:
     for run in own.runs:
         shutil.rmtree(run.prediction("holdout"))
     with pytest.raises(InputError) as refused:
         inat.predict_out_of_fold(own.path, weights="raw", checkpoint="best", name="oof")
     assert str(refused.value) == (
-        f"{own.prediction('oof')}: there is a prediction with another checkpoint (last); give "
-        "another --name, or --overwrite"
+        f"{own.prediction('oof')}: there is a prediction with another checkpoint; give another "
+        "--name, or --overwrite"
     )
     made = inat.predict_out_of_fold(own.path, checkpoint="best", name="oof", overwrite=True)
     assert set(made.photos["role"]) == {"chosen on"}
 
 
 # --- the runs --------------------------------------------------------------------------------
-
-
-def test_one_process_joins_the_folds(folds: FoldRuns) -> None:
-    with pytest.raises(InputError) as caught:
-        inat.predict_out_of_fold(folds.path, rank=1, world_size=2)
-    assert str(caught.value) == (
-        f"{folds.path}: several processes cannot join its folds; predict FOLD --split holdout "
-        "with each, then this in one process"
-    )
 
 
 def test_finished_folds_are_not_trained_again_and_nothing_is_written(

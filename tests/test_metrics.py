@@ -1,14 +1,17 @@
 """Guesses, class means, shot bands and intervals against loops that a reader can check."""
 
 import math
+import random
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from inat.metrics import (
     Interval,
+    accuracy_interval,
     bootstrap_interval,
     class_f1,
     class_means,
@@ -18,6 +21,7 @@ from inat.metrics import (
     photo_interval,
     shot_bands,
     top_k,
+    wilson_bounds,
 )
 
 
@@ -25,27 +29,32 @@ def slow_top_k(row: Sequence[float], k: int) -> list[int]:
     return sorted(range(len(row)), key=lambda label: (-row[label], label))[:k]
 
 
-def slow_interval(
-    values: Sequence[float], labels: Sequence[int], n_resamples: int, *, widened: bool = True
-) -> Interval:
-    """The interval photo by photo, from the same draws: classes by their number of photos."""
+def slow_interval(values: Sequence[float], labels: Sequence[int], n_resamples: int) -> Interval:
+    """The interval photo by photo: every class draws as many of its own photos as it has."""
     photos_of: dict[int, list[float]] = {}
     for value, label in zip(values, labels, strict=True):
         photos_of.setdefault(label, []).append(value)
     means = {label: sum(photos) / len(photos) for label, photos in photos_of.items()}
-    totals = [0.0] * n_resamples
-    rng = np.random.default_rng(0)
-    for n in sorted({len(photos) for photos in photos_of.values()} - {1}):
-        group = sorted(label for label, photos in photos_of.items() if len(photos) == n)
-        drawn = rng.integers(n, size=(n_resamples, len(group), n))
-        for resample in range(n_resamples):
-            for place, label in enumerate(group):
-                again = sum(photos_of[label][i] for i in drawn[resample, place]) / n
-                factor = math.sqrt(n / (n - 1)) if widened else 1.0
-                totals[resample] += factor * (again - means[label])
+    rng = random.Random(0)
+    totals = []
+    for _ in range(n_resamples):
+        total = 0.0
+        for label, photos in photos_of.items():
+            n = len(photos)
+            if n > 1:
+                again = sum(rng.choice(photos) for _ in photos) / n
+                total += math.sqrt(n / (n - 1)) * (again - means[label])
+        totals.append(total / len(means))
     value = sum(means.values()) / len(means)
-    low, high = np.quantile([value + total / len(means) for total in totals], (0.025, 0.975))
-    return Interval(value, float(low), float(high))
+    low, high = np.quantile(totals, (0.025, 0.975))
+    n_alone = sum(len(photos) == 1 for photos in photos_of.values())
+    return Interval(value, value + float(low), value + float(high), n_alone)
+
+
+def standard_error(values: np.ndarray, labels: np.ndarray) -> float:
+    """Of the mean of class means: the root of sum s^2 / n over C (Cochran 1977, eq. 5.14)."""
+    classes = [values[labels == label] for label in np.unique(labels)]
+    return math.sqrt(sum(each.var(ddof=1) / len(each) for each in classes)) / len(classes)
 
 
 # --- guesses ---------------------------------------------------------------------------------
@@ -119,24 +128,35 @@ def test_mean_of_skips_classes_without_images_and_is_none_where_none_is_left() -
 # --- intervals -------------------------------------------------------------------------------
 
 
-def test_the_interval_equals_a_slow_bootstrap_within_species() -> None:
-    labels = np.random.default_rng(5).permutation(np.repeat(np.arange(7), [3, 3, 1, 5, 3, 2, 5]))
+def test_the_interval_is_that_of_a_slow_bootstrap_within_species() -> None:
+    labels = np.random.default_rng(5).permutation(np.repeat(np.arange(24), [3, 3, 1, 5, 2, 8] * 4))
     hits = np.random.default_rng(6).random(len(labels)) < 0.6
-    expected = slow_interval(hits.tolist(), labels.tolist(), 50)
-    found = bootstrap_interval(hits, labels, n_resamples=50)
+    expected = slow_interval(hits.tolist(), labels.tolist(), 3000)
+    found = bootstrap_interval(hits, labels, n_resamples=100_000)
     assert found is not None
-    assert vars(found) == pytest.approx(vars(expected), abs=1e-12)
-    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(expected.value)
+    assert found.left_out == expected.left_out == 4
+    # The ends of 3,000 resamples are known to 0.003.
+    assert found.low == pytest.approx(expected.low, abs=0.01)
+    assert found.high == pytest.approx(expected.high, abs=0.01)
+    assert expected.high - expected.low > 0.15
 
 
-def test_at_3_photos_a_species_the_interval_is_widened_by_the_root_of_3_over_2() -> None:
-    labels = np.repeat(np.arange(8), 3)
-    hits = np.random.default_rng(2).random(24) < 0.5
-    plain = slow_interval(hits.tolist(), labels.tolist(), 60, widened=False)
-    found = bootstrap_interval(hits, labels, n_resamples=60)
+@pytest.mark.parametrize("n", [2, 3, 12])
+@pytest.mark.parametrize("kind", ["hits", "differences", "numbers"])
+def test_the_interval_is_1_96_standard_errors_wide_on_either_side(n: int, kind: str) -> None:
+    rng = np.random.default_rng(n)
+    labels = rng.permutation(np.repeat(np.arange(120), n))
+    values = {
+        "hits": (rng.random(len(labels)) < 0.7).astype(float),
+        "differences": rng.choice([-1.0, 0.0, 1.0], len(labels), p=[0.1, 0.7, 0.2]),
+        "numbers": rng.normal(size=len(labels)),
+    }[kind]
+    found = bootstrap_interval(values, labels, n_resamples=10_000)
     assert found is not None
-    assert found.high - found.value == pytest.approx(math.sqrt(1.5) * (plain.high - plain.value))
-    assert found.value - found.low == pytest.approx(math.sqrt(1.5) * (plain.value - plain.low))
+    wanted = 1.96 * standard_error(values, labels)
+    assert found.high - found.value == pytest.approx(wanted, rel=0.06)
+    assert found.value - found.low == pytest.approx(wanted, rel=0.06)
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100_at_3_photos_a_species() -> None:
@@ -170,7 +190,11 @@ def test_members_choose_the_species_that_count() -> None:
 
 def test_species_with_one_photo_count_in_the_value_and_not_in_the_width() -> None:
     found = bootstrap_interval(np.array([True, False, True]), np.array([0, 1, 2]))
-    assert found == Interval(2 / 3, None, None)
+    assert found == Interval(2 / 3, None, None, 3)
+    more = bootstrap_interval(np.array([True, False, True, False]), np.array([0, 1, 2, 2]))
+    assert more is not None
+    assert (more.value, more.left_out) == (0.5, 2)
+    assert more.low < 0.5 < more.high
 
 
 def test_no_photo_gives_no_interval() -> None:
@@ -208,21 +232,59 @@ def test_the_difference_of_a_model_to_itself_is_exactly_nothing() -> None:
     assert bootstrap_interval(np.zeros(12), labels) == Interval(0.0, 0.0, 0.0)
 
 
-# --- means over photos, and macro F1 ----------------------------------------------------------
-
-
-def test_a_photo_interval_is_the_mean_over_photos_with_its_spread_within_species() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(4), [2, 5, 40, 3])
-    values = rng.random(50)
-    found = photo_interval(values, labels)
+def test_the_interval_of_a_mean_over_photos_weighs_species_by_their_photos() -> None:
+    labels = np.random.default_rng(3).permutation(np.repeat(np.arange(90), [2, 3, 10] * 30))
+    hits = np.random.default_rng(4).random(len(labels)) < 0.6
+    members = np.arange(90) >= 30
+    found = photo_interval(hits, labels, members)
     assert found is not None
-    assert found.value == pytest.approx(values.mean())
+    counted = members[labels]
+    assert found.value == pytest.approx(hits[counted].mean())
     variance = sum(
-        values[labels == label].var(ddof=1) * (labels == label).sum() for label in range(4)
+        len(own) * own.var(ddof=1)
+        for own in (hits[labels == label].astype(float) for label in np.flatnonzero(members))
     )
-    spread = 1.96 * math.sqrt(variance) / 50
-    assert found.half_width == pytest.approx(spread, rel=0.1)
+    half_width = 1.96 * math.sqrt(variance) / counted.sum()
+    assert found.half_width == pytest.approx(half_width, rel=0.08)
+
+
+def test_photos_of_no_member_give_no_interval_over_photos() -> None:
+    hits, labels = np.array([True, True]), np.array([0, 0])
+    assert photo_interval(hits, labels, np.array([False, True])) is None
+    assert photo_interval(np.zeros(0, bool), np.zeros(0, np.int64)) is None
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("over", ["classes", "images"])
+def test_all_right_or_all_wrong_is_not_certain(right: bool, over: str) -> None:
+    labels = np.repeat(np.arange(4), 3)
+    hits = np.full(12, right)
+    hits[:3] = not right  # of the class that does not count
+    found = accuracy_interval(hits, labels, np.arange(4) > 0, over=over)  # type: ignore[arg-type]
+    wilson = binomtest(9 * right, 9).proportion_ci(method="wilson")
+    assert found is not None
+    assert found.value == float(right)
+    assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high))
+
+
+def test_an_accuracy_s_interval_stays_within_0_and_1() -> None:
+    labels = np.repeat(np.arange(3), 2)
+    found = accuracy_interval(np.array([1, 1, 1, 1, 0, 1], bool), labels)
+    assert found is not None
+    assert found.high == 1
+    assert accuracy_interval(np.array([True]), np.array([0])) == Interval(1.0, None, None, 1)
+
+
+def test_wilson_bounds_equal_scipy_s_and_are_unknown_below_two_photos() -> None:
+    n_hits, n = np.array([0, 1, 0, 1, 3, 3, 17]), np.array([0, 1, 1, 3, 3, 8, 40])
+    low, high = wilson_bounds(n_hits, n)
+    assert np.isnan([low[:3], high[:3]]).all()
+    for place in range(3, 7):
+        expected = binomtest(n_hits[place], n[place]).proportion_ci(method="wilson")
+        assert (low[place], high[place]) == pytest.approx((expected.low, expected.high))
+
+
+# --- macro F1 --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_classes", [2, 5, 40])

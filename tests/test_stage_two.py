@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from worlds import make_world
 
@@ -175,7 +175,7 @@ def test_features_are_used_again_until_the_checkpoint_or_the_views_change(
     path = own_run.checkpoint("last") / "model.safetensors"
     state = load_file(path)
     state["conv_head.weight"] *= 2
-    inat.stage_two.train.save_file(state, path)
+    save_file(state, path)
     assert features().path not in extracted[:2]
     assert len(extracted) == 3
 
@@ -590,17 +590,26 @@ def test_a_stage_two_can_start_from_a_stage_two(made: dict[str, Run], tmp_path: 
     [
         (
             {"method": "cart"},
-            "--method: unknown name 'cart'; did you mean crt? valid: crt, lws, ncm, tau_norm",
+            "--method: unknown name 'cart'; did you mean crt? "
+            "valid: crt, geo_prior, lws, ncm, tau_norm",
         ),
         ({"method": "crt", "tau": 1.0}, "--tau is for tau_norm; crt has none"),
+        (
+            {"method": "geo_prior", "weight_decay": 1e-4},
+            "--weight-decay is for crt and lws; geo_prior has none",
+        ),
+        (
+            {"method": "ncm", "lr_per_256": 0.1},
+            "--lr-per-256 is for crt, lws and geo_prior; ncm has none",
+        ),
         ({"method": "tau_norm", "tau": -1.0}, "--tau -1 is not within 0 and 10"),
         (
             {"method": "ncm", "live": True},
-            "--live is for crt and lws, which train; ncm computes its head",
+            "--live is for crt and lws; ncm has none",
         ),
         (
             {"method": "tau_norm", "epochs": 3},
-            "--epochs is for crt and lws, which train; tau_norm computes its head",
+            "--epochs is for crt, lws and geo_prior; tau_norm has none",
         ),
         ({"method": "crt", "epochs": 0}, "--epochs: 0 is less than 1; give 1 or more"),
         ({"method": "crt", "batch_size": 0}, "--batch-size: 0 is less than 1; give 1 or more"),

@@ -24,6 +24,7 @@ from inat.progress import progress_bar
 from inat.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.tracking import MetricsLog
+from inat.training.validation import Validation
 
 CPU = torch.device("cpu")
 
@@ -534,3 +535,11 @@ def test_progress_where_there_is_no_terminal_is_a_plain_line_now_and_then_on_sta
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "epoch 1: 63/100  3 photos/s loss 0.5  12 s left\n"
+
+
+def test_a_validation_s_line_says_how_the_bands_moved_since_the_one_before() -> None:
+    before = Validation(0.5, 0.25, 0.4, {"many": None, "medium": 0.75, "few": None})
+    now = Validation(0.625, 0.125, 0.5, {"many": None, "medium": 0.5, "few": 0.25})
+    accuracies = "held out: top-1 0.625  top-3 error 0.125  mean class 0.500  "
+    assert str(now) == accuracies + "many –  medium 0.500  few 0.250"
+    assert now.since(before) == accuracies + "many –  medium 0.500 (-0.250)  few 0.250"

@@ -1,44 +1,71 @@
 """Evaluates a prediction file against its own labels or the organisers' solution."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int64
 
-from inat.bands import FEW_BELOW, MANY_ABOVE
-from inat.errors import InputError
-from inat.files import atomic_file, write_json
-from inat.metrics import (
-    Interval,
-    bootstrap_interval,
-    class_means,
-    hits_at,
-    shot_bands,
-    top_k,
+from inat.bands import BAND_EDGES, BANDS, FEW_BELOW, MANY_ABOVE, BandName
+from inat.errors import InputError, unknown_name
+from inat.evaluation.confusion import (
+    ConfusedPair,
+    Mistake,
+    PredictionBias,
+    confused_pairs,
+    prediction_bias,
+    worst_mistakes,
 )
+from inat.evaluation.groups import GroupAccuracy, decile_accuracies, supercategory_accuracies
+from inat.evaluation.lineage import (
+    MistakeDistance,
+    RankAccuracy,
+    mistake_distance,
+    rank_accuracies,
+)
+from inat.evaluation.outcomes import Outcomes, look_at
+from inat.evaluation.reliability import Kept, Reliability, kept_at_thresholds, reliability
+from inat.evaluation.species import SpeciesMeans, species_means, species_table, worst_species
+from inat.files import atomic_file, write_json
+from inat.metrics import Interval, accuracy_interval, shot_bands, top_k
 from inat.prediction_file import PredictionFile, read_prediction
 from inat.solution import read_solution
+
+FORMAT = 1
+TOP_K = (1, 3, 5)
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The figures of one prediction, as shares.
+    """The figures of one prediction, as shares; intervals are of 95 %.
 
     Attributes:
         prediction: path of the prediction file.
         n_images: photos that were scored.
-        top1: mean over photos, with its interval.
+        top1: share of the photos whose first guess is right.
+        top_k: share of the photos whose species is among the first k guesses, by k: 1, 3, 5.
         top3_error: share of photos whose species is not among the first three guesses.
         mean_class_accuracy: mean over the species that have photos of their top-1.
-        bands: the same over the species of each shot band; None where a band has no photo.
+        means: other means over these species.
+        bands: mean class accuracy of each shot band; None where a band has no photo.
         band_species: number of species with photos in each band.
         band_edges: few is below the first, many above the second.
-        per_class: a row a species: category_id, name, lineage, train_count, band, n, hits.
-        hits: top-1 hit of each scored photo.
-        labels: species of each scored photo.
+        deciles: mean class accuracy of tenths of the species by train count, the rarest first.
+        supercategories: mean class accuracy of each supercategory, by name.
+        ranks: accuracy at each rank of the lineage, from genus up.
+        mistake_distance: how far the mistakes are from the truth in the lineage; None where the
+            data set gives no lineage.
+        reliability: confidence against accuracy of all photos and of each band's; None where a
+            band has no photo.
+        kept_at: coverage and accuracy at confidence thresholds, of all photos and each band's.
+        prediction_bias: how often each band is predicted against how often it occurs.
+        worst_species: category ids of the species with the lowest accuracy.
+        confused_pairs: the pairs of species that are most often taken for each other.
+        worst_mistakes: the few band's most confident mistakes.
+        per_class: a row a species, see `species_table`.
+        outcomes: guesses and probabilities of each photo.
         notes: sentences that belong beside the figures.
         chosen: what was chosen to get the prediction, and on which photos.
     """
@@ -46,30 +73,57 @@ class Evaluation:
     prediction: Path
     n_images: int
     top1: Interval
+    top_k: dict[int, Interval]
     top3_error: float
     mean_class_accuracy: Interval
+    means: SpeciesMeans
     bands: dict[str, Interval | None]
     band_species: dict[str, int]
     band_edges: tuple[int, int]
+    deciles: list[GroupAccuracy]
+    supercategories: list[GroupAccuracy]
+    ranks: list[RankAccuracy]
+    mistake_distance: MistakeDistance | None
+    reliability: dict[str, Reliability | None]
+    kept_at: dict[str, list[Kept]]
+    prediction_bias: dict[str, PredictionBias]
+    worst_species: list[int]
+    confused_pairs: list[ConfusedPair]
+    worst_mistakes: list[Mistake]
     per_class: pd.DataFrame
-    hits: Bool[np.ndarray, "images"]
-    labels: Int64[np.ndarray, "images"]
+    outcomes: Outcomes
     notes: list[str]
     chosen: dict[str, str]
 
+    @property
+    def hits(self) -> Bool[np.ndarray, "images"]:
+        """Whether the first guess of each scored photo is right."""
+        return self.outcomes.hits
+
+    @property
+    def labels(self) -> Int64[np.ndarray, "images"]:
+        """The species of each scored photo."""
+        return self.outcomes.labels
+
     def to_dict(self) -> dict[str, Any]:
-        """The figures as they stand in metrics.json."""
+        """The figures as they stand in metrics.json.
+
+        An object with `format` (1) and the attributes of this class but `per_class` and
+        `outcomes`, each as its class names its fields: an interval is {value, low, high,
+        left_out}. `species` holds the columns of `per_class`, each a list in the order of the
+        labels. What is unknown is null: the interval of one photo, the accuracy of a species or
+        band without photos. Species go by category id, photos by image id.
+        """
+        plain = {
+            name: _plain(value)
+            for name, value in vars(self).items()
+            if name not in ("prediction", "per_class", "outcomes")
+        }
         return {
+            "format": FORMAT,
             "prediction": str(self.prediction),
-            "n_images": self.n_images,
-            "top1": vars(self.top1),
-            "top3_error": self.top3_error,
-            "mean_class_accuracy": vars(self.mean_class_accuracy),
-            "bands": {b: None if i is None else vars(i) for b, i in self.bands.items()},
-            "band_species": self.band_species,
-            "band_edges": list(self.band_edges),
-            "notes": self.notes,
-            "chosen": self.chosen,
+            **plain,
+            "species": {name: _plain_column(self.per_class[name]) for name in self.per_class},
         }
 
     def save(self, folder: Path) -> None:
@@ -79,10 +133,24 @@ class Evaluation:
             self.per_class.to_csv(partial, index=False)
 
 
+def _plain(value: Any) -> Any:
+    """Dataclasses, tuples and keys that are numbers as JSON has them."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _plain_column(column: pd.Series) -> list[Any]:
+    return column.astype(object).where(column.notna(), None).tolist()
+
+
 def evaluate(
     prediction: Path | str | PredictionFile,
     *,
     solution: Path | str | None = None,
+    bands: BandName | None = None,
     band_edges: tuple[int, int] | None = None,
     chosen_here: bool = False,
 ) -> Evaluation:
@@ -91,60 +159,96 @@ def evaluate(
     Args:
         prediction: a prediction file.
         solution: CSV `id,expected,usage` for photos whose labels the prediction does not know.
+        bands: named band edges: literature (few < 20, many > 100) or mislas (few <= 20).
         band_edges: few has fewer training photos than the first, many has more than the second;
-            None: the run's data.band_edges.
+            None, and no `bands`: the run's data.band_edges.
         chosen_here: evaluate even on photos on which something was chosen, and say so.
 
     Raises:
         InputError: no labels, ids that do not match the solution's, photos that were trained on,
-            or on which something was chosen.
+            or on which something was chosen; logits that are not finite.
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
-    few_below, many_above = band_edges or prediction.meta.get("band_edges", (FEW_BELOW, MANY_ABOVE))
-    if not 0 < few_below <= many_above:
-        raise InputError(
-            f"band edges {few_below} {many_above}: give two numbers above 0, the smaller first"
-        )
+    edges = _edges(prediction, bands, band_edges)
+    if not len(prediction):
+        raise InputError(f"{prediction.path}: holds no photo; predict a split that has some")
     labels = _labels(prediction, solution)
     notes = _refuse_seen_photos(prediction, chosen_here=chosen_here)
-    guesses = guess(prediction, 3)
-    hits = hits_at(guesses, labels, 1)
-    bands = shot_bands(prediction.train_counts, few_below=few_below, many_above=many_above)
-    tested = np.bincount(labels, minlength=prediction.n_classes)
-    mean_class = _interval(hits, labels, np.ones(prediction.n_classes, bool))
-    assert mean_class is not None
-    if alone := int((tested == 1).sum()):
-        notes.append(
-            f"species with one photo here: {alone}; they count in the figures, but nothing tells "
-            "their spread, so the intervals (±) are too narrow by theirs"
-        )
-    if untested := int((tested == 0).sum()):
-        notes.append(f"{untested} of {prediction.n_classes} species have no photo here")
+    outcomes = look_at(prediction, labels)
+    species, category_ids = prediction.species, prediction.category_ids
+    members = shot_bands(prediction.train_counts, few_below=edges[0], many_above=edges[1])
+    table = species_table(species, outcomes, members)
+    photos = {"all": np.ones(len(labels), bool)} | {b: m[labels] for b, m in members.items()}
+    accuracy_at = {k: _accuracy(outcomes.hits_at(k), labels, over="images") for k in TOP_K}
     return Evaluation(
         prediction=prediction.path,
         n_images=len(labels),
-        top1=_photo_interval(hits, labels),
-        top3_error=1 - float(hits_at(guesses, labels, 3).mean()),
-        mean_class_accuracy=mean_class,
-        bands={band: _interval(hits, labels, members) for band, members in bands.items()},
-        band_species={band: int((members & (tested > 0)).sum()) for band, members in bands.items()},
-        band_edges=(few_below, many_above),
-        per_class=_per_class(prediction, hits, labels, bands),
-        hits=hits,
-        labels=labels,
-        notes=notes,
+        top1=accuracy_at[1],
+        top_k=accuracy_at,
+        top3_error=1 - accuracy_at[3].value,
+        mean_class_accuracy=_accuracy(outcomes.hits, labels, over="classes"),
+        means=species_means(table),
+        bands={b: accuracy_interval(outcomes.hits, labels, m) for b, m in members.items()},
+        band_species={b: int((table["n"][m] > 0).sum()) for b, m in members.items()},
+        band_edges=edges,
+        deciles=decile_accuracies(outcomes, prediction.train_counts),
+        supercategories=supercategory_accuracies(outcomes, species),
+        ranks=rank_accuracies(outcomes, species),
+        mistake_distance=mistake_distance(outcomes, species),
+        reliability={name: reliability(outcomes, chosen) for name, chosen in photos.items()},
+        kept_at={name: kept_at_thresholds(outcomes, chosen) for name, chosen in photos.items()},
+        prediction_bias={b: prediction_bias(outcomes, m) for b, m in members.items()},
+        worst_species=worst_species(table),
+        confused_pairs=confused_pairs(outcomes, category_ids),
+        worst_mistakes=worst_mistakes(outcomes, category_ids, members["few"]),
+        per_class=table,
+        outcomes=outcomes,
+        notes=[*notes, *_notes_on_counts(table)],
         chosen=dict(prediction.meta["chosen"]),
     )
 
 
-def _interval(
+def _edges(
+    prediction: PredictionFile, bands: str | None, edges: tuple[int, int] | None
+) -> tuple[int, int]:
+    if bands is not None and edges is not None:
+        raise InputError(f"bands {bands} and band edges {edges[0]} {edges[1]}: give one of them")
+    if bands is not None:
+        if bands not in BAND_EDGES:
+            raise InputError(unknown_name("bands", bands, BAND_EDGES))
+        return BAND_EDGES[bands]
+    few_below, many_above = edges or prediction.meta.get("band_edges", (FEW_BELOW, MANY_ABOVE))
+    if not 0 < few_below <= many_above:
+        raise InputError(
+            f"band edges {few_below} {many_above}: give two numbers above 0, the smaller first"
+        )
+    return few_below, many_above
+
+
+def _accuracy(
     hits: Bool[np.ndarray, "images"],
     labels: Int64[np.ndarray, "images"],
-    members: Bool[np.ndarray, "classes"],
-) -> Interval | None:
-    interval = bootstrap_interval(hits, labels, members)
-    return None if interval is None else interval.within(0, 1)
+    *,
+    over: Literal["classes", "images"],
+) -> Interval:
+    interval = accuracy_interval(hits, labels, over=over)
+    assert interval is not None  # a prediction without photos was refused
+    return interval
+
+
+def _notes_on_counts(table: pd.DataFrame) -> list[str]:
+    notes = []
+    alone = table["band"][table["n"] == 1].value_counts()
+    if len(alone):
+        by_band = ", ".join(f"{band} {alone[band]}" for band in BANDS if band in alone)
+        notes.append(
+            f"species with one photo here: {alone.sum()} ({by_band}); they count in the figures, "
+            "but nothing tells their spread, so the intervals (±) are too narrow by theirs"
+        )
+    if untested := int((table["n"] == 0).sum()):
+        notes.append(f"{untested} of {len(table)} species have no photo here")
+    return notes
 
 
 def guess(prediction: PredictionFile, k: int) -> Int64[np.ndarray, "images k"]:
@@ -198,31 +302,3 @@ def _refuse_seen_photos(prediction: PredictionFile, *, chosen_here: bool) -> lis
             "a score on them flatters; predict val or test, or say --chosen-here"
         )
     return [f"chosen on these very photos: {chosen}; the figures flatter"]
-
-
-def _photo_interval(
-    hits: Bool[np.ndarray, "images"], labels: Int64[np.ndarray, "images"]
-) -> Interval:
-    """Interval of the mean over photos: photos within a species, species weighted by photos."""
-    counts = np.bincount(labels)
-    weight = len(counts[counts > 0]) * counts / len(labels)
-    interval = bootstrap_interval(hits * weight[labels], labels)
-    assert interval is not None
-    return interval.within(0, 1)
-
-
-def _per_class(
-    prediction: PredictionFile,
-    hits: Bool[np.ndarray, "images"],
-    labels: Int64[np.ndarray, "images"],
-    bands: dict[str, Bool[np.ndarray, "classes"]],
-) -> pd.DataFrame:
-    n_classes = prediction.n_classes
-    band = np.select(list(bands.values()), list(bands), "")
-    accuracy = class_means(hits, labels, n_classes)
-    return prediction.species.assign(
-        band=band,
-        n=np.bincount(labels, minlength=n_classes),
-        hits=np.bincount(labels, weights=hits, minlength=n_classes).astype(int),
-        accuracy=accuracy,
-    )

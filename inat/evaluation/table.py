@@ -1,4 +1,4 @@
-"""Evaluations as a table for a terminal."""
+"""Evaluations and comparisons as tables for a terminal."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,21 @@ from rich.console import Console
 from rich.table import Table
 
 from inat.bands import BANDS
+from inat.evaluation.compare import Comparison
+from inat.evaluation.difference import Difference
 from inat.evaluation.evaluate import Evaluation
 from inat.metrics import Interval
 
 PLAIN_WIDTH = 200
+BAR_WIDTH = 10
+EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
     """A row an evaluation: top-1, top-3 error, mean class accuracy and shot bands, in per cent.
 
-    Behind ± stands half the width of the 95 % interval; an empty band is –.
+    Behind ± stands half the width of the 95 % interval; an empty band is –. Below each band's
+    figure stands a bar from 0 to 100 %.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold")
@@ -30,9 +35,79 @@ def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
             percent(result.top1),
             f"{100 * result.top3_error:.1f}",
             percent(result.mean_class_accuracy),
-            *(percent(result.bands[band]) for band in BANDS),
+            *(f"{percent(result.bands[band])}\n{_bar(result.bands[band])}" for band in BANDS),
         )
     return table
+
+
+def _bar(interval: Interval | None) -> str:
+    """████████▊░ for 88 %; nothing where there is nothing to measure."""
+    if interval is None:
+        return ""
+    whole, eighths = divmod(round(8 * BAR_WIDTH * interval.value), 8)
+    bar = "█" * whole + EIGHTHS[eighths].strip()
+    return bar + "░" * (BAR_WIDTH - len(bar))
+
+
+def further_figures(result: Evaluation) -> str:
+    """Lineage, calibration and favoured bands in one line, as far as the data tells them."""
+    parts = [f"{rank.rank} right {100 * rank.accuracy.value:.1f} %" for rank in result.ranks[:3]]
+    if result.mistake_distance is not None and result.mistake_distance.mean is not None:
+        parts.append(f"mistakes {result.mistake_distance.mean:.2f} ranks away")
+    parts.append(f"macro F1 {100 * result.means.macro_f1:.1f} %")
+    if (overall := result.reliability["all"]) is not None:
+        parts.append(f"ECE {100 * overall.ece:.1f} %")
+    parts += [
+        f"{band} predicted {bias.ratio:.2f} x as often as they occur"
+        for band, bias in result.prediction_bias.items()
+        if bias.ratio is not None
+    ]
+    return "; ".join(parts)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """A row a measure: both accuracies and their difference in per cent, photos won and lost, p."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("first", "second", "difference", "95 % interval", "won", "lost", "McNemar p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows = {"top-1": comparison.top1, "mean class": comparison.mean_class_accuracy}
+    for name, found in (rows | comparison.bands).items():
+        table.add_row(name, *(["–"] * 7 if found is None else _difference_cells(found)))
+    return table
+
+
+def _difference_cells(found: Difference) -> list[str]:
+    gain = found.gain
+    interval = "–"
+    if gain.low is not None and gain.high is not None:
+        interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+    return [
+        f"{100 * found.first:.1f}",
+        f"{100 * found.second:.1f}",
+        f"{100 * gain.value:+.1f}",
+        interval,
+        f"{found.n_gained:,}",
+        f"{found.n_lost:,}",
+        f"{found.p_value:.2g}",
+    ]
+
+
+def moved_species_lines(comparison: Comparison) -> list[str]:
+    """The species that gained and lost most, a line each."""
+    lines = []
+    for title, n_species, moved in (
+        ("gained", comparison.n_species_gained, comparison.gained),
+        ("lost", comparison.n_species_lost, comparison.lost),
+    ):
+        shown = f", the first {len(moved)}" if n_species > len(moved) else ""
+        lines.append(f"{n_species:,} species {title}{shown}{':' if n_species else ''}")
+        lines += [
+            f"  {row.name} ({row.train_count} training photos): {row.first} -> {row.second} of "
+            f"{row.n} right"
+            for row in moved.itertuples(index=False)
+        ]
+    return lines
 
 
 def percent(interval: Interval | None) -> str:

@@ -10,9 +10,10 @@ from jaxtyping import Float64, Int64
 from scipy.stats import gmean
 
 from inat.errors import InputError
+from inat.files import read_json
 from inat.fold_runs import FoldRuns, open_folds
 from inat.prediction.predict import predict
-from inat.prediction.processes import this_process
+from inat.prediction.processes import this_process, wait_until_none
 from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
 from inat.priors import Prior, normalised, target_shift
 from inat.progress import first_few, say
@@ -58,37 +59,38 @@ def predict_out_of_fold(
         WorldError: a photo cannot be read.
     """
     opened = open_folds(folds)
-    if this_process(options.get("rank"), options.get("world_size")).world_size > 1:
-        raise InputError(
-            f"{opened.path}: several processes cannot join its folds; predict FOLD --split holdout "
-            "with each, then this in one process"
-        )
     parts = [
         predict(run.path, "holdout", name=name, overwrite=overwrite, **options)
         for run in opened.runs
     ]
     path = opened.prediction(name or OUT_OF_FOLD)
     meta = _meta(opened, parts)
-    if (path / "meta.json").is_file() and not overwrite:
-        joined = _same_or_refused(path, meta)
-    else:
-        joined = _join(path, parts, meta)
+    if this_process(options.get("rank"), options.get("world_size")).rank != 0:
+        wait_until_none(
+            lambda: [] if _stands(path, meta) else ["what rank 0 makes of all folds"], str(path)
+        )
+    elif overwrite or not (path / "meta.json").is_file():
+        _join(path, parts, meta)
+    elif key := _difference(read_json(path / "meta.json"), meta):
+        raise InputError(
+            f"{path}: there is a prediction with another {key}; give another --name, or --overwrite"
+        )
+    joined = read_prediction(path)
     _name_never_held_out(joined)
     return joined
 
 
-def _same_or_refused(path: Path, meta: dict[str, Any]) -> PredictionFile:
-    """The joined prediction that is there already, if it is the one asked for."""
-    there = read_prediction(path)
-    known = {**there.meta, "checkpoints": _digests(there.meta)}
-    wanted = {**meta, "checkpoints": _digests(meta)}
-    for key in ("split", "checkpoint", "checkpoints", "chosen", "data_root", "views", "view_mean"):
-        if known.get(key) != wanted[key]:
-            raise InputError(
-                f"{path}: there is a prediction with another {key} ({known.get(key)}); "
-                "give another --name, or --overwrite"
-            )
-    return there
+def _stands(path: Path, meta: dict[str, Any]) -> bool:
+    place = path / "meta.json"
+    return place.is_file() and _difference(read_json(place), meta) is None
+
+
+def _difference(there: dict[str, Any], meta: dict[str, Any]) -> str | None:
+    """What a joined prediction that is there already has otherwise than the one asked for."""
+    if _digests(there) != _digests(meta):
+        return "checkpoint"
+    keys = ("split", "checkpoint", "chosen", "data_root", "views", "view_mean")
+    return next((key for key in keys if there.get(key) != meta[key]), None)
 
 
 def _digests(meta: dict[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from inat.files import locked, remove_leftovers
 from inat.metrics import top_k
 from inat.models.device import freed_memory_kept
 from inat.prediction.forward import iterate_logits
+from inat.prediction.log_presence import SEEN, write_log_presence
 from inat.prediction.parts import PART_IMAGES, Parts, Troubles, parts_folder
 from inat.prediction.processes import Process, this_process, wait_until_none
 from inat.prediction.trained_model import (
@@ -179,7 +180,8 @@ def predict(
 
     Raises:
         InputError: no such run, checkpoint or split; a bad spec of views, or sizes that the
-            network does not take; a prediction of that name exists.
+            network does not take; a prediction of that name exists; a geo prior, and the split
+            has no locations.
         WorldError: a photo cannot be read (data.on_bad_photo stop), or too many; another process
             makes this prediction, or never makes its share.
     """
@@ -209,9 +211,11 @@ def predict(
     )
     _refuse_other_species(opened, job.photos)
     path = opened.prediction(name)
-    meta = _meta(job)
+    meta = _meta(job) | (SEEN if opened.is_geo_prior else {})
     if (path / "meta.json").is_file() and not overwrite:
         return _same_or_refused(path, meta, float32=float32)
+    if opened.is_geo_prior:
+        return _write_presence(job, path, meta, process)
     with process.on_device():
         return _write(job, path, meta, process)
 
@@ -281,6 +285,18 @@ def _write(job: _Job, path: Path, meta: dict[str, Any], process: Process) -> Pre
             str(path),
         )
     return read_prediction(path)
+
+
+def _write_presence(
+    job: _Job, path: Path, meta: dict[str, Any], process: Process
+) -> PredictionFile:
+    if process.world_size > 1:
+        raise InputError(
+            f"{job.run.path}: one process predicts a geo prior, in seconds, and not "
+            f"{process.world_size}; call it without --world-size or torchrun"
+        )
+    table = _photo_table(job)
+    return write_log_presence(path, job.run, job.checkpoint, job.photos, table, meta, job.dtype)
 
 
 def _missing(parts: Parts, process: Process) -> list[str]:

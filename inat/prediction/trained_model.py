@@ -83,7 +83,16 @@ def find_checkpoint(
 
 
 def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
-    """Builds the run's network with the weights of `checkpoint`."""
+    """Builds the run's network with the weights of `checkpoint`.
+
+    Raises:
+        InputError: it is a geo prior, which has no use for photos.
+    """
+    if run.is_geo_prior:
+        raise InputError(
+            f"{run.path}: is a geo prior, which sees places and no photos; give the run that it "
+            f"was made from ({run.model['stage_two']['run']})"
+        )
     config, facts = stage_at(run.config, checkpoint.epoch), run.model
     backbone = build_backbone(
         replace(config.model, weights="none"),

@@ -1,4 +1,4 @@
-"""New heads on a trained run's frozen backbone: crt, lws, tau_norm, ncm."""
+"""New heads on a trained run's frozen backbone: crt, lws, tau_norm, ncm; and geo_prior."""
 
 from inat.stage_two.train import train_stage_two
 

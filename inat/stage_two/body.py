@@ -121,7 +121,7 @@ def take_body(
         InputError: the network's classifier is not one linear layer; the data's photos are not
             those that the run was trained on.
     """
-    trained, held_out = _photos(run, config)
+    trained, held_out = photos_of(run, config)
     model = load_model(run, checkpoint)
     head = single_classifier(model.network, "inat stage-two")
     put_classifier(model.network, nn.Identity())
@@ -138,7 +138,12 @@ def take_body(
     )
 
 
-def _photos(run: Run, config: Config) -> tuple[Split, Split | None]:
+def photos_of(run: Run, config: Config) -> tuple[Split, Split | None]:
+    """The photos that a run was trained on and those that it held out; None with holdout none.
+
+    Raises:
+        InputError: the data's photos are not those that the run was trained on.
+    """
     data = config.data
     assert data.root is not None
     trained, held_out = load_split(data.root, data.train_on, competition=data.competition), None

@@ -5,11 +5,17 @@ from typing import get_args
 
 from inat.config import StageTwoMethod
 from inat.errors import InputError, unknown_name
-from inat.stage_two import crt, lws
+from inat.stage_two import crt, geo_prior, lws
+from inat.stage_two.geo_prior import GeoRecipe
 from inat.stage_two.head_training import HeadRecipe
 
-TRAINED = {"crt": crt.EPOCHS, "lws": lws.EPOCHS}
-"""The methods that train, with their published epochs."""
+TRAINED_HEADS = {"crt": crt.EPOCHS, "lws": lws.EPOCHS}
+"""The methods that train a head, with their published epochs."""
+
+BATCH_SIZE = 512
+LR_PER_256 = 0.1
+WEIGHT_DECAY = 1e-4
+"""Of crt and lws, as published."""
 
 MOST_VIEWS = 100
 
@@ -21,9 +27,9 @@ class Options:
     method: str
     epochs: int | None
     epoch_size: int | None
-    batch_size: int
-    lr_per_256: float
-    weight_decay: float
+    batch_size: int | None
+    lr_per_256: float | None
+    weight_decay: float | None
     tau: float | None
     feature_views: int
     live: bool
@@ -32,18 +38,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.method not in get_args(StageTwoMethod):
             raise InputError(unknown_name("--method", self.method, get_args(StageTwoMethod)))
-        training = {
-            "--epochs": self.epochs is not None,
-            "--epoch-size": self.epoch_size is not None,
-            "--live": self.live,
-        }
-        for name, given in training.items():
-            if given and self.method not in TRAINED:
-                raise InputError(
-                    f"{name} is for crt and lws, which train; {self.method} computes its head"
-                )
-        if self.tau is not None and self.method != "tau_norm":
-            raise InputError(f"--tau is for tau_norm; {self.method} has none")
+        self._refuse_foreign_options()
         if self.tau is not None and not 0 <= self.tau <= 10:
             raise InputError(f"--tau {self.tau:g} is not within 0 and 10")
         for name, value in (
@@ -57,20 +52,44 @@ class Options:
             raise InputError(
                 f"--feature-views: {self.feature_views} is not within 1 and {MOST_VIEWS}"
             )
-        if not self.lr_per_256 > 0:
+        if self.lr_per_256 is not None and not self.lr_per_256 > 0:
             raise InputError(f"--lr-per-256: {self.lr_per_256} is not above 0")
-        if self.weight_decay < 0:
+        if self.weight_decay is not None and self.weight_decay < 0:
             raise InputError(f"--weight-decay: {self.weight_decay} is less than 0")
 
     def recipe(self, n_photos: int, run_seed: int) -> HeadRecipe:
         """The training of a head on `n_photos` photos of a run of that seed."""
         epoch_size = self.epoch_size or n_photos
-        batch_size = min(self.batch_size, epoch_size)
+        batch_size = min(self.batch_size or BATCH_SIZE, epoch_size)
         return HeadRecipe(
-            epochs=self.epochs or TRAINED[self.method],
+            epochs=self.epochs or TRAINED_HEADS[self.method],
             epoch_size=epoch_size,
             batch_size=batch_size,
-            learning_rate=self.lr_per_256 * batch_size / 256,
-            weight_decay=self.weight_decay,
+            learning_rate=(self.lr_per_256 or LR_PER_256) * batch_size / 256,
+            weight_decay=WEIGHT_DECAY if self.weight_decay is None else self.weight_decay,
             seed=run_seed if self.seed is None else self.seed,
         )
+
+    def geo_recipe(self, run_seed: int) -> GeoRecipe:
+        """The training of a geo prior on the photos of a run of that seed."""
+        batch_size = self.batch_size or geo_prior.BATCH_SIZE
+        return GeoRecipe(
+            epochs=self.epochs or geo_prior.EPOCHS,
+            batch_size=batch_size,
+            learning_rate=(self.lr_per_256 or geo_prior.LR_PER_256) * batch_size / 256,
+            seed=run_seed if self.seed is None else self.seed,
+        )
+
+    def _refuse_foreign_options(self) -> None:
+        heads, trained = "crt and lws", "crt, lws and geo_prior"
+        for name, given, owners in (
+            ("--epochs", self.epochs is not None, trained),
+            ("--batch-size", self.batch_size is not None, trained),
+            ("--lr-per-256", self.lr_per_256 is not None, trained),
+            ("--epoch-size", self.epoch_size is not None, heads),
+            ("--weight-decay", self.weight_decay is not None, heads),
+            ("--live", self.live, heads),
+            ("--tau", self.tau is not None, "tau_norm"),
+        ):
+            if given and self.method not in owners.replace(",", "").split():
+                raise InputError(f"{name} is for {owners}; {self.method} has none")

@@ -7,12 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from inat.config import CheckpointName, Weights
 from inat.errors import InputError
-from inat.files import atomic_file, atomic_folder, write_json
+from inat.files import atomic_folder, write_json
 from inat.models.heads import put_classifier
 from inat.prediction.trained_model import find_checkpoint
 from inat.priors import Prior
@@ -22,13 +21,14 @@ from inat.stage_two import crt, lws
 from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
 from inat.stage_two.body import Body, take_body
 from inat.stage_two.features import cached_features
+from inat.stage_two.geo_run import make_geo_run
 from inat.stage_two.head_training import HeadRecipe, train_head
 from inat.stage_two.held_out import score_cached, score_live
 from inat.stage_two.ncm import nearest_mean_head
-from inat.stage_two.options import TRAINED, Options
+from inat.stage_two.options import TRAINED_HEADS, Options
+from inat.stage_two.run_files import write_checkpoint, write_species
 from inat.stage_two.tau_norm import GRID, score_grid, tau_normalised
 from inat.stages import stage_at
-from inat.training.checkpoint import LoopState
 from inat.training.tracking import MetricsLog
 
 FEW_STEPS = 500
@@ -65,9 +65,9 @@ def train_stage_two(
     method: str,
     epochs: int | None = None,
     epoch_size: int | None = None,
-    batch_size: int = 512,
-    lr_per_256: float = 0.1,
-    weight_decay: float = 1e-4,
+    batch_size: int | None = None,
+    lr_per_256: float | None = None,
+    weight_decay: float | None = None,
     tau: float | None = None,
     feature_views: int = 2,
     live: bool = False,
@@ -78,7 +78,8 @@ def train_stage_two(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> Run:
-    """Gives a trained run a new head, and leaves a run that all verbs take (Kang et al. 2020).
+    """Gives a trained run a new head, and leaves a run that all verbs take (Kang et al. 2020);
+    or makes a geo prior of its photos' places (Mac Aodha et al. 2019), to be predicted likewise.
 
     The backbone's weights stay as they are. Features are extracted once, with batch norm at its
     stored statistics, and kept in RUN/features. With `live`, the published form, each step passes
@@ -90,13 +91,16 @@ def train_stage_two(
         out: the new run.
         method: crt, a new linear head on class-balanced draws; lws, one scale a species on the
             old head's logits, trained likewise; tau_norm, the old head's weights divided by their
-            length to the power tau, without its bias; ncm, the nearest class mean.
-        epochs: of crt (None: 30) and lws (None: 5).
+            length to the power tau, without its bias; ncm, the nearest class mean; geo_prior, a
+            network that gives the presence of each species at a place and date.
+        epochs: of crt and geo_prior (None: 30) and lws (None: 5).
         epoch_size: draws an epoch of crt and lws; None: the number of photos trained on.
-        batch_size: draws a step of crt and lws; at most an epoch.
-        lr_per_256: learning rate of crt and lws for a batch of 256, in proportion for others; it
-            falls to zero as a cosine.
-        weight_decay: of crt and lws, biases and scales included.
+        batch_size: draws a step of crt and lws (None: 512), at most an epoch, and of geo_prior
+            (None: 1,024).
+        lr_per_256: learning rate for a batch of 256, in proportion for others: of crt and lws
+            (None: 0.1), where it falls to zero as a cosine, and of geo_prior (None: 1.25e-4),
+            where it falls by 2 % an epoch.
+        weight_decay: of crt and lws (None: 1e-4), biases and scales included.
         tau: of tau_norm; None: the one of 0, 0.1 ... 2 with the best mean class accuracy on the
             held-out part.
         feature_views: features a photo for crt, lws and ncm: 1 the centre crop, 2 its mirror
@@ -111,7 +115,8 @@ def train_stage_two(
 
     Raises:
         InputError: no such run or checkpoint, an option that the method does not take, no
-            held-out part to choose tau on, a head that the method cannot start from, `out` exists.
+            held-out part to choose tau on, a head that the method cannot start from, no
+            locations, `out` exists.
         WorldError: a photo cannot be read, the loss is not finite.
     """
     out = Path(out)
@@ -132,6 +137,8 @@ def train_stage_two(
     refuse_run_place(out, [opened], overwrite=overwrite)
     start = find_checkpoint(opened, checkpoint, weights)
     config = stage_at(with_root(opened.config, root), start.epoch)
+    if method == "geo_prior":
+        return make_geo_run(opened, config, out, options)
     body = take_body(opened, config, start, workers=workers)
     say(f"stage two  {method} on {opened.path} ({checkpoint}, {body.checkpoint.weights})")
     cuda = [body.device] if body.device.type == "cuda" else []
@@ -148,7 +155,7 @@ def train_stage_two(
         put_classifier(body.network, head.module)
         made = create_run(partial, replace(body.config, model=replace(model, head=head.name)))
         _write_facts(made, body, head, options)
-        _write_checkpoint(made, body, head)
+        write_checkpoint(made, body.network, head.epochs, head.steps)
     return Run(out)
 
 
@@ -167,7 +174,7 @@ def _refuse_head(run: Run, options: Options) -> None:
 
 
 def _make_head(body: Body, options: Options, log: MetricsLog) -> NewHead:
-    if options.method in TRAINED:
+    if options.method in TRAINED_HEADS:
         return _trained_head(body, options, log)
     if options.method == "tau_norm":
         return _tau_head(body, options.tau, log)
@@ -258,8 +265,7 @@ def _score_held_out(body: Body, head: NewHead, options: Options, log: MetricsLog
 
 def _write_facts(made: Run, body: Body, head: NewHead, options: Options) -> None:
     run = body.run
-    with atomic_file(made.path / "species.parquet") as partial:
-        run.species.to_parquet(partial, index=False)
+    write_species(made, run)
     write_json(
         made.path / "model.json",
         {
@@ -277,14 +283,3 @@ def _write_facts(made: Run, body: Body, head: NewHead, options: Options) -> None
             },
         },
     )
-
-
-def _write_checkpoint(made: Run, body: Body, head: NewHead) -> None:
-    folder = made.checkpoint("last")
-    folder.mkdir(parents=True)
-    state = body.network.state_dict()
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
-        folder / "model.safetensors",
-    )
-    write_json(folder / "state.json", dataclasses.asdict(LoopState(head.epochs, head.steps)))

@@ -84,6 +84,7 @@ class Trainer:
         plan: of the stage.
         network: as accelerate prepared it; the bare one is `backbone.network`.
         ema: moving average of the weights, or None.
+        validated: the last validation of this process, or None.
     """
 
     plan: StagePlan
@@ -97,6 +98,7 @@ class Trainer:
     loader: Loader
     held_out_loader: Loader | None
     precision: str
+    validated: Validation | None = None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -353,6 +355,7 @@ def _next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
     )
     for loader, before in zip(started.loaders, trainer.loaders, strict=True):
         loader.take_events(before)
+    started.validated = trainer.validated
     return started
 
 
@@ -702,7 +705,8 @@ def _validate(trainer: Trainer, state: LoopState, log: MetricsLog) -> bool:
             train_counts=trainer.plan.trained.train_counts,
             band_edges=trainer.plan.config.data.band_edges,
         )
-    say(f"           {result}")
+    say(f"           {result.since(trainer.validated)}")
+    trainer.validated = result
     log.write("validation", epoch=state.epoch, step=state.step, **vars(result))
     if state.best_score is not None and result.mean_class_accuracy <= state.best_score:
         return False

@@ -30,14 +30,23 @@ class Validation:
     bands: dict[str, float | None]
 
     def __str__(self) -> str:
+        return self.since(None)
+
+    def since(self, before: "Validation | None") -> str:
+        """The accuracies in a line, and how the bands have moved since an earlier validation."""
         bands = "  ".join(
-            f"{band} {'–' if value is None else f'{value:.3f}'}"
+            f"{band} {'–' if value is None else f'{value:.3f}'}" + _moved(value, band, before)
             for band, value in self.bands.items()
         )
         return (
             f"held out: top-1 {self.top1:.3f}  top-3 error {self.top3_error:.3f}  "
             f"mean class {self.mean_class_accuracy:.3f}  {bands}"
         )
+
+
+def _moved(value: float | None, band: str, before: Validation | None) -> str:
+    earlier = None if before is None else before.bands[band]
+    return "" if value is None or earlier is None else f" ({value - earlier:+.3f})"
 
 
 def validate(

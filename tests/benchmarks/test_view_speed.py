@@ -14,8 +14,8 @@ import pytest
 from contestants import spread
 from photo_worlds import make_photo_world, mean_kilobytes
 
-SIZE, BATCH, WORKERS = 224, 30, 2
-N_PHOTOS, ROUNDS = 30, 3
+SIZE, BATCH, WORKERS = 224, 20, 2
+N_PHOTOS, ROUNDS = 20, 3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

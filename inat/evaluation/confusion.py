@@ -1,0 +1,150 @@
+"""What is taken for what: confused pairs, the tail's worst mistakes, favoured bands."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from inat.evaluation.outcomes import Outcomes
+
+N_PAIRS = 100
+N_MISTAKES = 100
+N_PHOTOS = 4
+
+
+@dataclass(frozen=True)
+class ConfusedSpecies:
+    """One of two species that are taken for each other.
+
+    Attributes:
+        category_id: of the species.
+        n: its photos here.
+        mistaken: those that are taken for the other.
+        image_ids: up to four of its photos, the mistaken ones first, the most confident before.
+    """
+
+    category_id: int
+    n: int
+    mistaken: int
+    image_ids: list[int]
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Two species that are taken for each other, the one more often mistaken first.
+
+    Attributes:
+        n: photos of either that are taken for the other.
+    """
+
+    n: int
+    first: ConfusedSpecies
+    second: ConfusedSpecies
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A photo whose first guess is wrong.
+
+    Attributes:
+        image_id: of the photo.
+        category_id: the true species.
+        guessed: category id of the first guess.
+        confidence: probability of the first guess.
+        true_probability: probability of the true species.
+    """
+
+    image_id: int
+    category_id: int
+    guessed: int
+    confidence: float
+    true_probability: float
+
+
+@dataclass(frozen=True)
+class PredictionBias:
+    """Whether a band's species are predicted as often as they occur.
+
+    Attributes:
+        occurring: share of the photos that are of the band's species.
+        predicted: share of the first guesses that are.
+        ratio: predicted / occurring, 1 without bias; None where no photo is of the band.
+    """
+
+    occurring: float
+    predicted: float
+    ratio: float | None
+
+
+def confused_pairs(
+    outcomes: Outcomes, category_ids: Int64[np.ndarray, "classes"]
+) -> list[ConfusedPair]:
+    """The 100 pairs of species with the most photos taken for each other, the most first.
+
+    Among equals the pair with the lower category ids stands first.
+    """
+    wrong = np.flatnonzero(~outcomes.hits)
+    true, guessed = outcomes.labels[wrong].tolist(), outcomes.guessed[wrong].tolist()
+    taken = Counter(zip(true, guessed, strict=True))
+    pairs = Counter((min(a, b), max(a, b)) for a, b in zip(true, guessed, strict=True))
+    most = sorted(pairs, key=lambda pair: (-pairs[pair], pair))[:N_PAIRS]
+    photos = _photos_of({label for pair in most for label in pair}, outcomes)
+
+    def side(one: int, other: int) -> ConfusedSpecies:
+        shown = _mistaken_first(outcomes, photos[one], other)
+        image_ids = outcomes.ids[shown].tolist()
+        return ConfusedSpecies(
+            int(category_ids[one]), len(photos[one]), taken[one, other], image_ids
+        )
+
+    return [
+        ConfusedPair(
+            pairs[pair], *sorted((side(*pair), side(*pair[::-1])), key=lambda s: -s.mistaken)
+        )
+        for pair in most
+    ]
+
+
+def _photos_of(labels: set[int], outcomes: Outcomes) -> dict[int, Int64[np.ndarray, "n"]]:
+    order = np.argsort(outcomes.labels, kind="stable")
+    own = outcomes.labels[order]
+    return {
+        label: order[np.searchsorted(own, label) : np.searchsorted(own, label, "right")]
+        for label in labels
+    }
+
+
+def _mistaken_first(
+    outcomes: Outcomes, photos: Int64[np.ndarray, "n"], other: int
+) -> Int64[np.ndarray, "shown"]:
+    """Up to four of a species' photos: those taken for the other, then the rest."""
+    mistaken = outcomes.guessed[photos] == other
+    return photos[np.lexsort((-outcomes.confidence[photos], ~mistaken))][:N_PHOTOS]
+
+
+def worst_mistakes(
+    outcomes: Outcomes,
+    category_ids: Int64[np.ndarray, "classes"],
+    members: Bool[np.ndarray, "classes"],
+) -> list[Mistake]:
+    """The 100 wrong photos of the member species whose wrong guess is the most confident."""
+    wrong = np.flatnonzero(~outcomes.hits & members[outcomes.labels])
+    worst = wrong[np.argsort(-outcomes.confidence[wrong], kind="stable")][:N_MISTAKES]
+    return [
+        Mistake(
+            image_id=int(outcomes.ids[row]),
+            category_id=int(category_ids[outcomes.labels[row]]),
+            guessed=int(category_ids[outcomes.guessed[row]]),
+            confidence=float(outcomes.confidence[row]),
+            true_probability=float(outcomes.true_probability[row]),
+        )
+        for row in worst
+    ]
+
+
+def prediction_bias(outcomes: Outcomes, members: Bool[np.ndarray, "classes"]) -> PredictionBias:
+    """How often the member species are predicted against how often they occur."""
+    occurring = float(members[outcomes.labels].mean())
+    predicted = float(members[outcomes.guessed].mean())
+    return PredictionBias(occurring, predicted, predicted / occurring if occurring else None)

@@ -1,0 +1,108 @@
+"""How far from the truth the mistakes are in the tree of life."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int64
+
+from inat.data.taxonomy import RANKS, Taxonomy
+from inat.evaluation.outcomes import Outcomes
+from inat.metrics import Interval, photo_interval
+
+
+@dataclass(frozen=True)
+class RankAccuracy:
+    """How often the guessed species is of the true one's group at a rank.
+
+    Attributes:
+        rank: genus, family, order, class, phylum or kingdom.
+        n_groups: groups of the species at that rank.
+        accuracy: share of the photos whose guess is of the right group.
+        of_mistakes: the same share of the photos whose species is wrong; None without mistakes.
+    """
+
+    rank: str
+    n_groups: int
+    accuracy: Interval
+    of_mistakes: float | None
+
+
+@dataclass(frozen=True)
+class MistakeDistance:
+    """How far the guessed species of the wrong photos are from the true ones.
+
+    The distance is the height of the lowest common ancestor above the species (Bertinetto et al.
+    2020, arXiv 1912.09393), counted in the ranks that the data set gives: 1 for a species of the
+    same genus, 2 of the same family, and one more than there are ranks for another kingdom.
+
+    Attributes:
+        mean: over the wrong photos; None without mistakes.
+        counts: wrong photos whose lowest common ancestor is of each rank, root last.
+    """
+
+    mean: float | None
+    counts: dict[str, int]
+
+
+def given_ranks(species: pd.DataFrame) -> list[str]:
+    """The ranks that the data set gives, from genus up."""
+    return [rank for rank in reversed(RANKS) if rank in species and (species[rank] != "").any()]
+
+
+def rank_accuracies(outcomes: Outcomes, species: pd.DataFrame) -> list[RankAccuracy]:
+    """The accuracy at each rank that the data set gives, from genus up.
+
+    A group is known by its whole lineage. A species whose rank is not given shares its group
+    with no other.
+    """
+    found = []
+    for rank in given_ranks(species):
+        right = _same_group(outcomes, species, rank)
+        interval = photo_interval(right, outcomes.labels)
+        assert interval is not None
+        mistakes = right[~outcomes.hits]
+        found.append(
+            RankAccuracy(
+                rank=rank,
+                n_groups=_n_groups(species, rank),
+                accuracy=interval.within(0, 1),
+                of_mistakes=float(mistakes.mean()) if len(mistakes) else None,
+            )
+        )
+    return found
+
+
+def mistake_distance(outcomes: Outcomes, species: pd.DataFrame) -> MistakeDistance | None:
+    """The distance of the mistakes; None where the data set gives no ranks."""
+    ranks = given_ranks(species)
+    if not ranks:
+        return None
+    wrong = ~outcomes.hits
+    height = np.full(int(wrong.sum()), len(ranks) + 1)
+    for place in range(len(ranks), 0, -1):  # the lowest rank that agrees has the last word
+        height[_same_group(outcomes, species, ranks[place - 1])[wrong]] = place
+    counts = np.bincount(height, minlength=len(ranks) + 2)[1:]
+    return MistakeDistance(
+        mean=float(height.mean()) if len(height) else None,
+        counts=dict(zip([*ranks, "root"], counts.tolist(), strict=True)),
+    )
+
+
+def _same_group(outcomes: Outcomes, species: pd.DataFrame, rank: str) -> Bool[np.ndarray, "images"]:
+    groups = _groups(species, rank)
+    given = (species[rank] != "").to_numpy(bool)
+    true, guessed = outcomes.labels, outcomes.guessed
+    same: Bool[np.ndarray, images] = groups[true] == groups[guessed]
+    right: Bool[np.ndarray, images] = (same & given[true]) | outcomes.hits
+    return right
+
+
+def _groups(species: pd.DataFrame, rank: str) -> Int64[np.ndarray, "classes"]:
+    # Ranks above that the file lacks are one name for all: they tell no two groups apart.
+    whole = species.assign(**{name: "" for name in RANKS if name not in species})
+    return Taxonomy(whole).rank_groups(rank)[0]
+
+
+def _n_groups(species: pd.DataFrame, rank: str) -> int:
+    return len(np.unique(_groups(species, rank)[(species[rank] != "").to_numpy(bool)]))

@@ -1,0 +1,85 @@
+"""What a prediction says of each photo: one pass over the logits, a few numbers a photo kept."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from inat.errors import InputError
+from inat.metrics import hits_at, top_k
+from inat.prediction_file import PredictionFile
+from inat.priors import log_softmax
+
+N_GUESSES = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """The outcome of each photo, in the order of the prediction's rows.
+
+    Probabilities are the softmax of the logits as they are stored, with the prior they carry.
+
+    Attributes:
+        ids: image ids.
+        labels: true species.
+        guesses: the five likeliest species (all, where there are fewer), best first; ties go to
+            the lower label.
+        confidence: probability of the first guess.
+        true_probability: probability of the true species.
+    """
+
+    ids: Int64[np.ndarray, "images"]
+    labels: Int64[np.ndarray, "images"]
+    guesses: Int64[np.ndarray, "images k"]
+    confidence: Float32[np.ndarray, "images"]
+    true_probability: Float32[np.ndarray, "images"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def guessed(self) -> Int64[np.ndarray, "images"]:
+        """The likeliest species."""
+        return self.guesses[:, 0]
+
+    @property
+    def hits(self) -> Bool[np.ndarray, "images"]:
+        """Whether the first guess is right."""
+        return self.hits_at(1)
+
+    def hits_at(self, k: int) -> Bool[np.ndarray, "images"]:
+        """Whether the true species is among the first k guesses; k is at most 5."""
+        return hits_at(self.guesses, self.labels, k)
+
+
+def look_at(prediction: PredictionFile, labels: Int64[np.ndarray, "images"]) -> Outcomes:
+    """The outcomes of a prediction, whose logits are read in chunks: memory stays small.
+
+    Raises:
+        InputError: logits that are not finite.
+    """
+    guesses, confidence, true_probability = [], [], []
+    for rows in prediction.chunks():
+        logits = prediction.logits[rows]
+        found = top_k(logits, N_GUESSES)
+        with np.errstate(invalid="ignore"):  # inf - inf; refused below
+            log_probability = log_softmax(logits)
+        asked = np.column_stack([found[:, 0], labels[rows]])
+        asked_probability = np.exp(np.take_along_axis(log_probability, asked, axis=1))
+        # A logit that is NaN or +inf makes its whole row NaN.
+        if np.isnan(asked_probability).any():
+            row = rows.start + int(np.isnan(asked_probability).any(axis=1).argmax())
+            raise InputError(
+                f"{prediction.path / 'logits.npy'}: the logits of image {prediction.ids[row]} are "
+                "not finite; predict again"
+            )
+        guesses.append(found)
+        confidence.append(asked_probability[:, 0])
+        true_probability.append(asked_probability[:, 1])
+    return Outcomes(
+        ids=prediction.ids,
+        labels=labels,
+        guesses=np.concatenate(guesses),
+        confidence=np.concatenate(confidence),
+        true_probability=np.concatenate(true_probability),
+    )

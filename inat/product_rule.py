@@ -1,0 +1,113 @@
+"""Adds the log presence of a geo prior to a prediction's logits, without a model.
+
+The product rule of Mac Aodha et al. 2019, arXiv 1906.05272, eq. 1: photo and place speak
+independently of one another of the species, so their probabilities are multiplied.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from inat.errors import InputError
+from inat.prediction_file import (
+    LOG_PRESENCE,
+    PredictionFile,
+    read_prediction,
+    refuse_place,
+    store,
+    write_prediction,
+)
+
+SEVERITY = {"unseen": 0, "held out": 1, "chosen on": 2, "trained on": 3}
+"""Of two roles that a photo has, one for each model, the graver is that of their product."""
+
+
+def add_log_presence(
+    prediction: PredictionFile, geo: Path | str | PredictionFile, out: Path, *, overwrite: bool
+) -> tuple[PredictionFile, list[str]]:
+    """Writes logits + log presence; a photo without a place keeps its own logits.
+
+    Presence is taken for the likelihood of place and date, so that the class prior that the
+    logits carry stays what it was.
+
+    Returns:
+        The new file, and a sentence about the photos without a place.
+
+    Raises:
+        InputError: `geo` is no geo prior's, is of other photos or species, or is in
+            `prediction` already; `out` exists.
+    """
+    if not isinstance(geo, PredictionFile):
+        geo = read_prediction(geo)
+    refuse_place(out, [prediction, geo], "adjust", overwrite=overwrite)
+    _refuse_wrong_kinds(prediction, geo)
+    rows_of = _rows(prediction, geo)
+    placed: Bool[np.ndarray, images] = np.zeros(len(prediction), bool)
+    roles = geo.photos["role"].to_numpy(object)[rows_of]
+    meta: dict[str, Any] = dict(prediction.meta)
+    meta["chosen"] = meta["chosen"] | geo.meta["chosen"]
+    with write_prediction(
+        out,
+        ids=prediction.ids,
+        labels=prediction.labels,
+        species=prediction.species,
+        photos=prediction.photos.assign(role=_graver(prediction.photos["role"].to_numpy(), roles)),
+        meta=meta,
+        dtype=prediction.logits.dtype,
+    ) as rows:
+        for chunk in prediction.chunks():
+            presence = geo.logits[rows_of[chunk]].astype(np.float32)
+            placed[chunk] = np.ptp(presence, axis=1) > 0
+            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + presence, rows.dtype)
+        step = {
+            "of": str(prediction.path),
+            "geo": str(geo.path),
+            "geo_checkpoint_sha256": geo.meta["checkpoint_sha256"],
+            "n_without_place": int((~placed).sum()),
+        }
+        meta["adjusted"] = [*meta.get("adjusted", []), step]
+    note = f"{(~placed).sum():,} of {len(placed):,} photos have no place and keep their own logits"
+    return read_prediction(out), [note]
+
+
+def _refuse_wrong_kinds(prediction: PredictionFile, geo: PredictionFile) -> None:
+    if geo.meta.get("logits") != LOG_PRESENCE:
+        raise InputError(
+            f"{geo.path}: is no prediction of a geo prior (inat stage-two RUN --method geo_prior, "
+            "then inat predict)"
+        )
+    if prediction.meta.get("logits") == LOG_PRESENCE:
+        raise InputError(
+            f"{prediction.path}: is of a geo prior itself; give a prediction of photos, and the "
+            "geo prior's with --geo"
+        )
+    if any("geo" in step for step in prediction.meta.get("adjusted", [])):
+        raise InputError(
+            f"{prediction.path}: a geo prior was added already, and a second would count the "
+            "places twice; adjust the prediction that it was made from"
+        )
+
+
+def _rows(prediction: PredictionFile, geo: PredictionFile) -> Int64[np.ndarray, "images"]:
+    """Where each of the prediction's photos stands in `geo`."""
+    if not np.array_equal(prediction.category_ids, geo.category_ids):
+        raise InputError(
+            f"{geo.path}: its {geo.n_classes} species are not the {prediction.n_classes} of "
+            f"{prediction.path}; give a geo prior of the same data set"
+        )
+    order = np.argsort(geo.ids)
+    if not np.array_equal(geo.ids[order], np.sort(prediction.ids)):
+        stray = np.setxor1d(prediction.ids, geo.ids)
+        raise InputError(
+            f"{geo.path}: its photos are not those of {prediction.path} ({len(stray)} stand in one "
+            f"alone, the first is {stray[0]}); predict the same split with both"
+        )
+    rows: Int64[np.ndarray, images] = order[np.searchsorted(geo.ids[order], prediction.ids)]
+    return rows
+
+
+def _graver(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    is_first = [SEVERITY[a] >= SEVERITY[b] for a, b in zip(first, second, strict=True)]
+    return np.where(is_first, first, second)

@@ -1,0 +1,81 @@
+"""How often a 95 % interval covers the truth: 4,000 experiments at 3 and at 12 photos a species.
+
+Species have chances of their own to be recognised; an experiment photographs each n times and
+asks whether the interval of the mean over species holds the mean of the chances.
+"""
+
+import numpy as np
+import pytest
+
+from inat.metrics import Interval, accuracy_interval, bootstrap_interval
+
+N_EXPERIMENTS = 4000
+
+
+def chances_of(n_species: int) -> np.ndarray:
+    """From hopeless to certain, as the species of a long tail are."""
+    return np.linspace(0.02, 0.99, n_species)
+
+
+def covered(interval: Interval | None, truth: float) -> bool:
+    assert interval is not None
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.low <= truth <= interval.high
+
+
+@pytest.mark.parametrize("n_photos", [3, 12])
+@pytest.mark.parametrize("n_species", [20, 60, 400])
+def test_coverage_of_an_accuracy(
+    n_species: int, n_photos: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    chances = chances_of(n_species)
+    labels = np.repeat(np.arange(n_species), n_photos)
+    share = np.mean(
+        [
+            covered(
+                accuracy_interval(rng.random(len(labels)) < chances[labels], labels), chances.mean()
+            )
+            for _ in range(N_EXPERIMENTS)
+        ]
+    )
+    with capsys.disabled():
+        print(
+            f"\n95 % interval of an accuracy, {n_photos} photos of each of {n_species} species: "
+            f"covers the truth in {share:.2%} of {N_EXPERIMENTS:,} experiments"
+        )
+    assert 0.93 <= share <= 0.97
+
+
+@pytest.mark.parametrize(("alike", "least"), [(0.6, 0.93), (1.0, 0.92)])
+@pytest.mark.parametrize("n_photos", [3, 12])
+def test_coverage_of_a_paired_difference(
+    n_photos: int, alike: float, least: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two models that share the luck of a photo, or a share of the photos.
+
+    Where all luck is shared they differ in a handful of photos alone, all of a species one way;
+    the interval is then a little narrow, which is why a claim needs McNemar's test too.
+    """
+    rng = np.random.default_rng(1)
+    n_species = 60
+    chances = chances_of(n_species)
+    new_chances = chances + np.linspace(0.3, -0.1, n_species) * chances * (1 - chances)
+    truth = float((new_chances - chances).mean())
+    labels = np.repeat(np.arange(n_species), n_photos)
+    n_covered, n_apart = 0, 0
+    for _ in range(N_EXPERIMENTS):
+        luck, other = rng.random((2, len(labels)))
+        new_luck = np.where(rng.random(len(labels)) < alike, luck, other)
+        old, new = luck < chances[labels], new_luck < new_chances[labels]
+        n_apart += int((old != new).sum())
+        n_covered += covered(bootstrap_interval(new.astype(float) - old, labels), truth)
+    share = n_covered / N_EXPERIMENTS
+    with capsys.disabled():
+        print(
+            f"\n95 % interval of a paired difference, {n_photos} photos of each of {n_species} "
+            f"species, {n_apart / N_EXPERIMENTS:.0f} photos that one model alone has right: covers "
+            f"the truth in {share:.2%} of {N_EXPERIMENTS:,} experiments"
+        )
+    assert least <= share <= 0.97
