@@ -3,6 +3,7 @@
 Nothing heavy is imported here: a verb imports what it calls, so that --help answers at once.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -334,7 +335,8 @@ def train(
         print(f"{run}: {folds} folds trained; next: inat evaluate {run}/predictions/oof")
         return
     training.train(settings, run, resume=resume, overwrite=overwrite)
-    print(f"{run}: trained; next: inat predict {run} --split test")
+    if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+        print(f"{run}: trained; next: inat predict {run} --split test")
 
 
 @app.command
