@@ -1,15 +1,17 @@
-"""Trainings in several processes, as torchrun starts them, on a tiny world; what each saw."""
+"""Processes that train together, as torchrun starts them; what each has to tell."""
 
 import multiprocessing
 import os
+import signal
 import socket
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
@@ -27,25 +29,83 @@ SETTINGS: dict[str, Any] = {
     "runtime.log_every": 1,
 }
 
+DIE, HANG, TERM = "die", "hang", "SIGTERM"
+
+Moment = tuple[int, int | str]
+"""A rank, and the steps behind it or "validation"."""
+
 # Started once, with everything imported and before torch has started a thread: its children are
 # there at once.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["training_ranks", "inat.training.loop"])
+context.set_forkserver_preload(["training_ranks", "inat.training.loop", "timm"])
 
 
-def start(run: Path, world: Path, n_processes: int, **settings: Any) -> list[BaseProcess]:
-    """The processes of one training, by rank."""
-    (run.parent / "empty.yaml").write_text("")
-    port = free_port()
-    overrides = {**SETTINGS, "data.root": str(world), **settings}
-    started = []
-    for rank in range(n_processes):
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_processes}
-        environment = {**numbers, "LOCAL_WORLD_SIZE": n_processes, "MASTER_PORT": port}
-        process = context.Process(target=_train, args=(run, rank, environment, overrides))
-        process.start()
-        started.append(process)
-    return started
+@dataclass(frozen=True)
+class Job:
+    """A training, and what happens to whom during it."""
+
+    run: Path
+    settings: dict[str, Any]
+    resume: bool
+    events: Mapping[Moment, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a process tells of a training.
+
+    Attributes:
+        status: that the command would leave with.
+        text: of the error.
+        batches: image ids of each batch that it trained on.
+        all_sharded: whether every parameter was a DTensor.
+    """
+
+    status: int
+    text: str
+    batches: list[list[int]]
+    all_sharded: bool
+
+
+class Ranks:
+    """Processes that stay, and train together what they are told to."""
+
+    def __init__(self, count: int, patience: float | None = None) -> None:
+        self.count = count
+        environment = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": free_port()}
+        self._pipes, self.processes = [], []
+        for rank in range(count):
+            pipe, other = context.Pipe()
+            numbers = {**environment, "RANK": rank, "LOCAL_RANK": rank} if count > 1 else {}
+            process = context.Process(target=_serve, args=(other, rank, numbers, patience))
+            process.start()
+            other.close()
+            self._pipes.append(pipe)
+            self.processes.append(process)
+
+    def train(
+        self,
+        run: Path,
+        world: Path,
+        *,
+        resume: bool = False,
+        events: Mapping[Moment, str] | None = None,
+        **settings: Any,
+    ) -> list[Outcome]:
+        """What each process tells, by rank; those that hang or die tell nothing."""
+        events = events or {}
+        (run.parent / "empty.yaml").write_text("")
+        job = Job(run, {**SETTINGS, "data.root": str(world), **settings}, resume, events)
+        for pipe in self._pipes:
+            pipe.send(job)
+        silent = {rank for (rank, _), event in events.items() if event in (DIE, HANG)}
+        return [pipe.recv() for rank, pipe in enumerate(self._pipes) if rank not in silent]
+
+    def stop(self) -> None:
+        """Ends the processes."""
+        for process in self.processes:
+            process.kill()
+            process.join()
 
 
 def free_port() -> int:
@@ -55,64 +115,72 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def order_path(run: Path, rank: int) -> Path:
-    """Where a process leaves the ids of the photos that it trained on, a row a batch."""
-    return run.parent / f"{run.name}-order-{rank}.npy"
+def global_order(outcomes: list[Outcome]) -> list[int]:
+    """The ids of the photos in the order of the global batches."""
+    steps = zip(*(outcome.batches for outcome in outcomes), strict=True)
+    return [image_id for step in steps for part in step for image_id in part]
 
 
-def _train(run: Path, rank: int, environment: dict[str, int], overrides: dict[str, Any]) -> None:
-    for name, value in environment.items():
-        os.environ[name] = str(value)
+def _serve(pipe: Connection, rank: int, numbers: dict[str, int], patience: float | None) -> None:
+    os.environ |= {name: str(value) for name, value in numbers.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    if environment["WORLD_SIZE"] == 1:
-        for name in environment:
-            del os.environ[name]
     import torch
 
-    import inat
-    from inat.errors import InatError
     from inat.training import loop, processes
 
     torch.set_num_threads(1)
-    die_at, hang_at = overrides.pop("die_at", None), overrides.pop("hang_at", None)
-    if patience := overrides.pop("patience", 0):
+    if patience is not None:
         loop.PATIENCE = processes.PATIENCE = timedelta(seconds=patience)
-    step, seen = loop._step, []
+    while True:
+        pipe.send(_train(pipe.recv(), rank))
 
-    def seeing(trainer: Any, batches: Any, state: Any) -> Any:
-        seen.extend(batch["image_id"].numpy() for batch in batches)
-        if die_at is not None and die_at == (rank, state.step):
-            os._exit(9)
-        if hang_at is not None and hang_at == (rank, state.step):
-            time.sleep(60)
-        if overrides.get("runtime.shard"):
-            from torch.distributed.tensor import DTensor
 
-            assert all(isinstance(p, DTensor) for p in trainer.network.parameters())
-            told = run.parent / f"{run.name}-sharded-{rank}"
-            told.write_text("all parameters are DTensors")
-        return step(trainer, batches, state)
+def _train(job: Job, rank: int) -> Outcome:
+    import inat
+    from inat.errors import InatError
 
-    loop._step = seeing
+    batches: list[list[int]] = []
+    sharded: list[bool] = []
+    status, text = 0, ""
+    with _watched(job, rank, batches, sharded):
+        try:
+            config = job.run.parent / "empty.yaml"
+            inat.train(config, job.run, overrides=job.settings, resume=job.resume)
+        except InatError as error:
+            status, text = error.exit_status, str(error)
+    return Outcome(status, text, batches, bool(sharded) and all(sharded))
+
+
+@contextmanager
+def _watched(job: Job, rank: int, batches: list[list[int]], sharded: list[bool]) -> Iterator[None]:
+    """Notes what each step works on, and lets the job's events happen."""
+    from torch.distributed.tensor import DTensor
+
+    from inat.training import loop, validation
+
+    step, top_k = loop._step, validation.top_k
+
+    def seeing(trainer: Any, taken: Any, state: Any) -> Any:
+        batches.extend(batch["image_id"].tolist() for batch in taken)
+        sharded.extend(isinstance(p, DTensor) for p in trainer.network.parameters())
+        _happen(job.events.get((rank, state.step)))
+        return step(trainer, taken, state)
+
+    def scoring(*arguments: Any) -> Any:
+        _happen(job.events.get((rank, "validation")))
+        return top_k(*arguments)
+
+    loop._step, validation.top_k = seeing, scoring
     try:
-        inat.train(run.parent / "empty.yaml", run, overrides=overrides)
-    except InatError as error:
-        (run.parent / f"{run.name}-told-{rank}").write_text(str(error))
-        os._exit(error.exit_status)
-    np.save(order_path(run, rank), np.concatenate(seen))
-    np.save(run.parent / f"{run.name}-sizes-{rank}.npy", [len(ids) for ids in seen])
+        yield
+    finally:
+        loop._step, validation.top_k = step, top_k
 
 
-def finish(processes: list[BaseProcess]) -> None:
-    """Waits for processes that must end well."""
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-
-
-def global_order(run: Path, n_processes: int) -> list[int]:
-    """The ids of the photos in the order of the global batches."""
-    ids = [np.load(order_path(run, rank)) for rank in range(n_processes)]
-    sizes = [np.load(run.parent / f"{run.name}-sizes-{rank}.npy") for rank in range(n_processes)]
-    parts = [np.split(of, np.cumsum(cut)[:-1]) for of, cut in zip(ids, sizes, strict=True)]
-    return [int(i) for step in zip(*parts, strict=True) for part in step for i in part]
+def _happen(event: str | None) -> None:
+    if event == DIE:
+        os._exit(9)
+    if event == HANG:
+        time.sleep(3600)
+    if event == TERM:
+        os.kill(os.getpid(), signal.SIGTERM)
