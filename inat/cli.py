@@ -323,11 +323,13 @@ def train(
     from inat import training
     from inat.training.folds import fold_config
 
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one does
     if dry_run:
         for line in training.dry_run(
             settings if folds is None else fold_config(settings, 1, folds)
         ):
-            print(line)
+            if speaks:
+                print(line)
         return
     run = run or Path("runs") / config.stem
     if folds is not None:
@@ -335,7 +337,7 @@ def train(
         print(f"{run}: {folds} folds trained; next: inat evaluate {run}/predictions/oof")
         return
     training.train(settings, run, resume=resume, overwrite=overwrite)
-    if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+    if speaks:
         print(f"{run}: trained; next: inat predict {run} --split test")
 
 

@@ -211,7 +211,7 @@ def dry_run(
     each of its later stages."""
     config, _ = resolved(config, None, overrides)
     plan = make_plan(config)
-    with _engine(config) as (accelerator, precision):
+    with others_alive(), _engine(config) as (accelerator, precision):
         trainer = _build_trainer(plan, accelerator, precision)
         lines = [
             *plan.describe(),

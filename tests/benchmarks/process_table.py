@@ -13,8 +13,8 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from test_processes import RECIPES, largest_difference, trained
-from training_ranks import global_order
+from test_processes import RECIPES, ended, largest_difference
+from training_ranks import Ranks, global_order
 from worlds import make_world
 
 from inat.run_folder import Run
@@ -38,19 +38,23 @@ def images_per_second(run: Run) -> float:
 
 def main(folder: Path) -> None:
     world = make_world(folder / "world", counts=(200, 100, 60, 40))
+    ranks = {count: Ranks(count) for count in (1, 2, 4)}
     print("network            processes  sha256 of the order  largest difference  images/s")
     for name, settings in NETWORKS.items():
         place = folder / name.replace(" ", "_")
         place.mkdir(parents=True)
-        alone = trained(place, world, 1, **settings)
-        for n in (1, 2, 4):
-            run = alone if n == 1 else trained(place, world, n, **settings)
-            order = hashlib.sha256(orjson.dumps(global_order(run.path, n))).hexdigest()[:12]
+        for count, of in ranks.items():
+            run = place / f"of_{count}"
+            order = global_order(ended(of.train(run, world, **settings)))
+            difference = largest_difference(run, place / "of_1")
+            digest = hashlib.sha256(orjson.dumps(order)).hexdigest()[:12]
             print(
-                f"{name:17}  {n:9}  {order:19}  {largest_difference(run, alone):18.1e}  "
-                f"{images_per_second(run):8.0f}",
+                f"{name:17}  {count:9}  {digest:19}  {difference:18.1e}  "
+                f"{images_per_second(Run(run)):8.0f}",
                 flush=True,
             )
+    for of in ranks.values():
+        of.stop()
 
 
 if __name__ == "__main__":

@@ -12,11 +12,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/worlds.py
 import training_ranks
 from worlds import make_world
 
-PORT = ["--master-port", str(training_ranks.free_port())]
+PORT = str(training_ranks.free_port())
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", *PORT, "-m", "--"],
-    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m"],
-}
+    "torchrun": [
+        "torch.distributed.run", "--nproc-per-node", "2", "--master-port", PORT, "-m", "--",
+    ],
+    # --multi_gpu is what starts several: with --cpu and no MPI it starts one, and says nothing.
+    "accelerate": [
+        "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--main_process_port", PORT, "-m",
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
