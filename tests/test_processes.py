@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.run import parse_args
 from training_processes import digests, log_lines
-from training_ranks import DIE, HANG, TERM, Outcome, Ranks, global_order
+from training_ranks import DIE, DUE, HANG, TERM, Outcome, Ranks, global_order
 
 from inat.errors import InputError
 from inat.files import locked, read_json
@@ -135,11 +135,11 @@ def test_signals_to_all_processes_leave_one_checkpoint_also_amid_a_validation(
 def test_a_checkpoint_that_is_due_in_one_process_is_written_at_the_same_step_by_all(
     tmp_path: Path, world: Path, ranks: Callable[[int], Ranks]
 ) -> None:
-    # Every step is late for a minute of which nothing is left.
-    often = {"runtime.checkpoint_minutes": 1e-9, "data.holdout": "none"}
-    ended(ranks(2).train(tmp_path / "often", world, epochs=1, **often))
-    ended(ranks(2).train(tmp_path / "once", world, epochs=1, **{"data.holdout": "none"}))
-    assert (tmp_path / "often" / "checkpoints" / "previous").is_dir()
+    settings = {"data.holdout": "none", "epochs": 1}
+    ended(ranks(2).train(tmp_path / "often", world, events={(1, 2): DUE}, **settings))
+    ended(ranks(2).train(tmp_path / "once", world, **settings))
+    before = read_json(tmp_path / "often" / "checkpoints" / "previous" / "state.json")
+    assert (before["step"], before["batches"]) == (2, 2)
     assert not (tmp_path / "once" / "checkpoints" / "previous").exists()
     assert digests(tmp_path / "often") == digests(tmp_path / "once")
 
@@ -180,14 +180,17 @@ def test_sharded_weights_make_the_same_training_and_whole_checkpoints(
     assert largest_difference(tmp_path / "sharded", tmp_path / "alone") < 1e-5
     assert largest_difference(tmp_path / "sharded", tmp_path / "alone", "optimizer") < 1e-5
     assert_same_log(tmp_path / "sharded", tmp_path / "alone")
-    cut = ended(
-        ranks(2).train(tmp_path / "cut", world, events={(1, 1): TERM, (0, 1): TERM}, **settings),
-        143,
-    )
-    assert all(told.all_sharded for told in cut)
+
+
+def test_a_sharded_training_goes_on_to_the_same_bits(
+    tmp_path: Path, world: Path, ranks: Callable[[int], Ranks]
+) -> None:
+    settings = {"runtime.shard": True, "optim.name": "adamw", "epochs": 1}
+    ended(ranks(2).train(tmp_path / "peace", world, **settings))
+    ended(ranks(2).train(tmp_path / "cut", world, events={(0, 1): TERM}, **settings), 143)
     ended(ranks(2).train(tmp_path / "cut", world, resume=True, **settings))
-    assert digests(tmp_path / "cut") == digests(tmp_path / "sharded")
-    assert log_lines(tmp_path / "cut") == log_lines(tmp_path / "sharded")
+    assert digests(tmp_path / "cut") == digests(tmp_path / "peace")
+    assert log_lines(tmp_path / "cut") == log_lines(tmp_path / "peace")
 
 
 def test_what_the_first_process_refuses_is_told_to_all(

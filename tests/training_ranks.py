@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
     "runtime.log_every": 1,
 }
 
-DIE, HANG, TERM = "die", "hang", "SIGTERM"
+DIE, HANG, TERM, DUE = "die", "hang", "SIGTERM", "a checkpoint is due"
 
 Moment = tuple[int, int | str]
 """A rank, and the steps behind it or "validation"."""
@@ -158,7 +158,7 @@ def _watched(job: Job, rank: int, batches: list[list[int]], sharded: list[bool])
 
     from inat.training import loop, validation
 
-    step, top_k = loop._step, validation.top_k
+    step, top_k, is_due = loop._step, validation.top_k, loop._Keeper.is_due
 
     def seeing(trainer: Any, taken: Any, state: Any) -> Any:
         batches.extend(batch["image_id"].tolist() for batch in taken)
@@ -170,11 +170,14 @@ def _watched(job: Job, rank: int, batches: list[list[int]], sharded: list[bool])
         _happen(job.events.get((rank, "validation")))
         return top_k(*arguments)
 
-    loop._step, validation.top_k = seeing, scoring
+    def due(keeper: Any, config: Any, state: Any) -> bool:
+        return job.events.get((rank, state.step)) == DUE or is_due(keeper, config, state)
+
+    loop._step, validation.top_k, loop._Keeper.is_due = seeing, scoring, due
     try:
         yield
     finally:
-        loop._step, validation.top_k = step, top_k
+        loop._step, validation.top_k, loop._Keeper.is_due = step, top_k, is_due
 
 
 def _happen(event: str | None) -> None:

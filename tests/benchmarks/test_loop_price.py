@@ -138,7 +138,7 @@ def test_the_loop_costs_little_more_than_a_bare_one(
 ) -> None:
     recipe = RECIPES[name]
     if name == "cifar_resnet32":
-        root = make_noise_world(tmp_path / "noise")
+        root = make_noise_world(tmp_path / "noise", n_photos=2048)
     else:
         root = request.getfixturevalue("photos")
     times = alternate(
