@@ -83,10 +83,9 @@ def save_checkpoint(
     def contents() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         parts = {"model": network, "ema": ema, "loss": loss}
         states = {name: {} if part is None else part.state_dict() for name, part in parts.items()}
-        tensors, rest = _split_optimizer(optimizer)
-        return {name: _owned(state) for name, state in states.items()} | {
-            "optimizer": tensors
-        }, rest
+        of_optimizer, rest = _split_optimizer(optimizer)
+        tensors = {name: _owned(state) for name, state in states.items()}
+        return {**tensors, "optimizer": of_optimizer}, rest
 
     gathered = contents() if is_sharded(network) else None
     by_first(lambda: _write_checkpoint(folder, state, *(gathered or contents()), keep))

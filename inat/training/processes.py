@@ -118,12 +118,32 @@ def averaged(value: Tensor) -> Tensor:
     return summed(value).div_(n_processes())
 
 
-# What follows is between the hosts: they wait for each other, and no device is waited for.
+def average_statistics(network: nn.Module) -> None:
+    """Gives every process the mean of the processes' running statistics of batch norm.
+
+    Each process normalises by its own part of a batch and keeps statistics of those parts. Their
+    mean uses all photos, where the statistics of rank 0, which DistributedDataParallel would
+    spread, use those of one process. Frozen statistics are left alone.
+    """
+    if n_processes() == 1:
+        return
+    statistics = [
+        statistic
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.training
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]
+    if statistics:
+        # One message for all: there are a hundred of them, and each would wait for the network.
+        means = averaged(torch.cat(statistics)).split_with_sizes([len(one) for one in statistics])
+        torch._foreach_copy_(statistics, means)
 
 
 @cache
 def _hosts(_: dist.ProcessGroup) -> dist.ProcessGroup:
-    """A group for what lies in the hosts' memory; made once, by all processes."""
+    """The group in which hosts tell each other what lies in their own memory: they wait for each
+    other then, and for no device. Made once, by all processes."""
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     assert isinstance(group, dist.ProcessGroup)  # not so for those who stand outside of it
     return group
@@ -165,28 +185,6 @@ def by_first(work: Callable[[], T]) -> T:
     if isinstance(told[0], Exception):
         raise told[0]
     return told[0]  # type: ignore[return-value]
-
-
-def average_statistics(network: nn.Module) -> None:
-    """Gives every process the mean of the processes' running statistics of batch norm.
-
-    Each process normalises by its own part of a batch and keeps statistics of those parts. Their
-    mean uses all photos, where the statistics of rank 0, which DistributedDataParallel would
-    spread, use those of one process. Frozen statistics are left alone.
-    """
-    if n_processes() == 1:
-        return
-    statistics = [
-        statistic
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.training
-        for statistic in (module.running_mean, module.running_var)
-        if statistic is not None
-    ]
-    if statistics:
-        # One message for all: there are a hundred of them, and each would wait for the network.
-        means = averaged(torch.cat(statistics)).split_with_sizes([len(one) for one in statistics])
-        torch._foreach_copy_(statistics, means)
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
