@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from inat.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from inat.adjusting import adjust
-    from inat.config import Config, read_config
+    from inat.adjusting.adjust import adjust
+    from inat.config import Config
+    from inat.config_files import read_config
     from inat.data.annotations import Split, load_split
     from inat.data.loader import build_loader, to_device
     from inat.demo import run_demo
@@ -78,7 +79,7 @@ _find = lazy_names(
         "Run": "inat.run_folder",
         "Split": "inat.data.annotations",
         "WorldError": "inat.errors",
-        "adjust": "inat.adjusting",
+        "adjust": "inat.adjusting.adjust",
         "build_loader": "inat.data.loader",
         "compare": "inat.evaluation.compare",
         "dry_run": "inat.training.loop",
@@ -92,7 +93,7 @@ _find = lazy_names(
         "predict_folds": "inat.prediction.folds",
         "predict_out_of_fold": "inat.prediction.folds",
         "predict_photos": "inat.prediction.predict",
-        "read_config": "inat.config",
+        "read_config": "inat.config_files",
         "read_prediction": "inat.prediction_file",
         "run_demo": "inat.demo",
         "soup": "inat.training.soup",

@@ -24,11 +24,9 @@ from inat.config import (
     ViewMean,
     Weights,
     WeightSearch,
-    check_keys,
-    one_line,
-    read_yaml,
 )
-from inat.errors import FaultsFound, InatError, InputError
+from inat.config_files import read_yaml, with_canonical_stages
+from inat.errors import FaultsFound, InatError, InputError, one_line
 
 app = App(
     name="inat",
@@ -324,6 +322,7 @@ def train(
     from inat.training.folds import fold_config
 
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes one does
+    settings = with_canonical_stages(settings, str(config))
     if dry_run:
         for line in training.dry_run(
             settings if folds is None else fold_config(settings, 1, folds)
@@ -641,7 +640,7 @@ def adjust(
     overwrite
         Replace what stands at --out.
     """
-    from inat.adjusting import adjust as move_prior
+    from inat.adjusting.adjust import adjust as move_prior
 
     made, notes = move_prior(
         prediction,
@@ -1024,7 +1023,6 @@ class YamlSource:
             return
         self.path = Path(tokens[0].value)
         tree = read_yaml(self.path)
-        check_keys(tree, str(self.path))
         # Not by cyclopts.config.Dict: it leaves out keys that are also verbs, so that the
         # config's section `data` would be ignored because there is an `inat data`.
         update_argument_collection(

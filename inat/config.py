@@ -6,16 +6,14 @@ raises an InputError that names both and the remedy.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import orjson
 import yaml
@@ -23,9 +21,6 @@ import yaml
 from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.competitions import COMPETITIONS
 from inat.errors import InputError, unknown_name
-
-LARGEST_FILE = 100_000
-DEEPEST_LEVEL = 20
 
 CheckpointName = Literal["last", "best"]
 Weights = Literal["auto", "ema", "raw"]
@@ -579,10 +574,6 @@ class Config:
         self._check_shard()
         self._check_prior_of_the_draws()
         self._check_corrected_once()
-        if self.stages:
-            from inat.stages import canonical_stages  # here: it stands on this module
-
-            object.__setattr__(self, "stages", canonical_stages(self))
 
     def _check_shard(self) -> None:
         unshared = {
@@ -676,225 +667,6 @@ def switch_epoch(after: str | None, epochs: int) -> int:
         return 0
     share = _check_after("after", after)
     return math.floor(share / 100 * epochs) if after.endswith("%") else int(share)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a config file into nested plain values.
-
-    Raises:
-        InputError: missing, too large or too deep, not YAML, a duplicate key.
-    """
-    try:
-        content = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise InputError(f"{path}: there is no such config file") from None
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"{path}: {len(content)} bytes are no config; at most {LARGEST_FILE}")
-    try:
-        tree = yaml.load(content, Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a config: {one_line(error)}") from None
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: a config is a list of 'key: value' lines, not {tree!r:.40}")
-    tree = _stages_as_text(tree, str(path))
-    check_keys(tree, str(path))
-    return tree
-
-
-def parse_stage(text: str) -> Any:
-    """Reads the text of one of `stages`.
-
-    Raises:
-        InputError: not YAML, or a duplicate key.
-    """
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"not a stage: {one_line(error)}") from None
-
-
-def stage_text(changes: Mapping[str, Any]) -> str:
-    """One of `stages` as a line of YAML, which `parse_stage` reads back."""
-    line = yaml.safe_dump(changes, default_flow_style=True, sort_keys=False, width=math.inf)
-    return str(line).strip()
-
-
-def _stages_as_text(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """`tree` with each of its stages as a text, as a flag would give it."""
-    stages = tree.get("stages")
-    if stages is None:  # all commented out
-        return {key: value for key, value in tree.items() if key != "stages"}
-    if not isinstance(stages, list | tuple):
-        raise InputError(f"{source}: stages is a list; begin each stage with '- epochs: N'")
-    texts = [stage_text(stage) if isinstance(stage, Mapping) else str(stage) for stage in stages]
-    return {**tree, "stages": texts}
-
-
-def check_keys(tree: Mapping[Any, Any], source: str, section: type = Config) -> None:
-    """Refuses unknown keys and misshapen values, naming the nearest valid key or shape."""
-    hints = get_type_hints(section)
-    prefix = _prefix(section)
-    for key, value in tree.items():
-        if key not in hints:
-            raise InputError(f"{source}: {_unknown_key(prefix, str(key), hints)}")
-        if not dataclasses.is_dataclass(hints[key]):
-            _check_shape(value, hints[key], f"{source}: {prefix}{key}")
-        elif isinstance(value, Mapping):
-            check_keys(value, source, hints[key])
-        elif value is not None:
-            raise InputError(
-                f"{source}: {key} is a section; write its fields "
-                f"({', '.join(get_type_hints(hints[key]))}) on indented lines below it"
-            )
-
-
-def merge(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` with the dotted `overrides` ({"optim.lr_per_256": 1e-3}) laid over it."""
-    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    for dotted, value in overrides.items():
-        *sections, key = dotted.replace("-", "_").split(".")
-        place = merged
-        for section in sections:
-            if not isinstance(place.get(section), dict):
-                place[section] = {}
-            place = place[section]
-        place[key] = value
-    return merged
-
-
-def build(tree: Mapping[str, Any], source: str) -> Config:
-    """Builds the typed config from nested plain values.
-
-    Raises:
-        InputError: an unknown key, a value of the wrong type, or fields that contradict each
-            other; the text names `source`, the field and what would be right.
-    """
-    from cyclopts import App, CycloptsError, Parameter  # here: `import inat` does without it
-    from cyclopts.config import Dict
-
-    tree = _stages_as_text(tree, source)
-    check_keys(tree, source)
-    # A section whose fields are all commented out is empty: its defaults hold.
-    sections = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
-    filled = {key: value for key, value in tree.items() if value is not None or key not in sections}
-    app = App(config=Dict(filled, use_commands_as_keys=False, source=source))
-
-    @app.default
-    def collect(*, settings: Annotated[Config, Parameter(name="*")] = Config()) -> Config:
-        return settings
-
-    try:
-        command, bound, _ = app.parse_args([], print_error=False, exit_on_error=False)
-    except CycloptsError as error:
-        raise InputError(one_line(error)) from None
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
-    settings: Config = command(*bound.args, **bound.kwargs)
-    return settings
-
-
-def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads a YAML config and lays dotted overrides over it.
-
-    Raises:
-        InputError: anything is wrong with file or overrides; one line with file, key, remedy.
-    """
-    return build(merge(read_yaml(Path(path)), overrides or {}), str(path))
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe subset, without duplicate keys, aliases, tags or bottomless nesting."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed")
-        if (tag := self.peek_event().tag) is not None:  # type: ignore[no-untyped-call]
-            raise yaml.YAMLError(f"tags ({tag}) are not allowed; write the plain value")
-        self.depth += 1
-        if self.depth > DEEPEST_LEVEL:
-            raise yaml.YAMLError(f"nested deeper than {DEEPEST_LEVEL} levels")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_object(self, node: Any, deep: bool = False) -> Any:
-        value = super().construct_object(node, deep)
-        if isinstance(value, int) and abs(value) >= 2**63:
-            line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"the number in line {line} has more than 64 bits")
-        return value
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise yaml.YAMLError(f"the key {key!r} in line {line} is not a name")
-            if key in seen:
-                raise yaml.YAMLError(f"the key {key} stands twice, again in line {line}")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def one_line(error: object) -> str:
-    """The text of an error without its line breaks."""
-    return " ".join(str(error).split())
-
-
-def _prefix(section: type) -> str:
-    for name, hint in get_type_hints(Config).items():
-        if hint is section:
-            return f"{name}."
-    return ""
-
-
-def _unknown_key(prefix: str, key: str, valid: Iterable[str]) -> str:
-    names = list(valid)
-    # A key of another section, written in the wrong place, is as likely as a slip of the pen.
-    for name, hint in get_type_hints(Config).items():
-        if dataclasses.is_dataclass(hint) and not prefix and key in get_type_hints(hint):
-            return f"unknown key {key}; did you mean {name}.{key}?"
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint_text = f"did you mean {prefix}{near[0]}?" if near else f"valid keys: {', '.join(names)}"
-    return f"unknown key {prefix}{key}; {hint_text}"
-
-
-def _check_shape(value: Any, hint: Any, place: str) -> None:
-    """Catches what a conversion by text would let through: 3.5 for a whole number, say."""
-    if isinstance(value, Mapping):
-        raise InputError(f"{place} takes a single value, it has no keys below it")
-    arguments = get_args(hint)
-    if get_origin(hint) is tuple:
-        count = None if arguments[-1] is ... else len(arguments)
-        if not isinstance(value, list | tuple) or count not in (None, len(value)):
-            takes = "a list of numbers" if count is None else f"{count} numbers"
-            raise InputError(f"{place} takes {takes}, [a, b], not {value!r:.40}")
-        for element in value:
-            _check_shape(element, arguments[0], place)
-    elif isinstance(value, list | tuple):
-        raise InputError(f"{place} takes a single value, not the list {value!r:.40}")
-    elif isinstance(value, float) and int in (hint, *arguments) and not value.is_integer():
-        raise InputError(f"{place} takes a whole number, not {value!r}")
-    elif isinstance(value, bool) and bool not in (hint, *arguments):
-        raise InputError(f"{place} takes {_type_name(hint)}, not {str(value).lower()}")
-    elif hint is float and not isinstance(value, int | float):
-        # YAML reads 1e-3 as text, since YAML 1.1 wants a point in it; float() decides.
-        try:
-            float(value)
-        except (TypeError, ValueError):
-            raise InputError(f"{place} takes a number, not {value!r:.40}") from None
-
-
-def _type_name(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-    for candidate in (hint, *get_args(hint)):
-        if candidate in names:
-            return names[candidate]
-    return "one of " + ", ".join(map(str, get_args(hint)))
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:

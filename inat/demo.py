@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inat.adjusting import adjust
+from inat.adjusting.adjust import adjust
 from inat.bands import FEW_BELOW
-from inat.config import Config, build
+from inat.config import Config
+from inat.config_files import build
 from inat.data.synthetic import synth
 from inat.data.tail_profile import describe
 from inat.evaluation.evaluate import Evaluation, evaluate

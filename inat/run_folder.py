@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from inat.binary_files import read_table
-from inat.config import CheckpointName, Config, build, merge, read_yaml
+from inat.config import CheckpointName, Config
+from inat.config_files import build, read_yaml
+from inat.config_values import merge
 from inat.errors import InputError
 from inat.files import read_json, write_bytes, write_json
 from inat.prediction_file import SPECIES

@@ -13,10 +13,11 @@ import pandas as pd
 from rich.table import Table
 
 from inat.bands import BANDS
-from inat.config import parse_stage, read_yaml
+from inat.config import Config
 from inat.errors import InputError, unknown_name
 from inat.files import read_json
 from inat.run_folder import Run, is_run, read_epoch
+from inat.stages import lay_stages
 
 DEEPEST_LEVEL = 3
 SETTINGS = ("run", "method", "sampler", "backbone", "epochs", "seed")
@@ -122,10 +123,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    # Not by Run.config: it checks every field, which takes long for a hundred runs, and refuses
-    # those of another version of the kit.
-    path = run.path / "config.yaml"
-    config = read_yaml(path)
+    config = run.config
     facts = run.path / "model.json"
     model = read_json(facts) if facts.is_file() else {}
     if not isinstance(model, dict):
@@ -133,29 +131,22 @@ def _settings(run: Run) -> dict[str, Any]:
     state = run.checkpoint("last") / "state.json"
     done = read_epoch(state) if state.is_file() else 0
     is_trained = not {"stage_two", "soup"} & set(model)
-    try:
-        return {
-            "run": str(run.path),
-            "method": _method(config, model),
-            "sampler": config["sampler"]["name"],
-            "backbone": config["model"]["backbone"],
-            "epochs": f"{done}/{_planned_epochs(config)}" if is_trained else str(done),
-            "seed": config["seed"],
-            "held_out": _last_held_out(run.metrics_path),
-        }
-    except (KeyError, TypeError):
-        raise InputError(f"{path}: not as inat train writes it") from None
+    planned = sum(stage.config.epochs for stage in lay_stages(config))
+    return {
+        "run": str(run.path),
+        "method": _method(config, model),
+        "sampler": config.sampler.name,
+        "backbone": config.model.backbone,
+        "epochs": f"{done}/{planned}" if is_trained else str(done),
+        "seed": config.seed,
+        "held_out": _last_held_out(run.metrics_path),
+    }
 
 
-def _method(config: dict[str, Any], model: dict[str, Any]) -> str:
+def _method(config: Config, model: dict[str, Any]) -> str:
     if "stage_two" in model:
         return str(model["stage_two"]["method"])
-    return "soup" if "soup" in model else str(config["loss"]["name"])
-
-
-def _planned_epochs(config: dict[str, Any]) -> int:
-    later = [parse_stage(text)["epochs"] for text in config.get("stages") or ()]
-    return int(config["epochs"] + sum(later))
+    return "soup" if "soup" in model else config.loss.name
 
 
 def _last_held_out(path: Path) -> float | None:

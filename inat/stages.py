@@ -1,13 +1,17 @@
 """Training in stages: the config of each, from what it changes in the one before."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from inat.config import Config, build, merge, parse_stage, stage_text
+import yaml
+
+from inat.config import Config
+from inat.config_values import build_config, merge
 from inat.errors import InputError, unknown_name
+from inat.strict_yaml import parse_yaml
 
 KEYS = ("epochs", "batch_size", "new_head", "sampler", "transforms", "model", "loss", "optim")
 """What a stage may say."""
@@ -62,12 +66,11 @@ def canonical_stages(config: Config) -> tuple[str, ...]:
     )
 
 
-@lru_cache(maxsize=64)  # a tenth of a second each, and asked for again and again
 def _next_stage(before: Config, text: str, name: str) -> Stage:
     try:
-        changes = parse_stage(text)
+        changes = parse_yaml(text)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from None
+        raise InputError(f"{name}: not a stage: {error}") from None
     if not isinstance(changes, Mapping) or changes.get("epochs") is None:
         raise InputError(f"{name}: {text!r:.60} has no epochs; give it its own, epochs: N")
     for key in changes:
@@ -77,9 +80,15 @@ def _next_stage(before: Config, text: str, name: str) -> Stage:
     if not isinstance(new_head, bool):
         raise InputError(f"{name}: new_head takes true or false, not {new_head!r:.40}")
     fields = {key: value for key, value in changes.items() if key != "new_head"}
-    after = build(merge(before.to_dict(), _dotted(fields)), name)
+    after = build_config(merge(before.to_dict(), _dotted(fields)), name)
     _refuse_fixed(_dotted(_changes(before, after)), name)
     return Stage(after, new_head)
+
+
+def stage_text(changes: Mapping[str, Any]) -> str:
+    """One of `stages` as a line of YAML."""
+    line = yaml.safe_dump(changes, default_flow_style=True, sort_keys=False, width=math.inf)
+    return str(line).strip()
 
 
 def _refuse_fixed(changed: Mapping[str, Any], name: str) -> None:

@@ -31,7 +31,8 @@ from torch import nn
 from worlds import make_world
 
 from inat.competitions import Archive
-from inat.config import Config, read_config
+from inat.config import Config
+from inat.config_files import read_config
 from inat.data.annotations import load_split
 from inat.data.pack import PackedPhotos
 from inat.data.packing import pack_photos

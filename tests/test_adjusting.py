@@ -12,10 +12,10 @@ import pytest
 from predictions import make_prediction
 from shift_worlds import ShiftWorld
 
-from inat.adjusting import adjust
+from inat.adjusting.adjust import adjust
+from inat.adjusting.label_shift import estimate_label_shift
 from inat.cli import main
 from inat.errors import InputError
-from inat.label_shift import estimate_label_shift
 from inat.prediction_file import PredictionFile
 
 COUNTS = [60, 30, 8, 2]

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from inat.bbse import (
+from inat.adjusting.bbse import (
     bbse_weights,
     check_by_bbse,
     confusion_matrix,
     explained_shares,
     hard_predictions,
 )
-from inat.calibration import Calibration
+from inat.adjusting.calibration import Calibration
 from inat.priors import total_variation
 
 RNG = np.random.default_rng(0)

@@ -14,7 +14,7 @@ FLOORS = (
     (),  # ground: every module of inat/ that has no floor below; they may import each other
     ("data", "models", "losses"),
     ("prediction", "training", "stage_two"),
-    ("evaluation", "ensembling", "submission", "runs"),
+    ("evaluation", "adjusting", "ensembling", "submission", "runs"),
     ("demo",),
     ("cli", "__main__"),
 )

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from worlds import make_world
 
-from inat.config import TransformConfig, build
+from inat.config import TransformConfig
+from inat.config_files import build
 from inat.data import kept_photos
 from inat.data import loader as loader_module
 from inat.data.annotations import Split, load_split

@@ -10,9 +10,9 @@ import scipy.sparse as sp
 from scipy.special import softmax
 from shift_worlds import ShiftWorld, accuracy
 
-from inat import calibration, label_shift
-from inat.calibration import Calibration
-from inat.label_shift import (
+from inat.adjusting import calibration, label_shift
+from inat.adjusting.calibration import Calibration
+from inat.adjusting.label_shift import (
     N_RESAMPLES,
     PSEUDO_COUNTS,
     LabelShift,

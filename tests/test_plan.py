@@ -10,7 +10,9 @@ import pytest
 from worlds import category_id, make_world
 
 import inat
-from inat.config import Config, build, merge
+from inat.config import Config
+from inat.config_files import build
+from inat.config_values import merge
 from inat.errors import InputError
 from inat.losses import Loss
 from inat.run_folder import Run

@@ -10,7 +10,7 @@ import pytest
 from predictions import make_prediction
 
 from inat.cli import main
-from inat.config import build
+from inat.config_files import build
 from inat.errors import InputError
 from inat.evaluation import evaluate
 from inat.files import write_json
@@ -133,14 +133,14 @@ def test_a_run_says_how_it_was_made_and_how_many_epochs_its_stages_plan(tmp_path
 def test_what_is_broken_is_noted_in_its_row(runs: Path, tmp_path: Path) -> None:
     runs = shutil.copytree(runs, tmp_path / "runs")
     config = runs / "new" / "config.yaml"
-    config.write_text("epochs: 3\n")
+    config.write_text("epoch: 3\n")
     metrics = runs / "deep" / "la" / "predictions" / "val" / "evaluation" / "metrics.json"
     metrics.write_text('{"top1": 3}')
     table = list_runs(runs)
     assert names(table) == [EVERY[0], EVERY[1], EVERY[2], EVERY[3]]
     assert table["note"].tolist()[2:] == [
         f"{metrics}: of another version; evaluate it again",
-        f"{config}: not as inat train writes it",
+        f"{config}: unknown key epoch; did you mean epochs?",
     ]
     metrics.write_text("{")
     assert list_runs(runs)["note"].tolist()[2].startswith(f"{metrics}: not JSON, or cut off")

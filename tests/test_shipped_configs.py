@@ -9,11 +9,13 @@ import torch
 from worlds import make_world
 
 import inat
-from inat.config import Config, ModelConfig, parse_stage, read_config
+from inat.config import Config, ModelConfig
+from inat.config_files import read_config
 from inat.files import read_json
 from inat.models.backbone import PACKAGES, build_backbone
 from inat.models.heads import classifier_names
 from inat.stages import lay_stages
+from inat.strict_yaml import parse_yaml
 
 FOLDER = Path(__file__).parents[1] / "configs"
 SHIPPED = sorted(FOLDER.rglob("*.yaml"))
@@ -75,7 +77,7 @@ def in_two_steps(config: Config) -> dict[str, Any]:
     """Overrides that leave one epoch of two steps of a config, and of each of its stages."""
     stages = []
     for text in config.stages:
-        stage = parse_stage(text)
+        stage = parse_yaml(text)
         stage |= {"epochs": 1, "optim": {**stage.get("optim", {}), "warmup_epochs": 0}}
         stage.pop("batch_size", None)
         stage.get("optim", {}).pop("accumulate", None)

@@ -17,6 +17,7 @@ from worlds import make_world
 
 import inat
 from inat.cli import main
+from inat.config_files import build
 from inat.data.annotations import Split, load_split
 from inat.data.loader import build_loader, to_device
 from inat.data.samplers import FEATURE_VIEWS, build_sampler, epoch_order, stream
@@ -242,7 +243,7 @@ def test_photos_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> N
         assert out.model["stage_two"]["bad_photos"] == [line]
     strict = {**run.config.to_dict()}
     strict["data"]["bad_photo_limit"] = 0.001
-    config = inat.config.build(strict, "test")
+    config = build(strict, "test")
     body = take_body(run, config, find_checkpoint(run))
     with pytest.raises(WorldError, match="1 of 22 photos cannot be read, more than"):
         cached_features(body, body.trained, 1)

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 import inat
 from inat.cli import main
-from inat.config import Config, SamplerConfig, build, merge, read_config
+from inat.config import Config, SamplerConfig
+from inat.config_files import build, read_config
+from inat.config_values import merge
 from inat.data.annotations import load_split
 from inat.data.samplers import ORDER, build_sampler, epoch_order, stream
 from inat.errors import InputError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inat.config import build, merge
+from inat.config_files import build, merge
 from inat.errors import InputError
 from inat.training import loop
 from inat.training.checkpoint import LoopState

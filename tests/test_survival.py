@@ -27,7 +27,8 @@ from training_processes import (
 
 import inat
 from inat.cli import main
-from inat.config import build, merge
+from inat.config_files import build
+from inat.config_values import merge
 from inat.data.annotations import load_split
 from inat.data.loader import build_loader, worker_deaths
 from inat.errors import InputError, WorldError

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from predictions import make_prediction
 
-from inat.adjusting import adjust
+from inat.adjusting.adjust import adjust
+from inat.adjusting.tau_search import GRID, score_taus
 from inat.cli import main
 from inat.errors import InputError
 from inat.evaluation import evaluate
 from inat.prediction_file import PredictionFile
-from inat.tau_search import GRID, score_taus
 
 COUNTS = [60, 30, 8, 2, 1]
 PRIOR = [count / sum(COUNTS) for count in COUNTS]

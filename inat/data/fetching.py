@@ -13,8 +13,7 @@ from typing import TypeVar
 import requests
 import urllib3
 
-from inat.config import one_line
-from inat.errors import InputError, WorldError
+from inat.errors import InputError, WorldError, one_line
 from inat.files import read_json, read_pieces, write_json
 from inat.progress import say
 

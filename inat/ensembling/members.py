@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from inat.adjusting import carried_prior
+from inat.adjusting.adjust import carried_prior
 from inat.errors import InputError
 from inat.prediction_file import PredictionFile
 from inat.priors import tau_shift

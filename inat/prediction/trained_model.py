@@ -6,8 +6,8 @@ from typing import Literal
 
 from torch import nn
 
-from inat.config import CheckpointName, Weights, one_line
-from inat.errors import InputError
+from inat.config import CheckpointName, Weights
+from inat.errors import InputError, one_line
 from inat.files import sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
 from inat.models.device import pick_device, resolve_precision, to_device_format

@@ -8,8 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from inat.config import one_line
-from inat.errors import InputError, WorldError
+from inat.errors import InputError, WorldError, one_line
 from inat.files import sha256
 from inat.progress import progress_bar, say
 from inat.submission.csv_file import check

@@ -13,8 +13,7 @@ from typing import Any
 
 import urllib3
 
-from inat.config import one_line
-from inat.errors import InatError, InputError, WorldError
+from inat.errors import InatError, InputError, WorldError, one_line
 from inat.progress import say
 
 # The client has no time-outs of its own, but for refused connections, which it retries for minutes.

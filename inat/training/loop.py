@@ -22,7 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from inat.competitions import find_competition
-from inat.config import MAY_DIFFER, Config, build, merge, read_config
+from inat.config import MAY_DIFFER, Config
+from inat.config_files import build, read_config
+from inat.config_values import merge
 from inat.data.loader import (
     Batch,
     Loader,

@@ -108,7 +108,7 @@ def bare_epoch(root: Path) -> Iterator[Step]:
 
 def kit_epoch(root: Path, log_path: Path) -> Iterator[Step]:
     """The same recipe through the kit."""
-    from inat.config import build
+    from inat.config_files import build
     from inat.run_folder import Run
     from inat.training import loop
     from inat.training.checkpoint import LoopState

@@ -47,7 +47,7 @@ def photos(tmp_path: Path) -> Path:
 
 def settings_of(root: Path, recipe: dict[str, Any]) -> Any:
     """The config, which both loops read."""
-    from inat.config import build
+    from inat.config_files import build
 
     data = {"root": str(root), "holdout": "none", "keep_photos": True, "workers": 1}
     return build({**recipe, "data": data, "epochs": 200}, "benchmark")
@@ -201,7 +201,7 @@ def test_a_compiled_network_has_the_same_losses_and_its_speed_is_told(
 
 def losses(root: Path, runtime: dict[str, Any]) -> list[float]:
     """Of the first steps of mobilenetv2_100."""
-    from inat.config import build
+    from inat.config_files import build
     from inat.training import loop
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan

@@ -82,7 +82,7 @@ def kit_step(
     root: Path, backbone: str = BACKBONE, runtime: dict[str, Any] | None = None
 ) -> Iterator[Step]:
     """The same recipe through the kit."""
-    from inat.config import build
+    from inat.config_files import build
     from inat.training import loop
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan

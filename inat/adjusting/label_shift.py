@@ -18,8 +18,8 @@ import scipy.sparse as sp
 from jaxtyping import Float, Float64, Int64
 from scipy.optimize import minimize_scalar
 
-from inat.bbse import BbseCheck, check_by_bbse, hard_predictions
-from inat.calibration import Calibration, calibrate, mean_probability, row_blocks
+from inat.adjusting.bbse import BbseCheck, check_by_bbse, hard_predictions
+from inat.adjusting.calibration import Calibration, calibrate, mean_probability, row_blocks
 from inat.priors import Prior, temper, total_variation
 
 DENSE_RATIOS = 20_000_000

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Float64, Int64
 from scipy.sparse.linalg import lsqr
 
-from inat.calibration import Calibration, row_blocks
+from inat.adjusting.calibration import Calibration, row_blocks
 from inat.priors import Prior, normalised, total_variation
 
 WEIGHT_SPREAD = 10.0

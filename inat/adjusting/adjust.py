@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from inat.calibration_photos import calibrated_how, check_calibration_photos
+from inat.adjusting.calibration_photos import calibrated_how, check_calibration_photos
+from inat.adjusting.label_shift import estimate_label_shift
+from inat.adjusting.label_shift_notes import figures, notes
+from inat.adjusting.product_rule import add_log_presence
+from inat.adjusting.tau_search import choose_tau, refuse_other_model
 from inat.errors import InputError
 from inat.files import atomic_file
-from inat.label_shift import estimate_label_shift
-from inat.label_shift_notes import figures, notes
 from inat.prediction_file import (
     PredictionFile,
     read_prediction,
@@ -31,8 +33,6 @@ from inat.priors import (
     temper,
     uniform_prior,
 )
-from inat.product_rule import add_log_presence
-from inat.tau_search import choose_tau, refuse_other_model
 
 ESTIMATED_PRIOR = "estimated_prior.csv"
 """In the new prediction file; --target FILE takes it."""
@@ -81,8 +81,8 @@ def adjust(
             2021, eq. 9). search: the one of 0, 0.1 ... 2 with the best mean class accuracy on
             photos that were held out, which count as chosen on from then on.
         target: uniform, a CSV `category_id,prior`, or estimated: the prior to move to. The
-            estimate is made from these predictions, which need no labels
-            (`inat.label_shift.estimate_label_shift`), and stands in OUT/estimated_prior.csv.
+            estimate is made from these predictions, which need no labels (`estimate_label_shift`),
+            and stands in OUT/estimated_prior.csv.
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
         fit: the same model's prediction of labelled photos that were not trained on (holdout,

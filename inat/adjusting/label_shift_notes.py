@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from inat.label_shift import LabelShift
+from inat.adjusting.label_shift import LabelShift
 from inat.prediction_file import PredictionFile
 
 
