@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection, update_argument_collection
@@ -27,6 +27,9 @@ from inat.config import (
 )
 from inat.config_files import read_yaml, with_canonical_stages
 from inat.errors import FaultsFound, InatError, InputError, one_line
+
+if TYPE_CHECKING:
+    from inat.prediction_file import PredictionFile
 
 app = App(
     name="inat",
@@ -595,7 +598,7 @@ def predict(
     else:
         predictions = predict_folds(run, split, **options)
     for made in predictions:
-        print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+        _print_made(made)
         for event in made.meta["bad_photos"]:
             print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
 
@@ -652,9 +655,7 @@ def adjust(
         geo=geo,
         overwrite=overwrite,
     )
-    for note in notes:
-        print(note)
-    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+    _print_made(made, notes)
 
 
 @app.command
@@ -710,9 +711,7 @@ def ensemble(
         from_prior=from_prior,
         overwrite=overwrite,
     )
-    for note in notes:
-        print(note)
-    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
+    _print_made(made, notes)
 
 
 @app.command
@@ -1033,6 +1032,12 @@ class YamlSource:
             root_keys=(),
             allow_unknown=False,
         )
+
+
+def _print_made(made: "PredictionFile", notes: Sequence[str] = ()) -> None:
+    for note in notes:
+        print(note)
+    print(f"{made.path}: {len(made):,} photos x {made.n_classes:,} species")
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

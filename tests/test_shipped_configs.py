@@ -26,7 +26,7 @@ WIDTH = {
     "convnext_base": 1024,
     "mobilenetv2_100": 1280,
     "mobilenetv3_large_100": 1280,
-    "tf_efficientnet_lite0": 1280,
+    **{f"tf_efficientnet_lite{size}": 1280 for size in range(3)},
     "cifar_resnet32": 64,
 }
 SMALL = {
@@ -35,7 +35,7 @@ SMALL = {
     "convnext_base": "test_convnext",
     "mobilenetv2_100": "mobilenetv2_035",
     "mobilenetv3_large_100": "mobilenetv3_small_050",
-    "tf_efficientnet_lite0": "test_efficientnet",
+    **{f"tf_efficientnet_lite{size}": "test_efficientnet" for size in range(3)},
     "cifar_resnet32": "cifar_resnet32",
 }
 

@@ -22,6 +22,7 @@ from torch.utils.data import Sampler as TorchSampler
 
 from inat.config import SamplerConfig, TransformConfig
 from inat.data.annotations import Split
+from inat.data.kept_memory import KeptMemory
 from inat.data.kept_photos import KeptPhotos, keep_photos, refuse_too_many
 from inat.data.parts import usable_processors
 from inat.data.photo_files import open_photos
@@ -594,7 +595,7 @@ def normalise(
     n_images, height, width, channels = images.shape
     scale = _constants([1 / (255 * s) for s in std], images.device).repeat(width)
     shift = _constants([-m / s for m, s in zip(mean, std, strict=True)], images.device)
-    rows = images.view(n_images * height, width * channels).float()
+    rows = _as_floats(images.view(n_images * height, width * channels))
     torch.addcmul(shift.repeat(width), rows, scale, out=rows)
     # Seen as [B, 3, H, W] the same bytes are channels_last.
     return rows.view(images.shape).permute(0, 3, 1, 2)
@@ -606,3 +607,12 @@ def _constants(values: Sequence[float], device: torch.device) -> Tensor:
     if device.type != "cuda":
         return constants.to(device)
     return constants.pin_memory().to(device, non_blocking=True)
+
+
+def _as_floats(numbers: UInt8[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    if numbers.device.type != "cpu":  # whose own allocator keeps what is freed
+        return numbers.float()
+    return _normalised_batches.lend(tuple(numbers.shape), torch.float32).copy_(numbers)
+
+
+_normalised_batches = KeptMemory()

