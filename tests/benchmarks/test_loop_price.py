@@ -49,7 +49,8 @@ def settings_of(root: Path, recipe: dict[str, Any]) -> Any:
     """The config, which both loops read."""
     from inat.config_files import build
 
-    data = {"root": str(root), "holdout": "none", "keep_photos": True, "workers": 1}
+    kept = recipe["transforms"].get("crop") == "pad"  # photos of one size
+    data = {"root": str(root), "holdout": "none", "keep_photos": kept, "workers": 1}
     return build({**recipe, "data": data, "epochs": 200}, "benchmark")
 
 
@@ -74,7 +75,7 @@ def bare_epoch(root: Path, recipe: dict[str, Any]) -> Iterator[Step]:
     )
     loader = inat.build_loader(
         split, image_size=size, training=True, batch_size=config.batch_size, workers=1,
-        sampler=config.sampler, recipe=config.transforms, keep_photos=True,
+        sampler=config.sampler, recipe=config.transforms, keep_photos=config.data.keep_photos,
     )  # fmt: skip
 
     def epoch() -> None:
