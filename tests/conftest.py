@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+from checking import jaxtyped_arrays
 from hypothesis import settings
 
 settings.register_profile("long", max_examples=10_000)
@@ -25,7 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.freeze()
     # Bits depend on it; the processes that tests start have one thread too.
     importlib.import_module("torch").set_num_threads(1)
-    # The modules that speak of arrays; mypy reads the others.
+    # What speaks of arrays; mypy reads the rest.
+    jaxtyping.jaxtyped = jaxtyped_arrays  # the name by which the hook asks for it
     modules = [path for path in KIT.rglob("*.py") if "jaxtyping" in path.read_text()]
     names = [".".join(path.relative_to(KIT.parent).with_suffix("").parts) for path in modules]
     jaxtyping.install_import_hook(names, "checking.checked")

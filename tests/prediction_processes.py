@@ -1,4 +1,4 @@
-"""A tiny run, and predictions with it in processes of their own, which may be killed."""
+"""Predictions in processes of their own, which may be killed."""
 
 import multiprocessing
 import time
@@ -7,30 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import inat
-from inat.run_folder import Run
-
-SETTINGS: dict[str, Any] = {
-    "epochs": 1,
-    "batch_size": 2,
-    "data.workers": 0,
-    "data.holdout": "none",
-    "transforms.image_size": 32,
-    "model.backbone": "test_efficientnet",
-    "model.weights": "none",
-    "optim.warmup_epochs": 0.5,
-}
 
 # Started once, with everything imported and before torch has started a thread: its children are
 # there at once.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["prediction_processes", "inat.prediction.predict"])
-
-
-def train_tiny(folder: Path, world: Path, **settings: Any) -> Run:
-    """A run of one epoch on a tiny world."""
-    (folder / "empty.yaml").write_text("")
-    overrides = {**SETTINGS, "data.root": world, **settings}
-    return inat.train(folder / "empty.yaml", folder / "run", overrides=overrides)
 
 
 def start(run: Path, split: str, *, pause: float = 0, part_images: int, **options: Any) -> Any:

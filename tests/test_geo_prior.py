@@ -12,6 +12,7 @@ import pytest
 import torch
 from predictions import make_prediction
 from safetensors.torch import load_file
+from tiny_runs import train_tiny
 from worlds import make_world
 
 import inat
@@ -66,30 +67,12 @@ def placed_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world
 
 
-def train(folder: Path, world: Path, **settings: Any) -> Run:
-    (folder / "empty.yaml").write_text("")
-    overrides = {
-        "epochs": 1,
-        "batch_size": 8,
-        "data.root": world,
-        "data.workers": 0,
-        "data.holdout": "0.3",
-        "transforms.image_size": 32,
-        "model.backbone": "test_efficientnet",
-        "model.weights": "none",
-        "optim.warmup_epochs": 0.5,
-        "runtime.precision": "fp32",
-        **settings,
-    }
-    return inat.train(folder / "empty.yaml", folder / "run", overrides=overrides)
-
-
 GEO: dict[str, Any] = {"method": "geo_prior", "epochs": 20, "batch_size": 8, "lr_per_256": 0.064}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, placed_world: Path) -> Run:
-    return train(tmp_path_factory.mktemp("runs"), placed_world)
+    return train_tiny(tmp_path_factory.mktemp("runs") / "run", placed_world)
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +378,7 @@ def test_what_a_geo_prior_cannot_do_is_one_line(geo: Run, run: Run, tmp_path: Pa
 
 def test_data_without_a_place_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     world = make_world(tmp_path / "world", counts=(6, 3))
-    plain = train(tmp_path, world, **{"data.holdout": "none"})
+    plain = train_tiny(tmp_path / "run", world, **{"data.holdout": "none"})
     text = refusal(inat.train_stage_two, plain.path, tmp_path / "out", method="geo_prior")
     assert text.startswith(f"{world}: it lacks locations of train, which a geo prior needs")
     write_json(world / "train2018_locations.json", [])
@@ -417,7 +400,7 @@ def test_places_without_dates_are_enough(tmp_path: Path) -> None:
     ]
     for name in ("train", "val"):
         write_json(world / f"{name}2018_locations.json", rows)
-    plain = train(tmp_path, world, **{"data.holdout": "none"})
+    plain = train_tiny(tmp_path / "run", world, **{"data.holdout": "none"})
     made = inat.train_stage_two(plain.path, tmp_path / "geo", **GEO)
     prediction = inat.predict(made.path, "val")
     assert (prediction.logits.argmax(axis=1) == prediction.labels).all()

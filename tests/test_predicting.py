@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prediction_processes import train_tiny
+from tiny_runs import train_tiny
 
 import inat
 from inat.cli import main
@@ -18,7 +18,7 @@ from inat.run_folder import Run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
-    return train_tiny(tmp_path_factory.mktemp("run"), world)
+    return train_tiny(tmp_path_factory.mktemp("runs") / "run", world)
 
 
 @pytest.mark.parametrize("spec", ["five-crop", "full+random:1+scales:24,32"])

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from prediction_processes import content, finish, start, train_tiny
+from prediction_processes import content, finish, start
 from safetensors.numpy import load_file
+from tiny_runs import train_tiny
 from worlds import make_world
 
 import inat
@@ -22,10 +23,12 @@ from inat.prediction.parts import Parts, parts_folder
 from inat.prediction.processes import Process, this_process, wait_until_none
 from inat.run_folder import Run
 
+SETTINGS = {"batch_size": 2, "data.holdout": "none"}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
-    return train_tiny(tmp_path_factory.mktemp("run"), world)
+    return train_tiny(tmp_path_factory.mktemp("runs") / "run", world, **SETTINGS)
 
 
 @pytest.fixture
@@ -142,7 +145,7 @@ def test_unreadable_photos_are_listed_once_whichever_call_met_them(
 ) -> None:
     root = make_world(tmp_path / "world")
     skip = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.1}
-    run = train_tiny(tmp_path, root, **skip)
+    run = train_tiny(tmp_path / "run", root, **SETTINGS, **skip)
     split = load_split(root)
     for row in (1, 9, 30):
         split.path(row).write_bytes(b"no photo")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browsers import open_browser
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, BrowserContext, Locator, Page
 from predictions import make_prediction
 from reports import COUNTS, NAMES, make_bird_prediction, write_photos
 
@@ -45,8 +45,18 @@ def path(evaluations: list[Evaluation], tmp_path_factory: pytest.TempPathFactory
     return write_report(evaluations, tmp_path_factory.mktemp("page") / "report.html")
 
 
-def open_page(browser: Browser, path: Path, width: int = 1280, scheme: str = "light") -> Opened:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def context(browser: Browser) -> BrowserContext:
+    """All pages of one context have one process, which compiles the charts' code once."""
+    return browser.new_context()
+
+
+def open_page(
+    context: BrowserContext, path: Path, width: int = 1280, scheme: str = "light"
+) -> Opened:
+    page = context.new_page()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     opened = Opened(page)
     page.on("console", lambda message: opened.complaints.append(message.text))
     page.on("pageerror", lambda error: opened.complaints.append(str(error)))
@@ -58,18 +68,29 @@ def open_page(browser: Browser, path: Path, width: int = 1280, scheme: str = "li
     return opened
 
 
-@pytest.fixture
-def opened(browser: Browser, path: Path) -> Iterator[Opened]:
-    found = open_page(browser, path)
-    yield found
-    found.page.close()
-    assert found.complaints == []
-    assert found.requests == [path.as_uri()]
+@pytest.fixture(scope="module")
+def seen(context: BrowserContext, path: Path) -> Iterator[Opened]:
+    opened = open_page(context, path)
+    yield opened
+    opened.page.close()
 
 
 @pytest.fixture
-def page(opened: Opened) -> Page:
-    return opened.page
+def still(seen: Opened, path: Path) -> Iterator[Page]:
+    """One page for all tests that look, and press nothing."""
+    yield seen.page
+    assert seen.complaints == []
+    assert seen.requests == [path.as_uri()]
+
+
+@pytest.fixture
+def page(context: BrowserContext, path: Path) -> Iterator[Page]:
+    """A page of the test's own, to be used."""
+    opened = open_page(context, path)
+    yield opened.page
+    opened.page.close()
+    assert opened.complaints == []
+    assert opened.requests == [path.as_uri()]
 
 
 def texts(found: Locator) -> list[str]:
@@ -93,9 +114,9 @@ def per_cent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def test_the_page_draws_all_charts_and_asks_for_nothing(page: Page) -> None:
+def test_the_page_draws_all_charts_and_asks_for_nothing(still: Page) -> None:
     for chart in ("counts", "bands", "reliability", "tree"):
-        canvas = page.locator(f"#{chart}-chart canvas")
+        canvas = still.locator(f"#{chart}-chart canvas")
         assert canvas.count() == 1
         colours = canvas.evaluate(
             "c => new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, "
@@ -104,19 +125,19 @@ def test_the_page_draws_all_charts_and_asks_for_nothing(page: Page) -> None:
         assert colours > 20
 
 
-def test_names_that_mean_harm_are_text(page: Page) -> None:
-    assert page.evaluate("window.broken") is None
-    assert sorted(species_shown(page)) == sorted(NAMES)
-    assert page.locator("img[src='x'], #species b").count() == 0
-    box = page.locator("#counts-chart canvas").bounding_box()
+def test_names_that_mean_harm_are_text(still: Page) -> None:
+    assert still.evaluate("window.broken") is None
+    assert sorted(species_shown(still)) == sorted(NAMES)
+    assert still.locator("img[src='x'], #species b").count() == 0
+    box = still.locator("#counts-chart canvas").bounding_box()
     assert box is not None
     for x in range(10, 100, 3):  # over the dots, so that tooltips are made
-        page.mouse.move(box["x"] + box["width"] * x / 100, box["y"] + box["height"] * 0.12)
-    assert page.evaluate("window.broken") is None
+        still.mouse.move(box["x"] + box["width"] * x / 100, box["y"] + box["height"] * 0.12)
+    assert still.evaluate("window.broken") is None
 
 
 def test_the_figures_equal_metrics_json(
-    page: Page, evaluations: list[Evaluation], tmp_path: Path
+    still: Page, evaluations: list[Evaluation], tmp_path: Path
 ) -> None:
     for run, evaluation in enumerate(evaluations):
         evaluation.save(tmp_path)
@@ -124,32 +145,32 @@ def test_the_figures_equal_metrics_json(
         expected = {"top1": metrics["top1"], "mean_class_accuracy": metrics["mean_class_accuracy"]}
         expected |= {f"bands.{band}": found for band, found in metrics["bands"].items()}
         for measure, interval in expected.items():
-            cell = page.locator(f'[data-run="{run}"][data-measure="{measure}"]')
+            cell = still.locator(f'[data-run="{run}"][data-measure="{measure}"]')
             assert cell.locator("b").inner_text() == per_cent(interval["value"])
             ends = f"{per_cent(interval['low'])}–{per_cent(interval['high'])}"
             assert cell.locator("small").inner_text() == ends
-        error = page.locator(f'[data-run="{run}"][data-measure="top3_error"] b')
+        error = still.locator(f'[data-run="{run}"][data-measure="top3_error"] b')
         assert error.inner_text() == per_cent(metrics["top3_error"])
-        row = page.locator("#further tbody tr", has_text="Macro F1")
+        row = still.locator("#further tbody tr", has_text="Macro F1")
         assert row.locator("td").nth(run).inner_text() == per_cent(metrics["means"]["macro_f1"])
 
 
 def test_the_table_of_species_equals_metrics_json(
-    page: Page, evaluations: list[Evaluation], tmp_path: Path
+    still: Page, evaluations: list[Evaluation], tmp_path: Path
 ) -> None:
     evaluations[0].save(tmp_path)
     species = read_json(tmp_path / "metrics.json")["species"]
     rarest_first = np.argsort(COUNTS)
-    titles = texts(page.locator(".legend li"))
+    titles = texts(still.locator(".legend li"))
 
     def expected(name: str) -> list[str]:
         return [per_cent(species[name][i]) for i in rarest_first]
 
-    assert species_shown(page) == [NAMES[i] for i in rarest_first]
-    assert column(page, f"{titles[0]}, %") == expected("accuracy")
-    assert column(page, "F1, %") == expected("f1")
-    assert column(page, "Guessed") == [str(species["predicted"][i]) for i in rarest_first]
-    assert column(page, "95 % interval") == [
+    assert species_shown(still) == [NAMES[i] for i in rarest_first]
+    assert column(still, f"{titles[0]}, %") == expected("accuracy")
+    assert column(still, "F1, %") == expected("f1")
+    assert column(still, "Guessed") == [str(species["predicted"][i]) for i in rarest_first]
+    assert column(still, "95 % interval") == [
         f"{low}–{high}" for low, high in zip(expected("low"), expected("high"), strict=True)
     ]
 
@@ -233,15 +254,15 @@ def test_the_reliability_table_follows_the_band(page: Page, evaluations: list[Ev
     ]
 
 
-def test_photos_are_decoded_and_have_alternatives(page: Page) -> None:
-    images = page.locator("img").evaluate_all("all => all.map(i => [i.naturalWidth, i.alt])")
+def test_photos_are_decoded_and_have_alternatives(still: Page) -> None:
+    images = still.locator("img").evaluate_all("all => all.map(i => [i.naturalWidth, i.alt])")
     assert images
     assert {width for width, _ in images} == {160}
     assert all(alt.startswith(tuple(NAMES)) for _, alt in images)
 
 
-def test_the_theme_is_the_system_s_until_it_is_chosen(browser: Browser, path: Path) -> None:
-    page = open_page(browser, path, scheme="dark").page
+def test_the_theme_is_the_system_s_until_it_is_chosen(context: BrowserContext, path: Path) -> None:
+    page = open_page(context, path, scheme="dark").page
 
     def background() -> str:
         return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
@@ -260,26 +281,28 @@ def test_the_theme_is_the_system_s_until_it_is_chosen(browser: Browser, path: Pa
 
 
 @pytest.mark.parametrize("width", [390, 768, 1280])
-def test_the_page_is_no_wider_than_its_window(browser: Browser, path: Path, width: int) -> None:
-    page = open_page(browser, path, width=width).page
+def test_the_page_is_no_wider_than_its_window(
+    context: BrowserContext, path: Path, width: int
+) -> None:
+    page = open_page(context, path, width=width).page
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.locator(".headline").evaluate("t => t.scrollWidth <= t.parentNode.clientWidth")
     page.close()
 
 
-def test_controls_have_names_and_charts_have_words(page: Page) -> None:
-    unnamed = page.evaluate(
+def test_controls_have_names_and_charts_have_words(still: Page) -> None:
+    unnamed = still.evaluate(
         "[...document.querySelectorAll('button, select, input')].filter(e => "
         "!(e.innerText || e.labels?.length || e.ariaLabel)).map(e => e.outerHTML)"
     )
     assert unnamed == []
-    assert all(page.locator(".chart").evaluate_all("all => all.map(c => c.ariaLabel)"))
-    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(h => h.tagName)")
+    assert all(still.locator(".chart").evaluate_all("all => all.map(c => c.ariaLabel)"))
+    levels = still.evaluate("[...document.querySelectorAll('h1, h2, h3, h4')].map(h => h.tagName)")
     assert levels[0] == "H1"
     assert levels.count("H1") == 1
 
 
-def test_thousands_of_species_are_paged(browser: Browser, tmp_path: Path) -> None:
+def test_thousands_of_species_are_paged(context: BrowserContext, tmp_path: Path) -> None:
     n, photos = 8142, 120
     labels = (np.arange(photos) * 67 % n).tolist()
     logits = np.random.default_rng(0).normal(0, 1, (photos, n)).astype(np.float32)
@@ -291,7 +314,7 @@ def test_thousands_of_species_are_paged(browser: Browser, tmp_path: Path) -> Non
     prediction = make_prediction(tmp_path / "p", logits, labels, counts.tolist(), columns=columns)
     path = write_report([evaluate(prediction)], tmp_path / "report.html")
     assert path.stat().st_size < 25_000_000
-    opened = open_page(browser, path)
+    opened = open_page(context, path)
     page = opened.page
     assert len(species_shown(page)) == 25
     assert page.locator("#page").inner_text() == "page 1 of 326"

@@ -8,8 +8,8 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from tiny_runs import train_tiny, weights
+from torch import nn
 from worlds import make_world
 
 import inat
@@ -22,40 +22,19 @@ from inat.run_folder import Run
 from inat.training import soup as soup_module
 from inat.training.soup import average_weights, has_batch_norm, soup
 
-SETTINGS: dict[str, Any] = {
-    "epochs": 1,
-    "batch_size": 8,
-    "data.workers": 0,
-    "data.holdout": "0.3",
-    "transforms.image_size": 32,
-    "model.backbone": "test_efficientnet",
-    "model.weights": "none",
-    "optim.warmup_epochs": 0.5,
-    "runtime.precision": "fp32",
-}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def train(folder: Path, world: Path, name: str, **settings: Any) -> Run:
-    (folder / "empty.yaml").write_text("")
-    overrides = {**SETTINGS, "data.root": world, **settings}
-    return inat.train(folder / "empty.yaml", folder / name, overrides=overrides)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, world: Path) -> list[Run]:
     """Three runs of other seeds."""
     folder = tmp_path_factory.mktemp("runs")
-    return [train(folder, world, f"seed{seed}", seed=seed) for seed in range(3)]
+    return [train_tiny(folder / f"seed{seed}", world, seed=seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
 def made(runs: list[Run]) -> Run:
     return soup([run.path for run in runs[:2]], runs[0].path.parent / "soup")
-
-
-def weights(run: Run) -> dict[str, Tensor]:
-    return load_file(run.checkpoint("last") / "model.safetensors")
 
 
 def refusal(runs: list[Run], out: Path, **options: Any) -> str:
@@ -280,7 +259,7 @@ def test_tensors_of_other_names_or_shapes_are_refused() -> None:
 
 def test_runs_of_another_kind_are_refused(runs: list[Run], world: Path, tmp_path: Path) -> None:
     first, out = runs[0], tmp_path / "out"
-    cosine = train(tmp_path, world, "cosine", **{"model.head": "cosine"})
+    cosine = train_tiny(tmp_path / "cosine", world, **{"model.head": "cosine"})
     assert refusal([first, cosine], out) == (
         f"{cosine.path}: its model.head is cosine, and that of {first.path} is linear; a soup "
         "needs one architecture (inat ensemble averages predictions of any)"
@@ -311,7 +290,7 @@ def test_options_and_places_that_do_not_do_are_refused(
     assert refusal(runs, runs[1].path, overwrite=True) == (
         f"{runs[1].path}: holds the run {runs[1].path}; give another --out"
     )
-    whole = [train(tmp_path, world, "whole", **{"data.holdout": "none"})] * 2
+    whole = [train_tiny(tmp_path / "whole", world, **{"data.holdout": "none"})] * 2
     assert refusal(whole, out, how="greedy") == (
         f"{whole[0].path}: nothing was held out (data.holdout none), so there are no photos to be "
         "greedy on; use --how uniform"

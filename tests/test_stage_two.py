@@ -11,7 +11,8 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from tiny_runs import train_tiny, weights
 from torch import Tensor, nn
 from worlds import make_world
 
@@ -34,30 +35,13 @@ from inat.stage_two.features import Features, cached_features
 from inat.stage_two.ncm import nearest_mean_head
 from inat.stage_two.tau_norm import score_grid, tau_normalised
 
-SETTINGS: dict[str, Any] = {
-    "epochs": 1,
-    "batch_size": 8,
-    "data.workers": 0,
-    "data.holdout": "0.3",
-    "transforms.image_size": 32,
-    "model.backbone": "test_efficientnet",
-    "model.weights": "none",
-    "model.dropout": 0.3,
-    "optim.warmup_epochs": 0.5,
-    "runtime.precision": "fp32",
-}
+DROPOUT = {"model.dropout": 0.3}
 METHODS = ("crt", "lws", "tau_norm", "ncm")
-
-
-def train(folder: Path, world: Path, name: str = "run", **settings: Any) -> Run:
-    (folder / "empty.yaml").write_text("")
-    overrides = {**SETTINGS, "data.root": world, **settings}
-    return inat.train(folder / "empty.yaml", folder / name, overrides=overrides)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
-    return train(tmp_path_factory.mktemp("runs"), world)
+    return train_tiny(tmp_path_factory.mktemp("runs") / "run", world, **DROPOUT)
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +68,6 @@ def own_run(run: Run, tmp_path: Path) -> Run:
 
 def body_of(run: Run) -> Body:
     return take_body(run, run.config, find_checkpoint(run))
-
-
-def weights(run: Run) -> dict[str, Tensor]:
-    return load_file(run.checkpoint("last") / "model.safetensors")
 
 
 def linear_of(run: Run) -> nn.Linear:
@@ -225,7 +205,7 @@ class Times(nn.Module):
 def test_photos_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> None:
     world = make_world(tmp_path / "world", counts=(12, 6, 4))
     settings = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.1, "data.holdout": "none"}
-    run = train(tmp_path, world, **settings)
+    run = train_tiny(tmp_path / "run", world, **settings)
     photos = load_split(world)
     broken = photos.path(3)
     broken.write_bytes(broken.read_bytes()[:200])
@@ -464,7 +444,7 @@ def test_a_chosen_tau_is_written_through_to_predictions_and_their_photos(
 def test_a_tau_that_is_given_is_not_chosen_and_needs_no_held_out_part(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(tmp_path, world, **{"data.holdout": "none"})
+    run = train_tiny(tmp_path / "run", world, **{"data.holdout": "none"})
     assert refusal(run, tmp_path / "out", method="tau_norm") == (
         f"{run.path}: nothing was held out (data.holdout none), so there are no photos to choose "
         "tau on; give --tau T"
@@ -695,7 +675,7 @@ def test_a_frozen_training_moves_the_classifier_alone_and_names_stage_two(
 ) -> None:
     settings = {"model.freeze": "backbone", "model.drop_path": 0.1, "optim.ema_decay": 0.5}
     one, two = (
-        weights(train(tmp_path, world, name, epochs=epochs, **settings))
+        weights(train_tiny(tmp_path / name, world, epochs=epochs, **settings))
         for name, epochs in (("one", 1), ("two", 2))
     )
     assert "inat stage-two ends in the same place" in capsys.readouterr().err
@@ -710,7 +690,7 @@ def test_a_frozen_training_sees_the_features_that_stage_two_keeps(
     whole = {"scale": [1, 1], "ratio": [1, 1], "crop_pct": 1, "flip": 0, "jitter": 0}
     settings = {f"transforms.{name}": value for name, value in whole.items()}
     settings |= {"model.freeze": "backbone", "model.drop_path": 0.1, "runtime.log_every": 1}
-    run = train(tmp_path, world, **settings, **{"data.holdout": "none"})
+    run = train_tiny(tmp_path / "run", world, **settings, **{"data.holdout": "none"})
     first = orjson.loads(run.metrics_path.read_bytes().splitlines()[0])
     body = body_of(run)
     features = cached_features(body, body.trained, 1)

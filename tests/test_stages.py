@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from tiny_runs import TINY, log_lines, same, tiny_config, weights
 
 import inat
 from inat.cli import main
 from inat.config import Config, SamplerConfig
-from inat.config_files import build, read_config
-from inat.config_values import merge
+from inat.config_files import read_config
 from inat.data.annotations import load_split
 from inat.data.samplers import ORDER, build_sampler, epoch_order, stream
 from inat.errors import InputError
@@ -31,14 +29,8 @@ from inat.training.plan import make_plan
 COUNTS = np.array([30, 8, 3, 2])  # of the world
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
-    "batch_size": 8,
     "sampler.epoch_size": 16,
-    "data.workers": 0,
     "data.holdout": "none",
-    "transforms.image_size": 32,
-    "model.backbone": "test_efficientnet",
-    "model.weights": "none",
-    "optim.warmup_epochs": 0.5,
     "runtime.log_every": 1,
 }
 LARGER: dict[str, Any] = {
@@ -55,26 +47,11 @@ BALANCED: dict[str, Any] = {
 
 
 def config_of(*stages: dict[str, Any], **fields: Any) -> Config:
-    return build(merge({}, {**SETTINGS, **fields, "stages": list(stages)}), "test")
+    return tiny_config(**{**SETTINGS, **fields, "stages": list(stages)})
 
 
 def trained(world: Path, run: Path, *stages: dict[str, Any], **fields: Any) -> Run:
     return inat.train(config_of(*stages, **{"data.root": str(world), **fields}), run)
-
-
-def weights(run: Run, kind: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(run.checkpoint("last") / f"{kind}.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def log_lines(run: Run) -> list[dict[str, Any]]:
-    lines = [orjson.loads(line) for line in run.metrics_path.read_bytes().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in lines
-    ]
 
 
 # --- configs ---------------------------------------------------------------------------------
@@ -199,7 +176,7 @@ def test_the_command_line_takes_and_replaces_stages(
 ) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"stages": [LARGER]}))
-    words = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    words = [f"--{name}={value}" for name, value in {**TINY, **SETTINGS}.items()]
     words += [f"--data.root={world}"]
     staged = tmp_path / "staged"
     stage = "{epochs: 1, loss: {name: focal}}"
@@ -280,8 +257,8 @@ def test_the_first_stage_is_the_same_with_or_without_later_ones(
 ) -> None:
     alone = trained(world, tmp_path / "alone")
     staged = trained(world, tmp_path / "staged", LARGER)
-    lines = log_lines(staged)
-    assert lines[:4] == log_lines(alone)
+    lines = log_lines(staged.path)
+    assert lines[:4] == log_lines(alone.path)
     assert [(line["epoch"], line["step"]) for line in lines[4:]] == [(3, 5), (3, 6)]
 
 
@@ -289,9 +266,9 @@ def test_a_stage_that_changes_nothing_draws_other_photos_and_its_own_schedule(
     world: Path, tmp_path: Path
 ) -> None:
     run = trained(world, tmp_path / "run", {"epochs": 2})
-    rates = [line["learning_rate"] for line in log_lines(run)]
+    rates = [line["learning_rate"] for line in log_lines(run.path)]
     assert rates[:4] == pytest.approx(rates[4:])
-    losses = [line["loss"] for line in log_lines(run)]
+    losses = [line["loss"] for line in log_lines(run.path)]
     assert losses[:4] != losses[4:]
 
 
@@ -340,8 +317,8 @@ def test_a_resume_in_any_stage_and_between_two_ends_as_a_run_never_interrupted(
     config = config_of(*ROAD, **RECIPE, **{"data.root": str(world)})
     resumed = inat.train(config, cut, resume=True)
     for kind in ("model", "ema", "optimizer"):
-        assert same(weights(whole, kind), weights(resumed, kind))
-    assert log_lines(whole) == log_lines(resumed)
+        assert same(weights(whole, kind=kind), weights(resumed, kind=kind))
+    assert log_lines(whole.path) == log_lines(resumed.path)
     assert whole.model == resumed.model
 
 
@@ -418,7 +395,9 @@ def test_priors_and_size_are_those_of_the_stage_that_the_checkpoint_is_of(
 
 def test_best_is_the_best_epoch_of_the_last_stage(whole: Run) -> None:
     scores = [
-        line["mean_class_accuracy"] for line in log_lines(whole) if line["kind"] == "validation"
+        line["mean_class_accuracy"]
+        for line in log_lines(whole.path)
+        if line["kind"] == "validation"
     ]
     assert len(scores) == 6
     best = read_json(whole.checkpoint("best") / "state.json")
@@ -427,7 +406,7 @@ def test_best_is_the_best_epoch_of_the_last_stage(whole: Run) -> None:
 
 def test_the_last_validation_is_what_evaluate_says_of_the_held_out_part(whole: Run) -> None:
     evaluation = inat.evaluate(inat.predict(whole.path, "holdout"))
-    line = [line for line in log_lines(whole) if line["kind"] == "validation"][-1]
+    line = [line for line in log_lines(whole.path) if line["kind"] == "validation"][-1]
     assert evaluation.mean_class_accuracy.value == pytest.approx(line["mean_class_accuracy"])
 
 

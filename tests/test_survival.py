@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import tiny_config, train_tiny
 from training_processes import (
     SETTINGS,
     digests,
@@ -27,8 +28,6 @@ from training_processes import (
 
 import inat
 from inat.cli import main
-from inat.config_files import build
-from inat.config_values import merge
 from inat.data.annotations import load_split
 from inat.data.loader import build_loader, worker_deaths
 from inat.errors import InputError, WorldError
@@ -39,10 +38,11 @@ from inat.training import loop, validation
 from inat.training.stopping import Stopped, stop_signals
 from inat.training.window import Step, Window
 
+FP32 = {"runtime.precision": "fp32"}  # as train_tiny has it
+
 
 def trained(world: Path, path: Path, *, resume: bool = False, **settings: Any) -> Run:
-    config = build(merge({}, {**SETTINGS, "data.root": str(world), **settings}), "test")
-    return inat.train(config, path, resume=resume)
+    return train_tiny(path, world, resume=resume, **{**SETTINGS, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_run_stopped_within_an_epoch_ends_with_the_bits_of_one_never_stopped(
 def test_three_kills_at_random_moments_change_no_bit(
     world: Path, tmp_path: Path, whole: Run
 ) -> None:
-    hit = train_with_kills(world, tmp_path / "run", {}, 3, random.Random(1), pause=0.05)
+    hit = train_with_kills(world, tmp_path / "run", FP32, 3, random.Random(1), pause=0.05)
     assert len(hit) == 3
     assert digests(tmp_path / "run") == digests(whole.path)
     assert log_lines(tmp_path / "run") == log_lines(whole.path)
@@ -187,7 +187,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_exit_status(
 ) -> None:
     before = signal.getsignal(number)
     signalled_at(monkeypatch, 3, number)
-    config = build(merge({}, {**SETTINGS, "data.root": str(world)}), "test")
+    config = tiny_config(**SETTINGS, **{"data.root": world})
     (tmp_path / "a.yaml").write_text(config.to_yaml())
     words = ["train", str(tmp_path / "a.yaml"), "--run", str(tmp_path / "run")]
     assert main(words) == status

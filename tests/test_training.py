@@ -1,15 +1,17 @@
 """Training, resume and prediction on a tiny world with a tiny network."""
 
-import subprocess
-import sys
+import os
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import orjson
 import pytest
 import torch
-from safetensors.torch import load_file
+from tiny_runs import log_lines, same, tiny_config, train_tiny, weights
 from worlds import category_id, make_world
 
 import inat
@@ -20,62 +22,29 @@ from inat.run_folder import Run
 
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
-    "batch_size": 8,
-    "data.workers": 0,
     "data.holdout": "none",
-    "transforms.image_size": 32,
-    "model.backbone": "test_efficientnet",
-    "model.weights": "none",
     "model.dropout": 0.3,
     "model.drop_path": 0.1,
-    "optim.warmup_epochs": 0.5,
     "runtime.log_every": 2,
 }
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "empty.yaml"
-    path.write_text("")
-    return path
-
-
-def trained(config: Path, world: Path, run: Path, **settings: Any) -> Run:
-    overrides = {**SETTINGS, "data.root": world, **settings}
-    return inat.train(config, run, overrides=overrides)
-
-
-def weights(run: Run, name: str = "last", kind: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(run.checkpoint(name) / f"{kind}.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def log_lines(run: Run) -> list[dict[str, Any]]:
-    lines = [orjson.loads(line) for line in run.metrics_path.read_bytes().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in lines
-    ]
+def trained(world: Path, run: Path, **settings: Any) -> Run:
+    return train_tiny(run, world, **{**SETTINGS, **settings})
 
 
 @pytest.fixture(scope="module")
 def held_out_run(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
-    folder = tmp_path_factory.mktemp("runs")
-    (folder / "empty.yaml").write_text("")
     settings = {"data.holdout": "0.3", "optim.ema_decay": 0.5, "epochs": 3}
-    return trained(folder / "empty.yaml", world, folder / "held", **settings)
+    return trained(world, tmp_path_factory.mktemp("runs") / "held", **settings)
 
 
-def test_the_same_seed_gives_the_same_weights_with_any_workers(
-    config: Path, world: Path, tmp_path: Path
-) -> None:
-    plain = trained(config, world, tmp_path / "a")
-    threaded = trained(config, world, tmp_path / "b", **{"data.workers": 2})
-    other = trained(config, world, tmp_path / "c", seed=1)
+def test_the_same_seed_gives_the_same_weights_with_any_workers(world: Path, tmp_path: Path) -> None:
+    plain = trained(world, tmp_path / "a")
+    threaded = trained(world, tmp_path / "b", **{"data.workers": 2})
+    other = trained(world, tmp_path / "c", seed=1)
     assert same(weights(plain), weights(threaded))
-    assert log_lines(plain) == log_lines(threaded)
+    assert log_lines(plain.path) == log_lines(threaded.path)
     assert not same(weights(plain), weights(other))
 
 
@@ -92,7 +61,6 @@ RECIPE = {
     ids=["plain", "recipe", "seesaw"],
 )
 def test_a_resumed_run_ends_as_one_never_interrupted(
-    config: Path,
     world: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -100,7 +68,7 @@ def test_a_resumed_run_ends_as_one_never_interrupted(
     kinds: tuple[str, ...],
 ) -> None:
     settings = {"epochs": 3, "optim.ema_decay": 0.9, "data.holdout": "0.3", **more}
-    whole = trained(config, world, tmp_path / "whole", **settings)
+    whole = trained(world, tmp_path / "whole", **settings)
 
     from inat.training import loop
 
@@ -117,38 +85,31 @@ def test_a_resumed_run_ends_as_one_never_interrupted(
     monkeypatch.setattr(loop, "save_checkpoint", save_twice)
     step = loop._step
     with pytest.raises(KeyboardInterrupt):
-        trained(config, world, tmp_path / "cut", **settings)
+        trained(world, tmp_path / "cut", **settings)
     monkeypatch.setattr(loop, "_step", step)
     with pytest.raises(InputError, match="there is an unfinished run; --resume goes on with it"):
-        trained(config, world, tmp_path / "cut", **settings)
-    overrides = {**SETTINGS, "data.root": world, **settings}
-    resumed = inat.train(config, tmp_path / "cut", overrides=overrides, resume=True)
+        trained(world, tmp_path / "cut", **settings)
+    resumed = trained(world, tmp_path / "cut", resume=True, **settings)
     for kind in ("model", "ema", "optimizer", *kinds):
         assert same(weights(whole, kind=kind), weights(resumed, kind=kind))
-    assert log_lines(whole) == log_lines(resumed)
+    assert log_lines(whole.path) == log_lines(resumed.path)
 
 
-def test_two_batches_of_half_the_size_make_the_step_of_one(
-    config: Path, world: Path, tmp_path: Path
-) -> None:
+def test_two_batches_of_half_the_size_make_the_step_of_one(world: Path, tmp_path: Path) -> None:
     # Where nothing couples the photos of a batch, and nothing is random within the network.
     settings = {"model.freeze": "backbone", "epochs": 1}
-    whole = trained(config, world, tmp_path / "whole", batch_size=8, **settings)
+    whole = trained(world, tmp_path / "whole", batch_size=8, **settings)
     halves = {"batch_size": 4, "optim.accumulate": 2}
-    added = trained(config, world, tmp_path / "added", **halves, **settings)
+    added = trained(world, tmp_path / "added", **halves, **settings)
     theirs, ours = weights(whole), weights(added)
     assert theirs.keys() == ours.keys()
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_that_are_computed_again_are_the_same(
-    config: Path, world: Path, tmp_path: Path
-) -> None:
-    kept = trained(config, world, tmp_path / "a", epochs=1)
-    again = trained(
-        config, world, tmp_path / "b", epochs=1, **{"runtime.gradient_checkpointing": True}
-    )
+def test_gradients_that_are_computed_again_are_the_same(world: Path, tmp_path: Path) -> None:
+    kept = trained(world, tmp_path / "a", epochs=1)
+    again = trained(world, tmp_path / "b", epochs=1, **{"runtime.gradient_checkpointing": True})
     theirs, ours = weights(kept), weights(again)
     for name in theirs:
         if "running" not in name and "tracked" not in name:  # these see each batch twice
@@ -156,7 +117,7 @@ def test_gradients_that_are_computed_again_are_the_same(
 
 
 def test_a_full_device_names_what_would_help(
-    config: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from inat.training import loop
 
@@ -165,7 +126,7 @@ def test_a_full_device_names_what_would_help(
 
     monkeypatch.setattr(loop, "_loss", full)
     with pytest.raises(WorldError) as told:
-        trained(config, world, tmp_path / "a")
+        trained(world, tmp_path / "a")
     assert str(told.value) == (
         "the device's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); halve "
         "batch_size and double optim.accumulate, or set runtime.gradient_checkpointing true; "
@@ -174,33 +135,29 @@ def test_a_full_device_names_what_would_help(
 
 
 def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(
-    config: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained(config, world, tmp_path / "a")
+    run = trained(world, tmp_path / "a")
     before = (run.checkpoint("last") / "model.safetensors").stat().st_mtime_ns
-    trained(config, world, tmp_path / "a")
+    trained(world, tmp_path / "a")
     assert (run.checkpoint("last") / "model.safetensors").stat().st_mtime_ns == before
     assert "trained already; --overwrite trains it again" in capsys.readouterr().err
     with pytest.raises(InputError) as refused:
-        trained(config, world, tmp_path / "a", **{"optim.weight_decay": 0.5})
+        trained(world, tmp_path / "a", **{"optim.weight_decay": 0.5})
     assert str(refused.value) == (
         f"{tmp_path / 'a'}: the run there was made with other settings (optim.weight_decay); "
         "give another --run, or --overwrite to throw it away"
     )
 
 
-def test_a_folder_that_is_no_run_is_not_written_to(
-    config: Path, world: Path, tmp_path: Path
-) -> None:
+def test_a_folder_that_is_no_run_is_not_written_to(world: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(InputError, match="the folder is not empty and holds no run"):
-        trained(config, world, tmp_path / "mine")
+        trained(world, tmp_path / "mine")
 
 
-def test_the_logits_prior_is_what_the_loss_leaves_of_the_draws(
-    config: Path, world: Path, tmp_path: Path
-) -> None:
+def test_the_logits_prior_is_what_the_loss_leaves_of_the_draws(world: Path, tmp_path: Path) -> None:
     counts = np.array([30, 8, 3, 2])
     cases = {
         "ce": ({"loss.name": "ce"}, count_prior(counts)),
@@ -212,34 +169,33 @@ def test_the_logits_prior_is_what_the_loss_leaves_of_the_draws(
         ),
     }
     for name, (settings, expected) in cases.items():
-        run = trained(config, world, tmp_path / name, epochs=1, **settings)
+        run = trained(world, tmp_path / name, epochs=1, **settings)
         prediction = inat.predict(run.path, "val")
         assert prediction.logits_prior == pytest.approx(expected), name
 
 
-def test_no_global_generator_thread_count_or_folder_is_changed(world: Path, tmp_path: Path) -> None:
-    # In a process of its own: the type checker of the tests draws from `random` itself.
-    (tmp_path / "empty.yaml").write_text("")
-    overrides = {**SETTINGS, "data.root": str(world), "data.workers": 2, "epochs": 1}
-    code = f"""
-import os, random
-import numpy as np, torch
-torch.manual_seed(5); np.random.seed(5); random.seed(5)
-def state():
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the tests' type checker, which draws from `random` itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def globals_now() -> tuple[Any, ...]:
     numpy_state = np.random.get_state()
-    return (torch.get_rng_state().tolist(), numpy_state[1].tolist(), random.getstate(),
-            torch.get_num_threads(), os.getcwd(), dict(os.environ))
-import inat
-# What others change while they are imported (timm, OpenCV and rich do) is theirs.
-import inat.prediction.predict, inat.training.loop
-before = state()
-run = inat.train("empty.yaml", "run", overrides={overrides!r})
-inat.predict(run.path, "val")
-after = state()
-assert before[:5] == after[:5]
-assert before[5] == after[5]
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    generators = (torch.get_rng_state().tolist(), numpy_state[1].tolist(), random.getstate())
+    return (*generators, torch.get_num_threads(), Path.cwd(), dict(os.environ))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_no_global_generator_thread_count_folder_or_variable_is_changed(
+    world: Path, tmp_path: Path
+) -> None:
+    before = globals_now()
+    run = trained(world, tmp_path / "run", epochs=1, **{"data.workers": 2})
+    inat.predict(run.path, "val")
+    assert globals_now() == before
 
 
 def test_a_run_keeps_config_environment_and_metrics(held_out_run: Run, world: Path) -> None:
@@ -248,7 +204,7 @@ def test_a_run_keeps_config_environment_and_metrics(held_out_run: Run, world: Pa
     environment = orjson.loads((held_out_run.path / "environment.json").read_bytes())
     assert {"torch", "timm", "numpy"} <= set(environment["versions"])
     assert held_out_run.model["weights_source"] == "none: random weights"
-    lines = log_lines(held_out_run)
+    lines = log_lines(held_out_run.path)
     validations = [line for line in lines if line["kind"] == "validation"]
     assert [line["epoch"] for line in validations] == [1, 2, 3]
     assert set(validations[0]["bands"]) == {"many", "medium", "few"}
@@ -260,7 +216,7 @@ def test_a_run_keeps_config_environment_and_metrics(held_out_run: Run, world: Pa
 def test_the_best_checkpoint_is_the_epoch_with_the_best_class_mean(held_out_run: Run) -> None:
     scores = [
         line["mean_class_accuracy"]
-        for line in log_lines(held_out_run)
+        for line in log_lines(held_out_run.path)
         if line["kind"] == "validation"
     ]
     best = orjson.loads((held_out_run.checkpoint("best") / "state.json").read_bytes())
@@ -270,7 +226,7 @@ def test_the_best_checkpoint_is_the_epoch_with_the_best_class_mean(held_out_run:
 
 def test_the_last_validation_is_what_evaluate_says_of_the_held_out_part(held_out_run: Run) -> None:
     evaluation = inat.evaluate(inat.predict(held_out_run.path, "holdout"))
-    line = [line for line in log_lines(held_out_run) if line["kind"] == "validation"][-1]
+    line = [line for line in log_lines(held_out_run.path) if line["kind"] == "validation"][-1]
     assert evaluation.top1.value == pytest.approx(line["top1"])
     assert evaluation.mean_class_accuracy.value == pytest.approx(line["mean_class_accuracy"])
 
@@ -293,10 +249,8 @@ def test_predictions_know_what_training_made_of_each_photo(held_out_run: Run, wo
         inat.evaluate(held_out_run.prediction("train"))
 
 
-def test_best_is_refused_where_nothing_was_held_out(
-    config: Path, world: Path, tmp_path: Path
-) -> None:
-    run = trained(config, world, tmp_path / "a", epochs=1)
+def test_best_is_refused_where_nothing_was_held_out(world: Path, tmp_path: Path) -> None:
+    run = trained(world, tmp_path / "a", epochs=1)
     with pytest.raises(InputError) as refused:
         inat.predict(run.path, "val", checkpoint="best")
     assert str(refused.value) == (
@@ -344,33 +298,31 @@ def broken_world(folder: Path, split: str) -> tuple[Path, int]:
     return world, image["id"]
 
 
-def test_a_bad_photo_stops_training_with_its_path(config: Path, tmp_path: Path) -> None:
+def test_a_bad_photo_stops_training_with_its_path(tmp_path: Path) -> None:
     world, image_id = broken_world(tmp_path, "train")
     with pytest.raises(WorldError) as stopped:
-        trained(config, world, tmp_path / "run")
+        trained(world, tmp_path / "run")
     assert f"{world.resolve()}/train_val2018/" in str(stopped.value)
     assert f"(image {image_id}): " in str(stopped.value)
     assert "go on without it (on_bad_photo skip)" in str(stopped.value)
 
 
-def test_a_skipped_photo_is_listed_in_the_run_up_to_the_limit(config: Path, tmp_path: Path) -> None:
+def test_a_skipped_photo_is_listed_in_the_run_up_to_the_limit(tmp_path: Path) -> None:
     world, image_id = broken_world(tmp_path, "train")
     settings = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.1, "epochs": 1}
     settings["sampler.epoch_size"] = 104  # two rounds: the photo is met for sure
-    run = trained(config, world, tmp_path / "run", **settings)
+    run = trained(world, tmp_path / "run", **settings)
     listed = orjson.loads((run.path / "bad_photos.json").read_bytes())
     assert [event["image_id"] for event in listed["skipped"]] == [image_id]
     settings["data.bad_photo_limit"] = 0.001
     with pytest.raises(WorldError, match="1 of 52 photos cannot be read, more than"):
-        trained(config, world, tmp_path / "other", **settings)
+        trained(world, tmp_path / "other", **settings)
 
 
-def test_an_unreadable_test_photo_is_predicted_as_the_class_prior(
-    config: Path, tmp_path: Path
-) -> None:
+def test_an_unreadable_test_photo_is_predicted_as_the_class_prior(tmp_path: Path) -> None:
     world, image_id = broken_world(tmp_path, "test")
     settings = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.5, "epochs": 1}
-    run = trained(config, world, tmp_path / "run", **settings)
+    run = trained(world, tmp_path / "run", **settings)
     prediction = inat.predict(run.path, "test")
     row = int(np.flatnonzero(prediction.ids == image_id)[0])
     prior = count_prior(np.array([30, 12, 6, 4]))
@@ -400,10 +352,9 @@ def test_photos_of_a_folder_get_three_names_and_probabilities(
         inat.predict_photos(held_out_run.path, tmp_path / "deep")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(config: Path, world: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(world: Path, tmp_path: Path) -> None:
     with pytest.raises(WorldError, match=r"the loss is (nan|inf) at step \d+ \(learning rate"):
         trained(
-            config,
             world,
             tmp_path / "a",
             **{"optim.lr_per_256": 1e30, "optim.name": "sgd", "runtime.log_every": 1},
@@ -416,7 +367,7 @@ def test_a_run_of_other_species_refuses_the_data(held_out_run: Run, tmp_path: Pa
         inat.predict(held_out_run.path, "val", root=other, name="other")
 
 
-def test_class_balanced_logit_adjustment_says_it_is_plain_ce(config: Path, world: Path) -> None:
-    overrides = {**SETTINGS, "data.root": world, "loss.name": "logit_adjusted"}
-    lines = inat.dry_run(config, overrides={**overrides, "sampler.name": "class_balanced"})
+def test_class_balanced_logit_adjustment_says_it_is_plain_ce(world: Path) -> None:
+    draws = {"sampler.name": "class_balanced", "loss.name": "logit_adjusted"}
+    lines = inat.dry_run(tiny_config(**{"data.root": world, **draws}))
     assert any("which is plain ce under class_balanced draws" in line for line in lines)

@@ -7,7 +7,7 @@ and indexed by k. What follows the jitter is albumentations', reseeded for each 
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from inat.config import TransformConfig
 from inat.data.photos import BadPhoto, Box, Crop, Pixels, read_crop
-from inat.data.policies import apply_steps, draw_steps
 from inat.data.samplers import CROPS, TRANSFORM_SEEDS, stream
 
 BLOCK = 1024
@@ -201,7 +200,8 @@ class TrainTransform:
         self.recipe = recipe
         self.size = recipe.image_size
         self.shape = (self.size, self.size, 3)
-        by_photo = recipe.jitter or recipe.policy != "none"
+        self._policy = _policy(recipe)
+        by_photo = recipe.jitter or self._policy is not None
         self.only_crops = not (by_photo or any(getattr(recipe, name) for name in EXTRAS))
         self._local = threading.local()
 
@@ -259,9 +259,9 @@ class TrainTransform:
 
     def _finish(self, pixels: Pixels, draw: Draw, out: Pixels | None) -> Pixels:
         recipe = self.recipe
-        if recipe.policy != "none":
+        if self._policy is not None:
             rng = np.random.Generator(np.random.Philox(int(draw.seeds[-1])))
-            pixels = apply_steps(pixels, draw_steps(recipe, rng))
+            pixels = self._policy(pixels, rng)
         if recipe.jitter and draw.jitter[0] < recipe.jitter_probability:
             brightness, contrast, saturation = (
                 1 + recipe.jitter * (2 * u - 1) for u in draw.jitter[1:].tolist()
@@ -289,6 +289,16 @@ class TrainTransform:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def _policy(recipe: TransformConfig) -> Callable[[Pixels, np.random.Generator], Pixels] | None:
+    """What the recipe's policy does to a photo."""
+    if recipe.policy == "none":
+        return None
+    # It brings torchvision, whose import takes as long as torch's own.
+    from inat.data.policies import apply_steps, draw_steps
+
+    return lambda pixels, rng: apply_steps(pixels, draw_steps(recipe, rng))
 
 
 class EvalTransform:

@@ -184,9 +184,13 @@ def test_batches_from_a_pack(
         Contestant(kit_batches, packs[texture], True, WORKERS, "threads"),
         Contestant(timm_batches, worlds[texture], True),
     )
+    sizes = [
+        sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        for folder in (packs[texture], worlds[texture])
+    ]
     report(
         f"train batches from a pack, {texture}: kit {kit}, timm on the files {timm} images/s; "
-        f"kit / timm {ratio}"
+        f"kit / timm {ratio}; the pack has {sizes[0] / sizes[1]:.2f} of the files' bytes"
     )
 
 

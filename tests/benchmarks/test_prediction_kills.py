@@ -9,7 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/worlds.py
 
-from prediction_processes import content, finish, start, train_tiny
+from prediction_processes import content, finish, start
+from tiny_runs import train_tiny
 from worlds import make_world
 
 KILLS = 20
@@ -22,7 +23,7 @@ def test_twenty_kills_leave_the_bytes_of_a_prediction_that_was_left_in_peace(
     from inat.prediction.parts import parts_folder
 
     world = make_world(tmp_path / "world", counts=(80, 40, 20, 10), size=(96, 128))
-    run = train_tiny(tmp_path, world, **{"data.workers": 1, "batch_size": 8})
+    run = train_tiny(tmp_path / "run", world, **{"data.workers": 1, "data.holdout": "none"})
     finish(start(run.path, "train", name="first", **OPTIONS))
     began = time.monotonic()
     finish(start(run.path, "train", name="peace", **OPTIONS))
