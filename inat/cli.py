@@ -3,6 +3,7 @@
 Nothing heavy is imported here: a verb imports what it calls, so that --help answers at once.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -323,12 +324,14 @@ def train(
     from inat import training
     from inat.training.folds import fold_config
 
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one does
     settings = with_canonical_stages(settings, str(config))
     if dry_run:
         for line in training.dry_run(
             settings if folds is None else fold_config(settings, 1, folds)
         ):
-            print(line)
+            if speaks:
+                print(line)
         return
     run = run or Path("runs") / config.stem
     if folds is not None:
@@ -336,7 +339,8 @@ def train(
         print(f"{run}: {folds} folds trained; next: inat evaluate {run}/predictions/oof")
         return
     training.train(settings, run, resume=resume, overwrite=overwrite)
-    print(f"{run}: trained; next: inat predict {run} --split test")
+    if speaks:
+        print(f"{run}: trained; next: inat predict {run} --split test")
 
 
 @app.command

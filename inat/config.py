@@ -487,6 +487,13 @@ class RuntimeConfig:
     less memory, about a third more time. Batch norm's running statistics then see each batch
     twice."""
 
+    compile: bool = False
+    """Compile the network for training (torch.compile): minutes at the start, then faster steps."""
+
+    shard: bool = False
+    """Spread parameters, gradients and the optimiser's state over the processes (fully_shard), for
+    backbones too large for one device; not with optim.ema_decay, stages or fp16."""
+
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
 
@@ -515,7 +522,8 @@ class Config:
     """Passes of sampler.epoch_size photos."""
 
     batch_size: int = 64
-    """Photos a step and process; the global batch is this times the number of processes."""
+    """Photos a batch, over all processes, which share it evenly: their number changes the speed and
+    not what is computed."""
 
     data: DataConfig = field(default_factory=DataConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -563,8 +571,22 @@ class Config:
                 f"loss.name {self.loss.name} weighs every species against the one true species of "
                 "a photo, and mixed photos show two; set transforms.mixup 0 and transforms.cutmix 0"
             )
+        self._check_shard()
         self._check_prior_of_the_draws()
         self._check_corrected_once()
+
+    def _check_shard(self) -> None:
+        unshared = {
+            "optim.ema_decay": self.optim.ema_decay is not None,
+            "stages": bool(self.stages),
+            "runtime.precision fp16": self.runtime.precision == "fp16",
+        }
+        for name, is_set in unshared.items():
+            if self.runtime.shard and is_set:
+                raise InputError(
+                    f"runtime.shard spreads the weights over processes, which {name} cannot go "
+                    f"with; set runtime.shard false, or leave {name} away"
+                )
 
     def _check_prior_of_the_draws(self) -> None:
         sampler, loss = self.sampler, self.loss

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
@@ -79,6 +80,14 @@ class Loss(nn.Module):
     def forward(self, logits: Logits, targets: Targets) -> Scalar:
         """The batch's mean."""
         raise NotImplementedError
+
+    def weight_of(self, targets: Targets) -> Scalar:
+        """What the batch's mean divides by: the photos, or the sum of their class weights."""
+        if not self.is_weighted or self.weights is None:
+            return torch.full((), float(len(targets)), device=targets.device)
+        if targets.is_floating_point():
+            return (targets @ self.weights).sum()
+        return self.weights[targets].sum()
 
 
 class CrossEntropy(Loss):
@@ -199,9 +208,9 @@ class Seesaw(Loss):
     """-log(e^z_i / sum_j S_ij e^z_j) for the true species i (Wang et al. 2021, arXiv 2008.10032,
     sec. 3), with S_ij = min(1, (N_j / N_i)^p) max(1, (sigma_j / sigma_i)^q) and S_ii = 1.
 
-    N are the photos seen so far, those of this batch among them, and at least 1, which is the rule
-    for species without photos. They are part of the loss's state. sigma is the softmax, through
-    which no gradient goes; sigma_i is at least 0.01.
+    N are the photos seen so far by all processes, those of this batch among them, and at least 1,
+    which is the rule for species without photos. They are part of the loss's state. sigma is the
+    softmax, through which no gradient goes; sigma_i is at least 0.01.
     """
 
     seen: Tensor
@@ -218,7 +227,7 @@ class Seesaw(Loss):
                 "loss seesaw takes labels, not soft targets; turn mixup and CutMix off"
             )
         if self.training:
-            self.seen += torch.bincount(targets, minlength=len(self.seen))
+            self.seen += self._count(targets)
         logits = at_least_float32(logits)
         true = targets[:, None]
         log_n = self.seen.clamp_min(1).to(logits.dtype).log()
@@ -227,6 +236,13 @@ class Seesaw(Loss):
         spared = self.mitigation * (log_n - log_n[true]).clamp_max(0)
         punished = self.compensation * (log_p - log_p_true).clamp_min(0)
         return functional.cross_entropy(logits + spared + punished, targets)
+
+    def _count(self, labels: Int64[Tensor, "batch"]) -> Int64[Tensor, "classes"]:
+        # Not torch.bincount, which waits for the device.
+        counts = torch.zeros_like(self.seen).scatter_add_(0, labels, torch.ones_like(labels))
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+        return counts
 
 
 class BalancedBinaryCrossEntropy(Loss):

@@ -4,11 +4,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_LINE_SECONDS = 20.0
+
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 class Bar:
@@ -42,7 +45,7 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
 
     Without a `unit` it shows no rate.
     """
-    if not sys.stderr.isatty():
+    if _silent.get() or not sys.stderr.isatty():
         yield Bar(title, total, unit, None)
         return
     with Progress(
@@ -59,7 +62,18 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
 
 def say(line: str) -> None:
     """One line for the person who watches, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    if not _silent.get():
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def silence(silent: bool) -> Iterator[None]:
+    """Keeps `say` and the bars quiet, where another process says the same."""
+    token = _silent.set(silent)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 def first_few(names: Sequence[str], limit: int = 5) -> str:

@@ -593,12 +593,20 @@ def normalise(
     # broadcasting three of them instead takes 4 times as long on a CPU.
     images = images.to(device, non_blocking=True)
     n_images, height, width, channels = images.shape
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).repeat(width)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
+    scale = _constants([1 / (255 * s) for s in std], images.device).repeat(width)
+    shift = _constants([-m / s for m, s in zip(mean, std, strict=True)], images.device)
     rows = _as_floats(images.view(n_images * height, width * channels))
     torch.addcmul(shift.repeat(width), rows, scale, out=rows)
     # Seen as [B, 3, H, W] the same bytes are channels_last.
     return rows.view(images.shape).permute(0, 3, 1, 2)
+
+
+def _constants(values: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers on the device; a copy to a GPU does not wait for it."""
+    constants = torch.tensor(values)
+    if device.type != "cuda":
+        return constants.to(device)
+    return constants.pin_memory().to(device, non_blocking=True)
 
 
 def _as_floats(numbers: UInt8[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:

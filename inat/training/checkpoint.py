@@ -24,6 +24,7 @@ from inat.files import (
     write_json,
 )
 from inat.progress import first_few, say
+from inat.training.processes import by_first, is_sharded, like, whole
 
 
 @dataclass
@@ -73,17 +74,35 @@ def save_checkpoint(
     keep: Path | None = None,
 ) -> None:
     """Writes a checkpoint; the one that was there is replaced only by a whole one, and goes to
-    `keep` if that is given."""
-    tensors, rest = _split_optimizer(optimizer)
-    memory = {} if loss is None else loss.state_dict()
+    `keep` if that is given.
+
+    All processes call it: sharded weights are gathered from all, one writes, and none goes on
+    before that is done.
+    """
+
+    def contents() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        parts = {"model": network, "ema": ema, "loss": loss}
+        states = {name: {} if part is None else part.state_dict() for name, part in parts.items()}
+        of_optimizer, rest = _split_optimizer(optimizer)
+        tensors = {name: _owned(state) for name, state in states.items()}
+        return {**tensors, "optimizer": of_optimizer}, rest
+
+    gathered = contents() if is_sharded(network) else None
+    by_first(lambda: _write_checkpoint(folder, state, *(gathered or contents()), keep))
+
+
+def _write_checkpoint(
+    folder: Path,
+    state: LoopState,
+    tensors: dict[str, dict[str, Tensor]],
+    rest_of_optimizer: dict[str, Any],
+    keep: Path | None,
+) -> None:
     with atomic_folder(folder, keep=keep) as partial, _system_errors(partial):
-        save_file(_owned(network.state_dict()), partial / "model.safetensors")
-        if ema is not None:
-            save_file(_owned(ema.state_dict()), partial / "ema.safetensors")
-        save_file(tensors, partial / "optimizer.safetensors")
-        if memory:  # what a loss has seen so far, as seesaw's counts
-            save_file(_owned(memory), partial / "loss.safetensors")
-        write_json(partial / "optimizer.json", rest)
+        for name, of_part in tensors.items():
+            if of_part or name == "optimizer":  # few losses remember anything, as seesaw its counts
+                save_file(of_part, partial / f"{name}.safetensors")
+        write_json(partial / "optimizer.json", rest_of_optimizer)
         write_json(partial / "state.json", asdict(state))
         write_checksums(partial)
 
@@ -160,13 +179,16 @@ def load_checkpoint(
         InputError: the folder is no whole checkpoint.
     """
     try:
-        network.load_state_dict(load_file(folder / "model.safetensors"))
+        weights, own = load_file(folder / "model.safetensors"), network.state_dict()
+        network.load_state_dict({name: like(weights[name], own[name]) for name in weights})
         if ema is not None:
             ema.load_state_dict(load_file(folder / "ema.safetensors"))
         if loss is not None and loss.state_dict():
             loss.load_state_dict(load_file(folder / "loss.safetensors"))
         tensors = load_file(folder / "optimizer.safetensors")
         rest = read_json(folder / "optimizer.json")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        tensors = {key: _like_its(tensor, key, parameters) for key, tensor in tensors.items()}
         optimizer.load_state_dict(_joined_optimizer(tensors, rest))
         return read_state(folder)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -178,7 +200,7 @@ def load_checkpoint(
 
 def _owned(state: dict[str, Tensor]) -> dict[str, Tensor]:
     # safetensors stores rows as they lie; channels_last weights are laid out anew.
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -189,10 +211,16 @@ def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str,
     for index, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+                tensors[f"{index}.{name}"] = whole(value).detach().cpu().contiguous()
             else:
                 numbers[f"{index}.{name}"] = value
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
+
+
+def _like_its(tensor: Tensor, key: str, parameters: list[nn.Parameter]) -> Tensor:
+    """An entry `<parameter>.<entry>`, sharded as its parameter where it is of its shape."""
+    parameter = parameters[int(key.partition(".")[0])]
+    return like(tensor, parameter) if tensor.shape == parameter.shape else tensor
 
 
 def _joined_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from inat.config import Config
 from inat.errors import InputError
 from inat.fold_runs import FoldRuns, fold_path, holds_folds
 from inat.prediction.folds import predict_out_of_fold
+from inat.prediction.processes import this_process
 from inat.progress import say
 from inat.training.loop import dry_run, resolved, train
 from inat.training.plan import make_plan
@@ -44,6 +45,11 @@ def train_folds(
     config, path = resolved(config, run, overrides)
     if resume and overwrite:
         raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
+    if this_process(None, None).world_size > 1:
+        raise InputError(
+            f"--folds {folds}: they are trained in one process; start it without torchrun, "
+            f"or train them one by one, --data.holdout fold:1/{folds} and on"
+        )
     _refuse_place(path)
     configs = [fold_config(config, fold, folds) for fold in range(1, folds + 1)]
     # Before the first is trained: a fold that cannot be would be found out days later.

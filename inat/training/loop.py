@@ -1,9 +1,10 @@
 """Trains a backbone: the loop, and what is done once an epoch."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from inat.competitions import find_competition
@@ -27,6 +30,7 @@ from inat.data.loader import (
     Loader,
     PhotoEvent,
     build_loader,
+    default_workers,
     to_device,
     worker_deaths,
 )
@@ -57,7 +61,8 @@ from inat.models.device import (
     resolve_precision,
     to_device_format,
 )
-from inat.progress import progress_bar, say
+from inat.prediction.processes import this_process
+from inat.progress import progress_bar, say, silence
 from inat.run_folder import Run, create_run, differing_fields, is_run
 from inat.training.checkpoint import (
     LoopState,
@@ -69,8 +74,21 @@ from inat.training.checkpoint import (
 from inat.training.mixing import erased, mixed
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan, make_plan
+from inat.training.processes import (
+    PATIENCE,
+    BatchPart,
+    average_statistics,
+    by_first,
+    gathered,
+    is_sharded,
+    others_alive,
+    shard,
+    shared_batch,
+    summed,
+    weights_together,
+)
 from inat.training.stopping import Stopped, StopSignals, stop_signals
-from inat.training.tracking import MetricsLog
+from inat.training.tracking import MetricsLog, NoLog
 from inat.training.validation import Validation, validate
 from inat.training.window import Step, Window
 
@@ -115,6 +133,13 @@ class Trainer:
         both = (self.loader, self.held_out_loader)
         return [loader for loader in both if loader is not None]
 
+    def part_of(self, batch: Batch) -> BatchPart:
+        """Which part of its global batch a batch is."""
+        n_images, rank = len(batch["label"]), self.accelerator.process_index
+        if self.loader.on_bad_photo == "stop":
+            return BatchPart((n_images,) * self.accelerator.num_processes, rank)
+        return BatchPart(tuple(gathered(n_images)), rank)  # unreadable photos are left out
+
 
 def train(
     config: Path | str | Config,
@@ -137,37 +162,48 @@ def train(
         InputError: anything wrong with config or data; a run folder that holds something else.
         WorldError: the loss is not finite, a photo cannot be read, the disk is full, or another
             training works in the run folder.
-        Stopped: SIGINT or SIGTERM came; the checkpoint is written.
+        Stopped: SIGINT or SIGTERM came to any of the processes; the checkpoint is written.
     """
     config, path = resolved(config, run, overrides)
     if resume and overwrite:
         raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
-    plan = make_plan(config)
-    with disk_remedies(path, "the checkpoint before is whole; make room and go on with --resume"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        busy = f"{path}: another training works there; wait for it, or give another --run"
-        # Beside the folder, which --overwrite replaces.
-        with locked(path.resolve().with_name(f".{path.resolve().name}.lock"), busy):
-            return _train(plan, path, resume=resume, overwrite=overwrite)
+    kept = "the checkpoint before is whole; make room and go on with --resume"
+    with silence(this_process(None, None).rank > 0), others_alive(), disk_remedies(path, kept):
+        plan = make_plan(config)
+        with _engine(config) as (accelerator, precision), ExitStack() as lock:
+
+            def is_finished() -> bool:
+                lock.enter_context(_locked(path))
+                return _is_finished(path, plan, resume=resume, overwrite=overwrite)
+
+            if by_first(is_finished):
+                say(f"{path}: this config is trained already; --overwrite trains it again")
+            else:
+                _train(plan, path, accelerator, precision, overwrite=overwrite)
+    return Run(path)
 
 
-def _train(plan: Plan, path: Path, *, resume: bool, overwrite: bool) -> Run:
-    remove_leftovers(path)
-    if _is_finished(path, plan, resume=resume, overwrite=overwrite):
-        say(f"{path}: this config is trained already; --overwrite trains it again")
-        return Run(path)
+def _locked(path: Path) -> AbstractContextManager[None]:
+    """Keeps other trainings out of a run folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"{path}: another training works there; wait for it, or give another --run"
+    # Beside the folder, which --overwrite replaces.
+    return locked(path.resolve().with_name(f".{path.resolve().name}.lock"), busy)
+
+
+def _train(
+    plan: Plan, path: Path, accelerator: Accelerator, precision: str, *, overwrite: bool
+) -> None:
     for line in plan.describe():
         say(line)
-    with _engine(plan.config) as (accelerator, precision):
-        trainer = _build_trainer(plan, accelerator, precision)
-        say(f"weights    {trainer.backbone.source}")
-        say(f"device     {accelerator.device}, {precision}")
-        with _memory_remedies():
-            _try_later_stages(trainer, plan)
-            # Not before here: what is wrong with model or weights must not cost the old run.
-            folder = Run(path) if is_run(path) and not overwrite else _fresh_run(path, plan.config)
-            _run_epochs(trainer, plan, folder)
-    return folder
+    trainer = _build_trainer(plan, accelerator, precision)
+    say(f"weights    {trainer.backbone.source}")
+    say(f"device     {_describe_device(accelerator, precision)}")
+    with _memory_remedies():
+        _try_later_stages(trainer, plan)
+        # Not before here: what is wrong with model or weights must not cost the old run.
+        by_first(lambda: _make_run(path, plan.config, overwrite=overwrite))
+        _run_epochs(trainer, plan, Run(path))
 
 
 def dry_run(
@@ -177,12 +213,12 @@ def dry_run(
     each of its later stages."""
     config, _ = resolved(config, None, overrides)
     plan = make_plan(config)
-    with _engine(config) as (accelerator, precision):
+    with others_alive(), _engine(config) as (accelerator, precision):
         trainer = _build_trainer(plan, accelerator, precision)
         lines = [
             *plan.describe(),
             f"weights    {trainer.backbone.source}",
-            f"device     {accelerator.device}, {precision}",
+            f"device     {_describe_device(accelerator, precision)}",
             _one_step(trainer),
         ]
         for stage in plan.stages[1:]:
@@ -197,7 +233,7 @@ def _one_step(trainer: Trainer) -> str:
     trainer.backbone.still_if_frozen()
     began = time.monotonic()
     trainer.loader.set_epoch(trainer.plan.first_epoch)
-    batches, _ = next(_accumulated(trainer.loader, trainer.plan.config.optim.accumulate))
+    batches, _ = next(_accumulated(trainer))
     with _memory_remedies():
         loss = _step(trainer, batches, LoopState(epoch=trainer.plan.first_epoch)).loss.item()
     return (
@@ -237,6 +273,7 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
     Raises:
         InputError: the folder holds anything that this training may not go on with.
     """
+    remove_leftovers(path)
     if not is_run(path):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(
@@ -277,10 +314,16 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
     return False
 
 
-def _fresh_run(path: Path, config: Config) -> Run:
-    with atomic_folder(path) as partial:
-        create_run(partial, config)
-    return Run(path)
+def _make_run(path: Path, config: Config, *, overwrite: bool) -> None:
+    if overwrite or not is_run(path):
+        with atomic_folder(path) as partial:
+            create_run(partial, config)
+
+
+def _describe_device(accelerator: Accelerator, precision: str) -> str:
+    count = accelerator.num_processes
+    each = f", {count} processes" if count > 1 else ""
+    return f"{accelerator.device.type}, {precision}{each}"
 
 
 @contextmanager
@@ -289,10 +332,10 @@ def _engine(config: Config) -> Iterator[tuple[Accelerator, str]]:
     device = pick_device(config.runtime.device)
     precision = resolve_precision(config.runtime.precision, device)
     accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision, cpu=device.type == "cpu"
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device.type == "cpu",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    if accelerator.num_processes > 1:
-        raise InputError("training runs in one process; start it with inat train alone")
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     try:
         # The loop seeds torch's generators anew each step.
@@ -314,9 +357,15 @@ def _build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trai
         say(f"warning: {warning}")
     if config.runtime.gradient_checkpointing:
         _checkpoint_gradients(backbone.network, config.model.backbone)
+    sharded = config.runtime.shard and accelerator.num_processes > 1
     to_device_format(
-        backbone.network, accelerator.device, channels_last=config.runtime.channels_last
+        backbone.network,
+        accelerator.device,
+        # fully_shard takes contiguous weights alone.
+        channels_last=config.runtime.channels_last and not sharded,
     )
+    if sharded:
+        shard(backbone.network, accelerator.device)
     trainer = _stage_trainer(plan.stages[0], accelerator, backbone, None, precision)
     if config.optim.ema_decay is not None:
         trainer.ema = ModelEmaV3(backbone.network, decay=config.optim.ema_decay)
@@ -359,12 +408,13 @@ def _stage_trainer(
     schedule = build_schedule(
         config.optim, bare_optimizer, steps_per_epoch=stage.steps_per_epoch, epochs=config.epochs
     )
-    network, optimizer = accelerator.prepare(backbone.network, bare_optimizer)
+    network = _prepared(accelerator, backbone.network)
+    optimizer = accelerator.prepare_optimizer(bare_optimizer)
     return Trainer(
         plan=stage,
         accelerator=accelerator,
         backbone=backbone,
-        network=network,
+        network=_compiled(network) if config.runtime.compile else network,
         loss=build_loss(
             config.loss,
             prior=stage.loss_prior,
@@ -381,6 +431,21 @@ def _stage_trainer(
     )
 
 
+def _compiled(network: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(network)
+    assert isinstance(compiled, nn.Module)  # its declared type says no more than callable
+    return compiled
+
+
+def _prepared(accelerator: Accelerator, network: nn.Module) -> nn.Module:
+    # Weights that are sharded bring their gradients together themselves.
+    prepared: nn.Module = accelerator.prepare_model(network, evaluation_mode=is_sharded(network))
+    if isinstance(prepared, DistributedDataParallel):
+        # Running statistics are averaged after each step, not those of rank 0 sent before it.
+        prepared.broadcast_buffers = False
+    return prepared
+
+
 def _try_later_stages(trainer: Trainer, plan: Plan) -> None:
     """Goes through the later stages on a copy of the network, so that what is wrong with one is
     said now and not after days of training."""
@@ -392,7 +457,7 @@ def _try_later_stages(trainer: Trainer, plan: Plan) -> None:
         copy = _next_trainer(copy, stage)
         try_image_size(backbone.network, stage.config.transforms.image_size)
     trainer.accelerator.free_memory()
-    trainer.accelerator.prepare(trainer.network, trainer.optimizer)
+    trainer.accelerator.prepare_optimizer(trainer.optimizer)  # again, after free_memory
 
 
 def _checkpoint_gradients(network: Any, name: str) -> None:
@@ -409,23 +474,32 @@ def _loader(plan: StagePlan, accelerator: Accelerator, *, training: bool) -> Loa
     config = plan.config
     split = plan.trained if training else plan.held_out
     assert split is not None
+    world_size = accelerator.num_processes
+    batch_size = shared_batch(config.batch_size, world_size)
     return build_loader(
         split,
         image_size=config.transforms.image_size if training else config.transforms.test_size,
         training=training,
-        batch_size=config.batch_size * (1 if training else 2),
-        workers=config.data.workers,
+        batch_size=batch_size * (1 if training else 2),
+        workers=_workers(config.data.workers),
         seed=config.seed,
         sampler=config.sampler,
         epochs=config.epochs,
         first_epoch=plan.first_epoch,
         recipe=config.transforms,
         rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        world_size=world_size,
         worker_kind=config.data.worker_kind,
         on_bad_photo=config.data.on_bad_photo,
         keep_photos=config.data.keep_photos,
     )
+
+
+def _workers(given: int | None) -> int:
+    """Workers of this process; the processes of a machine share its processors."""
+    if given is not None:
+        return given
+    return max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _write_facts(run: Run, trainer: Trainer) -> None:
@@ -477,8 +551,9 @@ class _Keeper:
 
 def _run_epochs(trainer: Trainer, plan: Plan, run: Run) -> None:
     trainer, state = _resumed(trainer, plan, run)
-    _write_facts(run, trainer)
-    log = MetricsLog(run.metrics_path, keep_bytes=state.metrics_bytes)
+    by_first(lambda: _write_facts(run, trainer))
+    is_main = trainer.accelerator.is_main_process
+    log = MetricsLog(run.metrics_path, keep_bytes=state.metrics_bytes) if is_main else NoLog()
     try:
         with stop_signals() as stops:
             keeper = _Keeper(run, log, stops, time.monotonic(), state.step)
@@ -535,8 +610,8 @@ def _save(trainer: Trainer, state: LoopState, run: Run, *, is_best: bool) -> Non
     state.loss_scale = None if scaler is None else scaler.state_dict()
     # best first: a last that knows the best score must never stand alone.
     for name in ("best", "last") if is_best else ("last",):
-        if name == "last":
-            _write_facts(run, trainer)  # the stage may be another than that of the last before
+        if name == "last":  # the stage may be another than that of the last before
+            by_first(lambda: _write_facts(run, trainer))
         save_checkpoint(
             run.path / "checkpoints" / name,
             state,
@@ -557,33 +632,33 @@ def _train_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: in
     trainer.loss.set_progress((state.epoch - plan.first_epoch) / config.epochs)
     title = f"epoch {state.epoch + 1}/{epochs}"
     with progress_bar(title, plan.steps_per_epoch * plan.global_batch, "images") as bar:
-        for batches, n_read in _accumulated(trainer.loader, config.optim.accumulate):
+        for batches, n_read in _accumulated(trainer):
             step = _step(trainer, batches, state)
             state.step, state.batches = step.number, state.batches + n_read
             window.add(step)
             if state.step % config.runtime.log_every == 0:
                 _log_window(trainer, state, keeper.log, window)
-            if keeper.is_due(config, state) or keeper.stops.received:
+            if keeper.stops.any_asks(keeper.is_due(config, state)):
                 state.losses, state.metrics_bytes = window.read(), keeper.log.n_bytes
                 keeper.stops.check()
                 keeper.save(trainer, state)
-            bar.advance(sum(len(ids) for ids in step.image_ids), window.note)
+            bar.advance(step.n_images, window.note)
     if not window.is_empty:
         _log_window(trainer, state, keeper.log, window)
     state.losses, state.metrics_bytes = [], keeper.log.n_bytes
     say(f"{title}  {window.note}  {window.epoch_rate:.0f} images/s")
 
 
-def _accumulated(loader: Loader, n_batches: int) -> Iterator[tuple[list[Batch], int]]:
+def _accumulated(trainer: Trainer) -> Iterator[tuple[list[Batch], int]]:
     """The batches of one step after another, and how many were read for them; a rest of fewer is
     left out."""
     group: list[Batch] = []
     n_read = 0
-    for batch in loader:
+    for batch in trainer.loader:
         n_read += 1
-        if len(batch["label"]):  # else all its photos were unreadable
+        if min(trainer.part_of(batch).sizes):  # else all photos of a process were unreadable
             group.append(batch)
-        if len(group) == n_batches:
+        if len(group) == trainer.plan.config.optim.accumulate:
             yield group, n_read
             group, n_read = [], 0
 
@@ -592,16 +667,20 @@ def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
     """One optimiser step; its loss is still on the device."""
     config, accelerator, optimizer = trainer.plan.config, trainer.accelerator, trainer.optimizer
     trainer.schedule.step_update(state.stage_step + 1)
-    n_images = sum(len(batch["label"]) for batch in batches)
     total = torch.zeros((), device=accelerator.device)
+    weight = _step_weight(trainer, batches)
     for place, batch in enumerate(batches):
-        loss = _loss(trainer, batch, state, place) * (len(batch["label"]) / n_images)
-        accelerator.backward(loss)
+        is_last = place == len(batches) - 1
+        with nullcontext() if is_last else accelerator.no_sync(trainer.network):
+            loss = _loss(trainer, batch, state, place, weight)
+            accelerator.backward(loss)
         total += loss.detach()
     if config.optim.clip_grad_norm is not None:
         accelerator.clip_grad_norm_(trainer.network.parameters(), config.optim.clip_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    # So that every process holds the same state after each step, and a checkpoint all of it.
+    average_statistics(trainer.backbone.network)
     if trainer.ema is not None:
         trainer.ema.update(trainer.backbone.network)
     return Step(
@@ -609,25 +688,38 @@ def _step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
         learning_rate=min(group["lr"] for group in optimizer.param_groups),
         loss=total,
         image_ids=[batch["image_id"] for batch in batches],
+        n_images=sum(len(batch["label"]) for batch in batches) * accelerator.num_processes,
         skipped=bool(getattr(optimizer, "step_was_skipped", False)),
     )
 
 
-def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int) -> Tensor:
-    """The loss of the batch that is number `place` of its step."""
+def _step_weight(trainer: Trainer, batches: list[Batch]) -> Tensor:
+    """What the step's mean divides by, over all its batches and processes. Partners of mixup are
+    a permutation, so the labels tell it before anything is mixed."""
+    device = trainer.accelerator.device
+    labels = [batch["label"].to(device, non_blocking=True) for batch in batches]
+    return summed(trainer.loss.weight_of(torch.cat(labels)))
+
+
+def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int, weight: Tensor) -> Tensor:
+    """This process's share of the loss of the batch that is number `place` of its step, times the
+    number of processes, since these average their gradients."""
     config, device = trainer.plan.config, trainer.accelerator.device
-    # What is random depends on (seed, stage, epoch, step, place, rank) alone, so a resume repeats
-    # it: dropout, drop path and the noise of erased boxes by torch's generator, the rest by `rng`.
-    block = (state.stage_step * config.optim.accumulate + place) * trainer.accelerator.num_processes
-    block += trainer.accelerator.process_index
-    torch.manual_seed(_block_seed(config.seed, block, trainer.plan.number - 1))
+    part = trainer.part_of(batch)
+    # What is random depends on (seed, stage, epoch, step, place) alone, so a resume repeats it:
+    # dropout, drop path and the noise of erased boxes by torch's generator, which is each
+    # process's own, the rest by `rng`, which is the same in all.
+    block = state.stage_step * config.optim.accumulate + place
+    own_block = block * len(part.sizes) + part.rank
+    torch.manual_seed(_block_seed(config.seed, own_block, trainer.plan.number - 1))
     rng = stream(config.seed, state.epoch, BATCHES, block)
     images = to_device(batch, device, trainer.backbone.mean, trainer.backbone.std)
     labels = batch["label"].to(device, non_blocking=True)
-    images = erased(images, config.transforms, rng)
-    images, targets = mixed(images, labels, trainer.plan.trained.n_classes, config.transforms, rng)
+    images = erased(images, config.transforms, rng, part)
+    n_classes = trainer.plan.trained.n_classes
+    images, targets = mixed(images, labels, n_classes, config.transforms, rng, part)
     loss: Tensor = trainer.loss(trainer.network(images), targets)
-    return loss
+    return loss * (trainer.loss.weight_of(targets) / weight * len(part.sizes))
 
 
 def _block_seed(seed: int, block: int, stage: int) -> int:
@@ -653,10 +745,11 @@ def _validate(trainer: Trainer, stops: StopSignals) -> Validation | None:
     """Scores the held-out part, if there is one."""
     if trainer.held_out_loader is None:
         return None
-    with stops.at_once():
+    with weights_together(trainer.evaluated):
         return validate(
             trainer.evaluated,
             trainer.held_out_loader,
+            check=stops.check,
             mean=trainer.backbone.mean,
             std=trainer.backbone.std,
             precision=trainer.precision,
@@ -690,7 +783,7 @@ def _list_bad_photos(trainer: Trainer, run: Run) -> None:
         "slow": _unique([e for loader in loaders for e in loader.slow_photos]),
     }
     if any(listed.values()):
-        write_json(run.path / "bad_photos.json", listed)
+        by_first(lambda: write_json(run.path / "bad_photos.json", listed))
     plan = trainer.plan
     n_photos = len(plan.trained) + (len(plan.held_out) if plan.held_out else 0)
     if len(bad) > plan.config.data.bad_photo_limit * n_photos:
@@ -711,7 +804,9 @@ def _recall_bad_photos(trainer: Trainer, run: Run) -> None:
 
 
 def _unique(events: list[PhotoEvent]) -> list[PhotoEvent]:
-    return list({event.image_id: event for event in events}.values())
+    """The events of all processes, one a photo."""
+    everywhere = [event for those in gathered(events) for event in those]
+    return list({event.image_id: event for event in everywhere}.values())
 
 
 def _peak_memory(device: torch.device) -> str:

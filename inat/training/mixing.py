@@ -1,6 +1,7 @@
 """What is done to a whole batch on the device: mixup, CutMix, erased boxes.
 
-Partners, shares and boxes are drawn from (seed, epoch, step): a resumed run mixes the same photos.
+Partners, shares and boxes are drawn from (seed, epoch, step) for the global batch: a resumed run
+mixes the same photos, and so does any number of processes.
 """
 
 import math
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from inat.config import TransformConfig
+from inat.training.processes import BatchPart, on_device
 
 ATTEMPTS = 10
 ERASED_SCALE = (0.02, 1 / 3)
@@ -50,6 +52,7 @@ def mixed(
     n_classes: int,
     recipe: TransformConfig,
     rng: np.random.Generator,
+    part: BatchPart,
 ) -> tuple[Images, Targets]:
     """The batch after mixup or CutMix, with soft targets; as it was where the recipe has neither.
 
@@ -59,22 +62,22 @@ def mixed(
         n_classes: width of the soft targets.
         recipe: `mixup` and `cutmix` are the alphas of their Beta(alpha, alpha); with both each
             step takes one of them at random.
-        rng: the step's own.
+        rng: the step's own, the same in all processes.
+        part: which part of the global batch the images are; partners come from all of it.
     """
-    mix = draw_mix(recipe, len(images), images.shape[-1], rng)
+    mix = draw_mix(recipe, part.n_images, images.shape[-1], rng)
     if mix is None:
         return images, labels
-    partner = torch.from_numpy(mix.partner).to(images.device)
     # Seen as [B, H, W, 3] the images are contiguous, and stay so.
     rows = images.permute(0, 2, 3, 1)
     if mix.box is None:
-        rows = rows.index_select(0, partner).lerp_(rows, mix.share)
+        rows = part.partners(rows, mix.partner).lerp_(rows, mix.share)
     else:
         top, left, height, width = mix.box
-        part = rows[:, top : top + height, left : left + width]
-        part.copy_(part.index_select(0, partner))
-    own = one_hot(labels, n_classes)
-    return rows.permute(0, 3, 1, 2), own.index_select(0, partner).lerp_(own, mix.share)
+        box = rows[:, top : top + height, left : left + width]
+        box.copy_(part.partners(box, mix.partner))
+    others = one_hot(part.partners(labels, mix.partner), n_classes)
+    return rows.permute(0, 3, 1, 2), others.lerp_(one_hot(labels, n_classes), mix.share)
 
 
 def draw_mix(
@@ -105,18 +108,21 @@ def one_hot(labels: Int64[Tensor, "batch"], n_classes: int) -> Float[Tensor, "ba
     return rows.scatter_(1, labels[:, None], 1.0)
 
 
-def erased(images: Images, recipe: TransformConfig, rng: np.random.Generator) -> Images:
+def erased(
+    images: Images, recipe: TransformConfig, rng: np.random.Generator, part: BatchPart
+) -> Images:
     """The images with boxes erased: `recipe.erasing` is random erasing (Zhong et al. 2020), which
     puts noise in the place of 2 to 33 % of an image; `recipe.cutout` puts the mean colour in a
-    square of that side (DeVries and Taylor 2017)."""
-    n_images, size = len(images), images.shape[-1]
+    square of that side (DeVries and Taylor 2017). Boxes are drawn for the global batch, of which
+    `part` is this process's; the noise is each process's own."""
+    n_images, size = part.n_images, images.shape[-1]
     if recipe.erasing:
         boxes = draw_erasing(recipe.erasing, n_images, size, rng)
         # The loop seeds torch by (seed, step, rank), so the noise is a pure function too.
-        images = torch.where(_inside(boxes, images), torch.randn_like(images), images)
+        images = torch.where(_inside(boxes, images, part), torch.randn_like(images), images)
     if recipe.cutout:
         boxes = draw_cutout(recipe.cutout, n_images, size, rng)
-        images = torch.where(_inside(boxes, images), 0.0, images)
+        images = torch.where(_inside(boxes, images, part), 0.0, images)
     return images
 
 
@@ -145,10 +151,10 @@ def draw_cutout(side: int, n_images: int, size: int, rng: np.random.Generator) -
     return Boxes(first[0], first[1], last[0] - first[0], last[1] - first[1])
 
 
-def _inside(boxes: Boxes, images: Images) -> Tensor:
+def _inside(boxes: Boxes, images: Images, part: BatchPart) -> Tensor:
     """Whether each pixel is in its image's box, `[batch, 1, height, width]`."""
-    on_device = (torch.from_numpy(side).to(images.device)[:, None] for side in boxes)
-    top, left, height, width = on_device
+    sides = (on_device(side[part.own], images.device)[:, None] for side in boxes)
+    top, left, height, width = sides
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)
     rows = (y >= top) & (y < top + height)

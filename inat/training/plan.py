@@ -142,7 +142,7 @@ class Plan:
         return lines
 
 
-def make_plan(config: Config, world_size: int = 1) -> Plan:
+def make_plan(config: Config) -> Plan:
     """Reads the annotations and works out what `config` means for them.
 
     Raises:
@@ -166,9 +166,7 @@ def make_plan(config: Config, world_size: int = 1) -> Plan:
     stages: list[StagePlan] = []
     for stage in lay_stages(config):
         first_epoch = stages[-1].end_epoch if stages else 0
-        stages.append(
-            _plan_stage(stage, len(stages) + 1, first_epoch, trained, held_out, world_size)
-        )
+        stages.append(_plan_stage(stage, len(stages) + 1, first_epoch, trained, held_out))
     return Plan(config, tuple(stages))
 
 
@@ -178,12 +176,11 @@ def _plan_stage(
     first_epoch: int,
     trained: Split,
     held_out: Split | None,
-    world_size: int,
 ) -> StagePlan:
     config = stage.config
     sampler = build_sampler(config.sampler, trained.labels, trained.n_classes, config.epochs)
     epoch_size = sampler.epoch_size
-    global_batch = config.batch_size * world_size * config.optim.accumulate
+    global_batch = config.batch_size * config.optim.accumulate
     if epoch_size < global_batch:
         raise InputError(
             f"an epoch of {epoch_size} photos is less than one global batch of {global_batch}; "

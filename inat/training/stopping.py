@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 from inat.errors import InatError
+from inat.training.processes import greatest
 
 
 class Stopped(InatError):
@@ -22,47 +23,39 @@ class StopSignals:
     """What has come of SIGINT and SIGTERM; made by `stop_signals`.
 
     Attributes:
-        received: the first that came, None before.
+        received: the first that came to this process, None before.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._leaves_now = False
+
+    def any_asks(self, is_due: bool) -> bool:
+        """Whether in any process a signal has come or a checkpoint is due; all processes ask at
+        the same moment and hear the same."""
+        return greatest(int(is_due or self.received is not None)) > 0
 
     def check(self) -> None:
-        """Raises Stopped if a signal has come; for moments at which all is in order."""
-        if self.received is not None:
-            raise Stopped(self.received)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """A block that a signal ends at any moment, since nothing of it is kept."""
-        self._leaves_now = True
-        try:
-            self.check()
-            yield
-        finally:
-            self._leaves_now = False
-
-    def receive(self, number: signal.Signals) -> None:
-        """Takes note of a signal; within `at_once` raises Stopped."""
-        self.received = number
-        if self._leaves_now:
-            raise Stopped(number)
+        """Raises Stopped in all processes if a signal has come to any; all call it at the same
+        moment, at which all is in order."""
+        number = greatest(self.received or 0)
+        if number:
+            raise Stopped(signal.Signals(number))
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Listens to SIGINT and SIGTERM. Only the first waits for its checkpoint: a second does what
-    it did before, which is to leave at once. Outside of the main thread nothing is listened to."""
+    """Listens to SIGINT and SIGTERM. A second SIGINT does what it did before, which is to leave at
+    once; further SIGTERMs do nothing, since schedulers and torchrun each send their own. Outside
+    of the main thread nothing is listened to."""
     stops = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield stops
         return
     before: dict[signal.Signals, Any] = {}
 
-    def restore() -> None:
-        for number, handler in before.items():
+    def restore(*numbers: signal.Signals) -> None:
+        for number in numbers:
+            handler = before[number]
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     try:
@@ -70,14 +63,14 @@ def stop_signals() -> Iterator[StopSignals]:
             before[number] = signal.signal(number, _handler(stops, restore))
         yield stops
     finally:
-        restore()
+        restore(*before)
 
 
 def _handler(
-    stops: StopSignals, restore: Callable[[], None]
+    stops: StopSignals, restore: Callable[[signal.Signals], None]
 ) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, _: FrameType | None) -> None:
-        restore()
-        stops.receive(signal.Signals(number))
+        restore(signal.SIGINT)
+        stops.received = stops.received or signal.Signals(number)
 
     return handle

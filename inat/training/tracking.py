@@ -32,3 +32,18 @@ class MetricsLog:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+class NoLog(MetricsLog):
+    """The log of a process whose rank is not 0: it is written nowhere."""
+
+    n_bytes = 0
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""

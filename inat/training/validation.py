@@ -1,5 +1,6 @@
 """Scores the held-out part of train between two epochs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from inat.data.loader import Loader
 from inat.metrics import class_means, hits_at, mean_of, shot_bands, top_k
 from inat.models.backbone import Triple
 from inat.prediction.forward import iterate_logits
+from inat.training.processes import gathered
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,20 @@ def validate(
     precision: str,
     train_counts: np.ndarray,
     band_edges: tuple[int, int],
+    check: Callable[[], None] = lambda: None,
 ) -> Validation:
-    """Scores every photo of the loader once; keeps guesses, not logits, so memory stays small."""
-    guesses, labels = [], []
-    for batch, logits in iterate_logits(network, loader, mean=mean, std=std, precision=precision):
+    """Scores every photo of the processes' loaders once; keeps guesses, not logits, so memory
+    stays small. `check` is called after each batch that all processes have."""
+    guesses, labels = [np.empty((0, 3), np.int64)], [np.empty(0, np.int64)]
+    found = iterate_logits(network, loader, mean=mean, std=std, precision=precision)
+    for place, (batch, logits) in enumerate(found, start=1):
         guesses.append(top_k(logits.numpy(), 3))
         labels.append(batch["label"].numpy())
-    return score_guesses(np.concatenate(guesses), np.concatenate(labels), train_counts, band_edges)
+        if place * loader.global_batch <= loader.n_draws:  # a last one need not reach all
+            check()
+    parts = gathered((np.concatenate(guesses), np.concatenate(labels)))
+    all_guesses, all_labels = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
+    return score_guesses(all_guesses, all_labels, train_counts, band_edges)
 
 
 def score_guesses(

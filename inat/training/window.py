@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inat.errors import WorldError
 from inat.progress import first_few
+from inat.training.processes import averaged, gathered
 
 MOST_IDS = 8
 
@@ -22,8 +23,9 @@ class Step:
     Attributes:
         number: counted from 1.
         learning_rate: that it was taken with.
-        loss: still on the device.
-        image_ids: of its batches.
+        loss: still on the device; its mean over the processes is that of the step.
+        image_ids: of this process's batches.
+        n_images: of all processes' batches.
         skipped: whether float16's scaler threw the step away, as it does while it looks for a
             scale; such a loss need not be finite.
     """
@@ -32,6 +34,7 @@ class Step:
     learning_rate: float
     loss: Float[Tensor, ""]
     image_ids: Sequence[Int64[Tensor, "batch"]]
+    n_images: int
     skipped: bool = False
 
 
@@ -49,10 +52,9 @@ class Window:
 
     def add(self, step: Step) -> None:
         """Takes in a step."""
-        n_images = sum(len(ids) for ids in step.image_ids)
         self._unread.append(step)
-        self._images += n_images
-        self._epoch_images += n_images
+        self._images += step.n_images
+        self._epoch_images += step.n_images
 
     @property
     def is_empty(self) -> bool:
@@ -60,14 +62,14 @@ class Window:
         return not self._losses and not self._unread
 
     def read(self) -> list[float]:
-        """The losses of the window so far.
+        """The losses of the window so far; all processes read at the same step.
 
         Raises:
             WorldError: one is not finite; the text names the first such step, its learning rate
                 and images.
         """
         if self._unread:
-            values = torch.stack([step.loss for step in self._unread]).tolist()
+            values = averaged(torch.stack([step.loss for step in self._unread])).tolist()
             for step, value in zip(self._unread, values, strict=True):
                 if math.isfinite(value):
                     self._losses.append(value)
@@ -94,7 +96,8 @@ class Window:
 
 
 def _sentence(step: Step, loss: float) -> str:
-    ids = [str(image_id) for batch in step.image_ids for image_id in batch.tolist()]
+    of_all = gathered([image_id for batch in step.image_ids for image_id in batch.tolist()])
+    ids = [str(image_id) for of_process in of_all for image_id in of_process]
     return (
         f"the loss is {loss} at step {step.number} (learning rate {step.learning_rate:.2g}, "
         f"images {first_few(ids, MOST_IDS)}); train again with a lower optim.lr_per_256 or with "

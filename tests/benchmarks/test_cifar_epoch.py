@@ -47,18 +47,18 @@ RECIPE = {
 }
 
 
-def make_noise_world(root: Path) -> Path:
+def make_noise_world(root: Path, n_photos: int = N_PHOTOS, n_species: int = N_SPECIES) -> Path:
     """A train split of PNGs of noise."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
-    for row in range(N_PHOTOS):
+    for row in range(n_photos):
         name = f"train_val2018/Noise/{row}.png"
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8)).save(root / name)
         images.append({"id": row, "file_name": name, "height": SIZE, "width": SIZE})
-        category_id = category(row % N_SPECIES)["id"]
+        category_id = category(row % n_species)["id"]
         annotations.append({"id": row, "image_id": row, "category_id": category_id})
-    categories = [category(label) for label in range(N_SPECIES)]
+    categories = [category(label) for label in range(n_species)]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (root / "train2018.json").write_bytes(orjson.dumps(document))
     return root

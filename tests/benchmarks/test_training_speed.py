@@ -10,16 +10,18 @@ world stands in.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contestants import Contestant, Step, alternate, endless, spread
 
+BACKBONE = "tf_efficientnet_lite0"
 SIZE, BATCH = 160, 32
 STEPS = 20
 PIXEL_MEAN, PIXEL_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
-def plain_step(root: Path) -> Iterator[Step]:
+def plain_step(root: Path, backbone: str = BACKBONE) -> Iterator[Step]:
     """The recipe with timm's and torch's own parts."""
     import timm
     import torch
@@ -61,7 +63,7 @@ def plain_step(root: Path) -> Iterator[Step]:
         persistent_workers=True,
     )
     network = timm.create_model(
-        "tf_efficientnet_lite0", num_classes=split.n_classes, drop_rate=0.2, drop_path_rate=0.1
+        backbone, num_classes=split.n_classes, drop_rate=0.2, drop_path_rate=0.1
     ).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=6e-4, weight_decay=0.05)
     loss_function = LabelSmoothingCrossEntropy(0.1)
@@ -76,7 +78,9 @@ def plain_step(root: Path) -> Iterator[Step]:
     yield step
 
 
-def kit_step(root: Path) -> Iterator[Step]:
+def kit_step(
+    root: Path, backbone: str = BACKBONE, runtime: dict[str, Any] | None = None
+) -> Iterator[Step]:
     """The same recipe through the kit."""
     from inat.config_files import build
     from inat.training import loop
@@ -93,12 +97,13 @@ def kit_step(root: Path) -> Iterator[Step]:
             "jitter_probability": 0.5,
         },
         "model": {
-            "backbone": "tf_efficientnet_lite0",
+            "backbone": backbone,
             "weights": "none",
             "dropout": 0.2,
             "drop_path": 0.1,
         },
         "loss": {"label_smoothing": 0.1},
+        "runtime": runtime or {},
     }
     config = build(recipe, "benchmark")
     with loop._engine(config) as (accelerator, precision):

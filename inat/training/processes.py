@@ -1,0 +1,252 @@
+"""What the processes that train one network together tell each other."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from itertools import accumulate
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Int64, Shaped
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from inat.errors import InatError, InputError, WorldError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=10)
+"""How long a process waits for the others within a step before it gives up."""
+
+SIGNS_OF_LOSS = ("gloo", "nccl", "connection", "timed out", "timeout", "process group")
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """The part of a global batch that this process holds.
+
+    Attributes:
+        sizes: images of each process, in the order of the global batch.
+        rank: number of this process.
+    """
+
+    sizes: tuple[int, ...]
+    rank: int = 0
+
+    @property
+    def n_images(self) -> int:
+        """Images of the global batch."""
+        return sum(self.sizes)
+
+    @property
+    def own(self) -> slice:
+        """Where this process's images stand in the global batch."""
+        first = sum(self.sizes[: self.rank])
+        return slice(first, first + self.sizes[self.rank])
+
+    def partners(
+        self, rows: Shaped[Tensor, "own ..."], partner: Int64[np.ndarray, "global"]
+    ) -> Shaped[Tensor, "own ..."]:
+        """The row of each own image's partner, from the process that holds it; each process gets
+        no more than it needs.
+
+        Args:
+            rows: one an own image.
+            partner: a permutation of the global batch, the same in all processes.
+        """
+        if len(self.sizes) == 1:
+            return rows.index_select(0, on_device(partner, rows.device))
+        ends = np.array([*accumulate(self.sizes)])
+        # Who holds each image's partner, and whose image it is, by place in the global batch.
+        holder = np.searchsorted(ends, partner, side="right")
+        owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        sent = partner[holder == self.rank] - self.own.start
+        come_from = holder[self.own]
+        received = rows.new_empty(rows.shape)
+        dist.all_to_all_single(
+            received,
+            rows.index_select(0, on_device(sent, rows.device)),
+            np.bincount(come_from, minlength=len(self.sizes)).tolist(),
+            np.bincount(owner[holder == self.rank], minlength=len(self.sizes)).tolist(),
+        )
+        # Rows come by holder, and within a holder in order of the images that they are for.
+        place = np.argsort(np.argsort(come_from, kind="stable"))
+        return received.index_select(0, on_device(place, rows.device))
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor; a copy to a GPU does not wait for it."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def n_processes() -> int:
+    """How many train together; 1 where nobody has said so."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def shared_batch(batch_size: int, world_size: int) -> int:
+    """Photos of a global batch that each process takes.
+
+    Raises:
+        InputError: they cannot be shared evenly.
+    """
+    if batch_size % world_size:
+        raise InputError(
+            f"batch_size {batch_size} cannot be shared evenly by {world_size} processes; give a "
+            f"multiple of {world_size}"
+        )
+    return batch_size // world_size
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum over all processes; written into `value`."""
+    if n_processes() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def averaged(value: Tensor) -> Tensor:
+    """The mean over all processes; written into `value`."""
+    return summed(value).div_(n_processes())
+
+
+def average_statistics(network: nn.Module) -> None:
+    """Gives every process the mean of the processes' running statistics of batch norm.
+
+    Each process normalises by its own part of a batch and keeps statistics of those parts. Their
+    mean uses all photos, where the statistics of rank 0, which DistributedDataParallel would
+    spread, use those of one process. Frozen statistics are left alone.
+    """
+    if n_processes() == 1:
+        return
+    statistics = [
+        statistic
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.training
+        for statistic in (module.running_mean, module.running_var)
+        if statistic is not None
+    ]
+    if statistics:
+        # One message for all: there are a hundred of them, and each would wait for the network.
+        means = averaged(torch.cat(statistics)).split_with_sizes([len(one) for one in statistics])
+        torch._foreach_copy_(statistics, means)
+
+
+@cache
+def _hosts(_: dist.ProcessGroup) -> dist.ProcessGroup:
+    """The group in which hosts tell each other what lies in their own memory: they wait for each
+    other then, and for no device. Made once, by all processes."""
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)  # not so for those who stand outside of it
+    return group
+
+
+def greatest(number: int) -> int:
+    """The greatest number of all processes."""
+    if n_processes() == 1:
+        return number
+    told = torch.tensor(number)
+    dist.all_reduce(told, dist.ReduceOp.MAX, group=_hosts(dist.group.WORLD))
+    return int(told)
+
+
+def gathered(value: T) -> list[T]:
+    """The value of each process, by rank."""
+    if n_processes() == 1:
+        return [value]
+    values: list[T | None] = [None] * n_processes()
+    dist.all_gather_object(values, value, group=_hosts(dist.group.WORLD))
+    return values  # type: ignore[return-value]
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """Does something in rank 0 while the others wait, and gives all of them what came of it.
+
+    Raises:
+        InatError: what rank 0 raised; so is what the system refused it (OSError).
+    """
+    if n_processes() == 1:
+        return work()
+    told: list[T | Exception | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            told = [work()]
+        except (InatError, OSError) as error:
+            told = [error]
+    dist.broadcast_object_list(told, src=0, group=_hosts(dist.group.WORLD))
+    if isinstance(told[0], Exception):
+        raise told[0]
+    return told[0]  # type: ignore[return-value]
+
+
+def shard(network: nn.Module, device: torch.device) -> None:
+    """Spreads a network's parameters over the processes; the blocks of a transformer, or the
+    stages of a convolutional network, are gathered one after the other when they are needed."""
+    mesh = init_device_mesh(device.type, (n_processes(),))
+    for container in network.children():
+        if isinstance(container, nn.Sequential | nn.ModuleList):
+            for block in container:
+                fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether `shard` has been at it."""
+    return isinstance(network, FSDPModule)
+
+
+@contextmanager
+def weights_together(network: nn.Module) -> Iterator[None]:
+    """Gathers sharded weights once, so that each process makes as many forward passes as it has
+    batches, without waiting for the others."""
+    sharded = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+            module.set_reshard_after_forward(module is not network, recurse=False)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered from all processes, any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """This process's shard of a whole tensor where `reference` is sharded."""
+    if not isinstance(reference, DTensor):
+        return tensor
+    placed = tensor.to(reference.device)
+    return distribute_tensor(placed, reference.device_mesh, reference.placements)
+
+
+@contextmanager
+def others_alive() -> Iterator[None]:
+    """Says in a sentence that another process has gone.
+
+    Raises:
+        WorldError: another process has stopped, or has not answered for `PATIENCE`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        if n_processes() == 1 or not any(sign in text for sign in SIGNS_OF_LOSS):
+            raise
+        raise WorldError(
+            f"rank {dist.get_rank()}: another process has stopped, or has not answered for "
+            f"{PATIENCE.total_seconds() / 60:g} minutes; see what it said itself, and start all "
+            "with --resume, which goes on from the last checkpoint"
+        ) from None
