@@ -187,8 +187,9 @@ def test_what_is_chosen_out_of_fold_is_written_down_and_refused_there_alone(
 
 
 def test_weights_of_an_ensemble_are_chosen_out_of_fold_and_refused_there_alone(
-    own: FoldRuns, oof: PredictionFile, tmp_path: Path
+    own: FoldRuns, oof: PredictionFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("inat.ensembling.fitting.GREEDY_PICKS", 12)
     other = inat.predict_out_of_fold(own.path, weights="raw", name="other")
     fit = [oof, other]
     val = [inat.predict(run.path, "val") for run in own.runs[:2]]
