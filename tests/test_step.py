@@ -109,7 +109,7 @@ def test_cuda_finds_nothing_to_wait_for_in_a_step(world: Path) -> None:
         lambda x: x.nonzero(),
         lambda x: x[x > 0],
         lambda x: x.masked_select(x > 0),
-        lambda x: x.__setitem__(x > 0, 1.0),
+        lambda x: x.index_put_((x > 0,), x.new_ones(())),
     ],
 )
 def test_the_watch_sees_what_waits(wait: Any) -> None:

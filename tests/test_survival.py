@@ -219,6 +219,15 @@ def test_a_signal_during_validation_ends_it_and_a_resume_validates_anew(
     assert log_lines(tmp_path / "run") == log_lines(whole.path)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores interrupts, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_leaves_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), stop_signals() as stops:
         os.kill(os.getpid(), signal.SIGINT)
