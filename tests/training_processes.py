@@ -87,7 +87,7 @@ def _rest_between(now: Path, pause: float) -> None:
     checkpoint.save_file = resting(checkpoint.save_file, "checkpoint")
     checkpoint.write_json = resting(checkpoint.write_json, "checkpoint")
     validation.top_k = resting(validation.top_k, "validation")
-    predict.PART_IMAGES = 4  # type: ignore[attr-defined]
+    predict.PART_IMAGES = 1  # type: ignore[attr-defined]
     Parts.write = resting(Parts.write, "prediction")  # type: ignore[method-assign]
 
 
