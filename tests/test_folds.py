@@ -283,7 +283,7 @@ def test_a_killed_fold_resumes_and_all_ends_as_if_never_killed(
     def unplug_in_fold_2(line: str) -> None:
         say(line)
         if line.startswith("device") and (tmp_path / "cut" / "fold_1").exists():
-            monkeypatch.setattr(loop, "_step", unplugged)
+            monkeypatch.setattr(loop, "take_step", unplugged)
 
     monkeypatch.setattr(loop, "say", unplug_in_fold_2)
     path = tmp_path / "cut"

@@ -25,6 +25,7 @@ from inat.run_folder import Run
 from inat.stages import lay_stages, stage_at
 from inat.training import loop
 from inat.training.plan import make_plan
+from inat.training.trainer import build_trainer, engine, next_trainer
 
 COUNTS = np.array([30, 8, 3, 2])  # of the world
 SETTINGS: dict[str, Any] = {
@@ -327,15 +328,15 @@ def test_a_new_head_is_new_in_network_and_average_and_all_else_goes_on(
 ) -> None:
     config = config_of(BALANCED, **{"data.root": str(world), "optim.ema_decay": 0.9})
     plan = make_plan(config)
-    with loop._engine(config) as (accelerator, precision):
-        trainer = loop._build_trainer(plan, accelerator, precision)
+    with engine(config) as (accelerator, precision):
+        trainer = build_trainer(plan, accelerator, precision)
         network, average = trainer.backbone.network, trainer.averaged
         assert average is not None
         with torch.no_grad():
             for parameter in (*network.parameters(), *average.parameters()):
                 parameter += 1
         before = {name: value.clone() for name, value in network.state_dict().items()}
-        after = loop._next_trainer(trainer, plan.stages[1])
+        after = next_trainer(trainer, plan.stages[1])
     assert after.backbone.network is network
     assert after.averaged is average
     fresh = build_head("linear", 256, 4, seed=0).state_dict()
@@ -371,17 +372,16 @@ def test_priors_and_size_are_those_of_the_stage_that_the_checkpoint_is_of(
 ) -> None:
     stage = {**LARGER, "sampler": {"name": "class_balanced"}}
     fields = {"model.backbone": "test_vit"}
-    next_trainer = loop._next_trainer
 
     def lost(trainer: Any, stage: Any) -> Any:
         if trainer.plan.number == 1 and (tmp_path / "run" / "checkpoints").is_dir():
             raise KeyboardInterrupt
         return next_trainer(trainer, stage)
 
-    monkeypatch.setattr(loop, "_next_trainer", lost)
+    monkeypatch.setattr(loop, "next_trainer", lost)
     with pytest.raises(KeyboardInterrupt):
         trained(world, tmp_path / "run", stage, **fields)
-    monkeypatch.setattr(loop, "_next_trainer", next_trainer)
+    monkeypatch.setattr(loop, "next_trainer", next_trainer)
     first = inat.predict(tmp_path / "run", "val", name="first")
     assert first.meta["views"][0]["size"] == 32
     assert first.logits_prior == pytest.approx(count_prior(COUNTS))

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inat.config_files import build, merge
 from inat.errors import InputError
-from inat.training import loop
 from inat.training.checkpoint import LoopState
 from inat.training.plan import make_plan
+from inat.training.step import accumulated, take_step
+from inat.training.trainer import Trainer, build_trainer, engine
 
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
@@ -55,18 +56,18 @@ class Watch(TorchDispatchMode):
 
 
 @contextmanager
-def trainer_of(world: Path, **settings: Any) -> Iterator[loop.Trainer]:
+def trainer_of(world: Path, **settings: Any) -> Iterator[Trainer]:
     config = build(merge({}, {**SETTINGS, "data.root": str(world), **settings}), "test")
-    with loop._engine(config) as (accelerator, precision):
-        trainer = loop._build_trainer(make_plan(config), accelerator, precision)
+    with engine(config) as (accelerator, precision):
+        trainer = build_trainer(make_plan(config), accelerator, precision)
         trainer.network.train()
         yield trainer
 
 
-def losses(trainer: loop.Trainer) -> list[float]:
+def losses(trainer: Trainer) -> list[float]:
     state, found = LoopState(), []
-    for batches, _ in loop._accumulated(trainer):
-        found.append(loop._step(trainer, batches, state).loss.item())
+    for batches, _ in accumulated(trainer):
+        found.append(take_step(trainer, batches, state).loss.item())
         state.step += 1
     return found
 
@@ -85,19 +86,19 @@ def losses(trainer: loop.Trainer) -> list[float]:
 )
 def test_a_step_does_not_wait_for_the_device(world: Path, recipe: dict[str, Any]) -> None:
     with trainer_of(world, **recipe) as trainer:
-        batches, _ = next(loop._accumulated(trainer))
+        batches, _ = next(accumulated(trainer))
         with Watch():
-            loop._step(trainer, batches, LoopState())
+            take_step(trainer, batches, LoopState())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_finds_nothing_to_wait_for_in_a_step(world: Path) -> None:
     with trainer_of(world, **EVERYTHING) as trainer:
-        batches, _ = next(loop._accumulated(trainer))
-        loop._step(trainer, batches, LoopState())  # cuDNN and cuBLAS set themselves up
+        batches, _ = next(accumulated(trainer))
+        take_step(trainer, batches, LoopState())  # cuDNN and cuBLAS set themselves up
         torch.cuda.set_sync_debug_mode("error")
         try:
-            loop._step(trainer, batches, LoopState(step=1))
+            take_step(trainer, batches, LoopState(step=1))
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -53,15 +53,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
 
 def signalled_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
     """Sends a signal to this process in the midst of a step, once."""
-    taken = loop._step
+    taken = loop.take_step
 
     def signalling(trainer: Any, batches: Any, state: Any) -> Step:
         if state.step + 1 == step:
-            monkeypatch.setattr(loop, "_step", taken)
+            monkeypatch.setattr(loop, "take_step", taken)
             os.kill(os.getpid(), number)
         return taken(trainer, batches, state)
 
-    monkeypatch.setattr(loop, "_step", signalling)
+    monkeypatch.setattr(loop, "take_step", signalling)
 
 
 # --- resume ----------------------------------------------------------------------------------

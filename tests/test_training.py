@@ -78,13 +78,13 @@ def test_a_resumed_run_ends_as_one_never_interrupted(
     def save_twice(folder: Path, state: Any, *rest: Any, **options: Any) -> None:
         save(folder, state, *rest, **options)
         if state.epoch == 2 and folder.name == "last":
-            monkeypatch.setattr(loop, "_step", unplugged)
+            monkeypatch.setattr(loop, "take_step", unplugged)
 
     monkeypatch.setattr(loop, "save_checkpoint", save_twice)
-    step = loop._step
+    step = loop.take_step
     with pytest.raises(KeyboardInterrupt):
         trained(world, tmp_path / "cut", **settings)
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "take_step", step)
     with pytest.raises(InputError, match="there is an unfinished run; --resume goes on with it"):
         trained(world, tmp_path / "cut", **settings)
     resumed = trained(world, tmp_path / "cut", resume=True, **settings)
@@ -117,12 +117,12 @@ def test_gradients_that_are_computed_again_are_the_same(world: Path, tmp_path: P
 def test_a_full_device_names_what_would_help(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inat.training import loop
+    from inat.training import step
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    monkeypatch.setattr(loop, "_loss", full)
+    monkeypatch.setattr(step, "_loss", full)
     with pytest.raises(WorldError) as told:
         trained(world, tmp_path / "a")
     assert str(told.value) == (

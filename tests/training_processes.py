@@ -54,7 +54,7 @@ def _work(verb: str, world: Path, run: Path, settings: dict[str, Any], pause: fl
     _rest_between(run.with_name(f"{run.name}.now"), pause)
     with run.with_name(f"{run.name}.log").open("a") as log, redirect_stderr(log):
         if verb == "predict":
-            inat.predict(run, "train", name="killed")
+            inat.predict(run, "train", name="killed", batch_size=1)
             return
         config = run.with_name("empty.yaml")
         config.write_text("")
@@ -83,7 +83,7 @@ def _rest_between(now: Path, pause: float) -> None:
 
         return rest
 
-    loop._step = resting(loop._step, "training")
+    loop.take_step = resting(loop.take_step, "training")
     checkpoint.save_file = resting(checkpoint.save_file, "checkpoint")
     checkpoint.write_json = resting(checkpoint.write_json, "checkpoint")
     validation.top_k = resting(validation.top_k, "validation")

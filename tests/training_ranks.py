@@ -126,11 +126,11 @@ def _serve(pipe: Connection, rank: int, numbers: dict[str, int], patience: float
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     import torch
 
-    from inat.training import loop, processes
+    from inat.training import processes, trainer
 
     torch.set_num_threads(1)
     if patience is not None:
-        loop.PATIENCE = processes.PATIENCE = timedelta(seconds=patience)
+        trainer.PATIENCE = processes.PATIENCE = timedelta(seconds=patience)
     while True:
         pipe.send(_train(pipe.recv(), rank))
 
@@ -158,7 +158,7 @@ def _watched(job: Job, rank: int, batches: list[list[int]], sharded: list[bool])
 
     from inat.training import loop, validation
 
-    step, top_k, is_due = loop._step, validation.top_k, loop._Keeper.is_due
+    step, top_k, is_due = loop.take_step, validation.top_k, loop._Keeper.is_due
 
     def seeing(trainer: Any, taken: Any, state: Any) -> Any:
         batches.extend(batch["image_id"].tolist() for batch in taken)
@@ -173,11 +173,11 @@ def _watched(job: Job, rank: int, batches: list[list[int]], sharded: list[bool])
     def due(keeper: Any, config: Any, state: Any) -> bool:
         return job.events.get((rank, state.step)) == DUE or is_due(keeper, config, state)
 
-    loop._step, validation.top_k, loop._Keeper.is_due = seeing, scoring, due
+    loop.take_step, validation.top_k, loop._Keeper.is_due = seeing, scoring, due
     try:
         yield
     finally:
-        loop._step, validation.top_k, loop._Keeper.is_due = step, top_k, is_due
+        loop.take_step, validation.top_k, loop._Keeper.is_due = step, top_k, is_due
 
 
 def _happen(event: str | None) -> None:

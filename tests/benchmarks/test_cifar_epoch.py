@@ -115,11 +115,12 @@ def kit_epoch(root: Path, log_path: Path) -> Iterator[Step]:
     from inat.training.plan import make_plan
     from inat.training.stopping import StopSignals
     from inat.training.tracking import MetricsLog
+    from inat.training.trainer import build_trainer, engine
 
     data = {"root": str(root), "holdout": "none", "keep_photos": True}
     config = build({**RECIPE, "data": data}, "benchmark")
-    with loop._engine(config) as (accelerator, precision):
-        trainer = loop._build_trainer(make_plan(config), accelerator, precision)
+    with engine(config) as (accelerator, precision):
+        trainer = build_trainer(make_plan(config), accelerator, precision)
         state, log = LoopState(), MetricsLog(log_path)
         run = Run(log_path.parent)
         keeper = loop._Keeper(run, log, StopSignals(), time.monotonic(), 0)

@@ -107,11 +107,11 @@ def kit_epoch(root: Path, recipe: dict[str, Any], folder: Path) -> Iterator[Step
 
 def kit_checkpoint(root: Path, recipe: dict[str, Any], folder: Path) -> Iterator[Step]:
     """A checkpoint of `inat train`, after a step, which gives the optimiser a state."""
-    from inat.training import loop
+    from inat.training.step import accumulated, take_step
 
     with kit(root, recipe, folder) as (trainer, keeper, state):
-        batches, _ = next(loop._accumulated(trainer))
-        loop._step(trainer, batches, state)
+        batches, _ = next(accumulated(trainer))
+        take_step(trainer, batches, state)
         yield lambda: keeper.save(trainer, state)
 
 
@@ -124,11 +124,12 @@ def kit(root: Path, recipe: dict[str, Any], folder: Path) -> Iterator[tuple[Any,
     from inat.training.plan import make_plan
     from inat.training.stopping import StopSignals
     from inat.training.tracking import MetricsLog
+    from inat.training.trainer import build_trainer, engine
 
     config = settings_of(root, recipe)
     run, state = create_run(folder, config), LoopState()
-    with loop._engine(config) as (accelerator, precision):
-        trainer = loop._build_trainer(make_plan(config), accelerator, precision)
+    with engine(config) as (accelerator, precision):
+        trainer = build_trainer(make_plan(config), accelerator, precision)
         trainer.network.train()
         keeper = loop._Keeper(run, MetricsLog(run.metrics_path), StopSignals(), time.monotonic(), 0)
         yield trainer, keeper, state
@@ -204,21 +205,22 @@ def test_a_compiled_network_has_the_same_losses_and_its_speed_is_told(
 def losses(root: Path, runtime: dict[str, Any]) -> list[float]:
     """Of the first five steps of cifar_resnet32."""
     from inat.config_files import build
-    from inat.training import loop
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
+    from inat.training.step import accumulated, take_step
+    from inat.training.trainer import build_trainer, engine
 
     # At its random start mobilenetv2_100 blows any rounding up: float32's own logits are 5e-4 from
     # those of float64. A ResNet-32 does not; a small learning rate keeps it so.
     recipe = {**RECIPE, "sampler": {"epoch_size": 5 * RECIPE["batch_size"]}, "optim": SLOW}
     data = {"root": str(root), "holdout": "none"}
     config = build({**recipe, "data": data, "runtime": runtime}, "benchmark")
-    with loop._engine(config) as (accelerator, precision):
-        trainer = loop._build_trainer(make_plan(config), accelerator, precision)
+    with engine(config) as (accelerator, precision):
+        trainer = build_trainer(make_plan(config), accelerator, precision)
         trainer.network.train()
         state, found = LoopState(), []
-        for batches, _ in loop._accumulated(trainer):
-            step = loop._step(trainer, batches, state)
+        for batches, _ in accumulated(trainer):
+            step = take_step(trainer, batches, state)
             state.step = step.number
             found.append(step.loss.item())
         return found

@@ -83,9 +83,10 @@ def kit_step(
 ) -> Iterator[Step]:
     """The same recipe through the kit."""
     from inat.config_files import build
-    from inat.training import loop
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
+    from inat.training.step import take_step
+    from inat.training.trainer import build_trainer, engine
 
     recipe = {
         "batch_size": BATCH,
@@ -106,14 +107,14 @@ def kit_step(
         "runtime": runtime or {},
     }
     config = build(recipe, "benchmark")
-    with loop._engine(config) as (accelerator, precision):
-        trainer = loop._build_trainer(make_plan(config), accelerator, precision)
+    with engine(config) as (accelerator, precision):
+        trainer = build_trainer(make_plan(config), accelerator, precision)
         trainer.network.train()
         batches = endless(trainer.loader)
         state = LoopState()
 
         def step() -> None:
-            loop._step(trainer, [next(batches)], state)
+            take_step(trainer, [next(batches)], state)
             state.step += 1
 
         yield step

@@ -1,0 +1,44 @@
+"""Photos that made trouble in a training: listed in its run, and too many of them stop it."""
+
+from inat.data.loader import PhotoEvent
+from inat.errors import WorldError
+from inat.files import read_json, write_json
+from inat.run_folder import Run
+from inat.training.processes import by_first, gathered
+from inat.training.trainer import Trainer
+
+
+def list_bad_photos(trainer: Trainer, run: Run) -> None:
+    """Writes the photos that made trouble into the run, and stops it if they are too many."""
+    loaders = trainer.loaders
+    bad = _unique([event for loader in loaders for event in loader.bad_photos])
+    listed = {
+        "skipped": bad,
+        "recovered": _unique([e for loader in loaders for e in loader.recovered_photos]),
+        "slow": _unique([e for loader in loaders for e in loader.slow_photos]),
+    }
+    if any(listed.values()):
+        by_first(lambda: write_json(run.path / "bad_photos.json", listed))
+    plan = trainer.plan
+    n_photos = len(plan.trained) + (len(plan.held_out) if plan.held_out else 0)
+    if len(bad) > plan.config.data.bad_photo_limit * n_photos:
+        raise WorldError(
+            f"{len(bad)} of {n_photos} photos cannot be read, more than data.bad_photo_limit "
+            f"allows; they are listed in {run.path / 'bad_photos.json'}"
+        )
+
+
+def recall_bad_photos(trainer: Trainer, run: Run) -> None:
+    """Goes on with the photos that made trouble before."""
+    path = run.path / "bad_photos.json"
+    if path.is_file():
+        told, loader = read_json(path), trainer.loader
+        loader.bad_photos += [PhotoEvent(**event) for event in told["skipped"]]
+        loader.recovered_photos += [PhotoEvent(**event) for event in told["recovered"]]
+        loader.slow_photos += [PhotoEvent(**event) for event in told["slow"]]
+
+
+def _unique(events: list[PhotoEvent]) -> list[PhotoEvent]:
+    """The events of all processes, one a photo."""
+    everywhere = [event for those in gathered(events) for event in those]
+    return list({event.image_id: event for event in everywhere}.values())

@@ -1,0 +1,269 @@
+"""What a training moves: network, optimiser, schedule and loaders, made anew for each stage."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from inat.competitions import find_competition
+from inat.config import Config
+from inat.data.loader import Batch, Loader, build_loader, default_workers
+from inat.errors import InputError
+from inat.losses import Loss, build_loss
+from inat.models.backbone import (
+    Backbone,
+    build_backbone,
+    frozen,
+    renew_head,
+    rule_warning,
+    set_image_size,
+    try_image_size,
+)
+from inat.models.device import freed_memory_kept, pick_device, resolve_precision, to_device_format
+from inat.progress import say
+from inat.training.optim import build_optimizer, build_schedule
+from inat.training.plan import Plan, StagePlan
+from inat.training.processes import PATIENCE, BatchPart, gathered, is_sharded, shard, shared_batch
+from inat.training.validation import Validation
+
+
+@dataclass
+class Trainer:
+    """Everything that the loop moves in one stage; made by `build_trainer` and `next_trainer`.
+
+    Attributes:
+        plan: of the stage.
+        network: as accelerate prepared it; the bare one is `backbone.network`.
+        ema: moving average of the weights, or None.
+        validated: the last validation of this process, or None.
+    """
+
+    plan: StagePlan
+    accelerator: Accelerator
+    backbone: Backbone
+    network: nn.Module
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Scheduler
+    ema: ModelEmaV3 | None
+    loader: Loader
+    held_out_loader: Loader | None
+    precision: str
+    validated: Validation | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy counts: the moving average, where there is one."""
+        return self.backbone.network if self.ema is None else self.ema.module
+
+    @property
+    def averaged(self) -> nn.Module | None:
+        """The moving average's own network, or None."""
+        return None if self.ema is None else self.ema.module
+
+    @property
+    def loaders(self) -> list[Loader]:
+        """That of training, and that of the held-out part where there is one."""
+        both = (self.loader, self.held_out_loader)
+        return [loader for loader in both if loader is not None]
+
+    def part_of(self, batch: Batch) -> BatchPart:
+        """Which part of its global batch a batch is."""
+        n_images, rank = len(batch["label"]), self.accelerator.process_index
+        if self.loader.on_bad_photo == "stop":
+            return BatchPart((n_images,) * self.accelerator.num_processes, rank)
+        return BatchPart(tuple(gathered(n_images)), rank)  # unreadable photos are left out
+
+
+@contextmanager
+def engine(config: Config) -> Iterator[tuple[Accelerator, str]]:
+    """accelerate's engine and the precision; leaves no generator or allocator setting changed."""
+    device = pick_device(config.runtime.device)
+    precision = resolve_precision(config.runtime.precision, device)
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=device.type == "cpu",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
+    try:
+        # The loop seeds torch's generators anew each step.
+        with torch.random.fork_rng(devices=cuda), freed_memory_kept():
+            yield accelerator, precision
+    finally:
+        # A second training of another precision in this process would be refused otherwise.
+        AcceleratorState._reset_state(False)
+
+
+def describe_device(accelerator: Accelerator, precision: str) -> str:
+    count = accelerator.num_processes
+    each = f", {count} processes" if count > 1 else ""
+    return f"{accelerator.device.type}, {precision}{each}"
+
+
+def build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trainer:
+    """The trainer of the first stage, with the network and its moving average."""
+    config = plan.config
+    backbone = build_backbone(
+        config.model, plan.trained.n_classes, config.seed, config.transforms.image_size
+    )
+    warning = rule_warning(config.model, backbone.source, find_competition(config.data.competition))
+    if warning:
+        say(f"warning: {warning}")
+    if config.runtime.gradient_checkpointing:
+        _checkpoint_gradients(backbone.network, config.model.backbone)
+    sharded = config.runtime.shard and accelerator.num_processes > 1
+    to_device_format(
+        backbone.network,
+        accelerator.device,
+        # fully_shard takes contiguous weights alone.
+        channels_last=config.runtime.channels_last and not sharded,
+    )
+    if sharded:
+        shard(backbone.network, accelerator.device)
+    trainer = _stage_trainer(plan.stages[0], accelerator, backbone, None, precision)
+    if config.optim.ema_decay is not None:
+        trainer.ema = ModelEmaV3(backbone.network, decay=config.optim.ema_decay)
+    return trainer
+
+
+def next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
+    """The trainer of a later stage: network and moving average go on, all else begins anew."""
+    config, backbone = stage.config, trainer.backbone
+    networks = [backbone.network] + ([] if trainer.ema is None else [trainer.ema.module])
+    if config.transforms.image_size != trainer.plan.config.transforms.image_size:
+        for network in networks:
+            set_image_size(network, config.transforms.image_size)
+    if stage.new_head:
+        renew_head(networks, config.model, config.seed)
+    # Else accelerate would go on unscaling the gradients of the optimiser before.
+    trainer.accelerator.free_memory()
+    started = _stage_trainer(
+        stage,
+        trainer.accelerator,
+        frozen(backbone, config.model.freeze),
+        trainer.ema,
+        trainer.precision,
+    )
+    for loader, before in zip(started.loaders, trainer.loaders, strict=True):
+        loader.take_events(before)
+    started.validated = trainer.validated
+    return started
+
+
+def try_later_stages(trainer: Trainer, plan: Plan) -> None:
+    """Goes through the later stages on a copy of the network, so that what is wrong with one is
+    said now and not after days of training."""
+    if len(plan.stages) == 1:
+        return
+    backbone = replace(trainer.backbone, network=deepcopy(trainer.backbone.network).eval())
+    copy = replace(trainer, backbone=backbone, ema=None)
+    for stage in plan.stages[1:]:
+        copy = next_trainer(copy, stage)
+        try_image_size(backbone.network, stage.config.transforms.image_size)
+    trainer.accelerator.free_memory()
+    trainer.accelerator.prepare_optimizer(trainer.optimizer)  # again, after free_memory
+
+
+def _stage_trainer(
+    stage: StagePlan,
+    accelerator: Accelerator,
+    backbone: Backbone,
+    ema: ModelEmaV3 | None,
+    precision: str,
+) -> Trainer:
+    config = stage.config
+    bare_optimizer = build_optimizer(config.optim, backbone, stage.learning_rate)
+    schedule = build_schedule(
+        config.optim, bare_optimizer, steps_per_epoch=stage.steps_per_epoch, epochs=config.epochs
+    )
+    network = _prepared(accelerator, backbone.network)
+    optimizer = accelerator.prepare_optimizer(bare_optimizer)
+    return Trainer(
+        plan=stage,
+        accelerator=accelerator,
+        backbone=backbone,
+        network=_compiled(network) if config.runtime.compile else network,
+        loss=build_loss(
+            config.loss,
+            prior=stage.loss_prior,
+            counts=stage.trained.class_counts,
+            head_scale=config.model.head_scale,
+            epochs=config.epochs,
+        ).to(accelerator.device),
+        optimizer=optimizer,
+        schedule=schedule,
+        ema=ema,
+        loader=_loader(stage, accelerator, training=True),
+        held_out_loader=_loader(stage, accelerator, training=False) if stage.held_out else None,
+        precision=precision,
+    )
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(network)
+    assert isinstance(compiled, nn.Module)  # its declared type says no more than callable
+    return compiled
+
+
+def _prepared(accelerator: Accelerator, network: nn.Module) -> nn.Module:
+    # Weights that are sharded bring their gradients together themselves.
+    prepared: nn.Module = accelerator.prepare_model(network, evaluation_mode=is_sharded(network))
+    if isinstance(prepared, DistributedDataParallel):
+        # Running statistics are averaged after each step, not those of rank 0 sent before it.
+        prepared.broadcast_buffers = False
+    return prepared
+
+
+def _checkpoint_gradients(network: Any, name: str) -> None:
+    try:
+        network.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # timm asserts where a network cannot
+        raise InputError(
+            f"runtime.gradient_checkpointing: {name} has no such way; set it false, or lower "
+            "batch_size and raise optim.accumulate"
+        ) from None
+
+
+def _loader(plan: StagePlan, accelerator: Accelerator, *, training: bool) -> Loader:
+    config = plan.config
+    split = plan.trained if training else plan.held_out
+    assert split is not None
+    world_size = accelerator.num_processes
+    batch_size = shared_batch(config.batch_size, world_size)
+    return build_loader(
+        split,
+        image_size=config.transforms.image_size if training else config.transforms.test_size,
+        training=training,
+        batch_size=batch_size * (1 if training else 2),
+        workers=_workers(config.data.workers),
+        seed=config.seed,
+        sampler=config.sampler,
+        epochs=config.epochs,
+        first_epoch=plan.first_epoch,
+        recipe=config.transforms,
+        rank=accelerator.process_index,
+        world_size=world_size,
+        worker_kind=config.data.worker_kind,
+        on_bad_photo=config.data.on_bad_photo,
+        keep_photos=config.data.keep_photos,
+    )
+
+
+def _workers(given: int | None) -> int:
+    """Workers of this process; the processes of a machine share its processors."""
+    if given is not None:
+        return given
+    return max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
