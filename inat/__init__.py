@@ -112,3 +112,7 @@ _PACKAGES = ("data", "evaluation", "stage_two", "submission", "training")
 def __getattr__(name: str) -> object:
     # `import inat; inat.data.synth(...)` needs no further import.
     return importlib.import_module(f"inat.{name}") if name in _PACKAGES else _find(name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *_PACKAGES]

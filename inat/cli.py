@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError
 from cyclopts.argument import ArgumentCollection, update_argument_collection
 
 from inat.bands import BandName
@@ -36,6 +36,8 @@ app = App(
     help="Fine-grained species classification: from long-tailed photos to a scored Kaggle "
     "submission.",
     version_flags=["--version"],
+    # No --data.empty-band-edges: of a list that may be empty none says so otherwise than by itself.
+    default_parameter=Parameter(negative_iterable=()),
 )
 data = App(name="data", help="Make, import and look at data sets.")
 submission = App(
@@ -852,7 +854,7 @@ def runs(
     reverse
         Turn the order round.
     where
-        Only rows with this: COLUMN=PATTERN (loss=logit*), COLUMN!=PATTERN, COLUMN>NUMBER, or
+        Only rows with this: COLUMN=PATTERN (method=logit*), COLUMN!=PATTERN, COLUMN>NUMBER, or
         with >=, <, <= (few>=0.4). Given again, all must hold.
     csv
         Print all columns as CSV.
@@ -877,15 +879,15 @@ def write(
 ) -> None:
     """Write a prediction as the competition's CSV, and a manifest beside it.
 
-    The manifest, NAME.manifest.json, says what the file was made of and which score may be
-    expected. From Python: inat.submission.write.
+    The manifest, NAME.manifest.json (of NAME.csv.gz: NAME.csv.gz.manifest.json), says what the
+    file was made of and which score may be expected. From Python: inat.submission.write.
 
     Parameters
     ----------
     prediction
         A prediction file of the test split.
     out
-        The CSV file, or CSV.gz; one that is there is replaced.
+        The file, NAME.csv or NAME.csv.gz; one that is there is replaced.
     competition
         Kaggle name; unset: the prediction's own.
     estimate_on
@@ -1072,13 +1074,30 @@ def _run(words: list[str]) -> int:
     try:
         command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        raise InputError(one_line(error)) from None
+        raise InputError(_sentence(error)) from None
     except InputError as error:
         # An error between two fields does not know the file that they came from.
         known = source.path is None or str(error).startswith(str(source.path))
         raise InputError(str(error) if known else f"{source.path}: {error}") from None
     result: Any = command(*bound.args, **bound.kwargs)
     return result if isinstance(result, int) else 0
+
+
+def _sentence(error: CycloptsError) -> str:
+    """The parser's words, or better ones for what people run into most."""
+    if isinstance(error, MissingArgumentError) and error.argument and error.keyword is None:
+        verb = " ".join(error.command_chain or ())
+        name, field = error.argument.name, error.argument.field_info
+        if field.kind is not field.KEYWORD_ONLY:
+            name = name.removeprefix("--").upper()
+        return f"{verb} needs {name}; see inat {verb} --help"
+    if isinstance(error, UnknownOptionError) and error.token.keyword:
+        # The parser would offer a name that is merely near: --optim for --optim.lr.
+        given = error.token.keyword
+        names = sorted({name for known in error.argument_collection for name in known.names})
+        if longer := [name for name in names if name.startswith(given)]:
+            return f"Unknown option: {given}. Did you mean {' or '.join(longer)}?"
+    return one_line(error)
 
 
 def _told(text: str, status: int, *, debug: bool) -> int:

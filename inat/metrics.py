@@ -201,23 +201,24 @@ def accuracy_interval(
 ) -> Interval | None:
     """An accuracy over the member classes, or over their images, with its 95 % interval.
 
-    By bootstrap within classes, cut to 0..1. Where all images are right, or all wrong, every
-    resample is alike and would promise certainty: the interval is then Wilson's for that many
-    images.
+    By bootstrap within classes, cut to 0..1. Where no class has both right and wrong images, every
+    resample is alike and would promise certainty: the interval is then Wilson's for that accuracy
+    and that many images.
     """
     mean_interval = bootstrap_interval if over == "classes" else photo_interval
     found = mean_interval(hits, labels, members)
     if found is None or found.low is None:
         return found
-    counted = hits if members is None else hits[members[labels]]
-    if counted.all() or not counted.any():
-        low, high = wilson_bounds(np.array([counted.sum()]), np.array([len(counted)]))
+    if found.low == found.high:
+        n = len(hits) if members is None else int(members[labels].sum())
+        low, high = wilson_bounds(np.array([found.value * n]), np.array([n]))
         return replace(found, low=float(low[0]), high=float(high[0]))
     return found.within(0, 1)
 
 
 def wilson_bounds(
-    n_hits: Int64[np.ndarray, "classes"], n: Int64[np.ndarray, "classes"]
+    n_hits: Int64[np.ndarray, "classes"] | Float64[np.ndarray, "classes"],
+    n: Int64[np.ndarray, "classes"],
 ) -> tuple[Float64[np.ndarray, "classes"], Float64[np.ndarray, "classes"]]:
     """Ends of the 95 % interval of each class's accuracy (Wilson 1927); NaN below two images."""
     with np.errstate(divide="ignore", invalid="ignore"):

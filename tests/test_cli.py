@@ -137,6 +137,39 @@ def test_an_unknown_flag_names_the_nearest(
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "train needs CONFIG; see inat train --help"),
+        (["compare", "a"], "compare needs SECOND; see inat compare --help"),
+        (
+            ["submission", "write", "p"],
+            "submission write needs --out; see inat submission write --help",
+        ),
+    ],
+)
+def test_a_missing_argument_is_named_as_help_names_it(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, *words) == f"inat: {message}"
+
+
+def test_the_beginning_of_flags_names_them(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(capsys, "train", config, "--optim.lr", "1")
+    assert line == (
+        "inat: Unknown option: --optim.lr. Did you mean --optim.lr-per-256 or --optim.lr-scaling?"
+    )
+
+
+def test_lists_have_no_flag_that_empties_them(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(capsys, "train", config, "--data.empty-band-edges")
+    assert line.startswith("inat: Unknown option: --data.empty-band-edges.")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("optim: {lr_per_265: 1}", "unknown key optim.lr_per_265; did you mean optim.lr_per_256?"),

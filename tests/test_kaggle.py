@@ -737,9 +737,14 @@ def test_as_a_command_it_prints_the_result_alone_and_hides_no_package(
 # --- the manifest --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a"])
-def test_the_manifest_lies_beside_its_submission(name: str, tmp_path: Path) -> None:
-    assert manifest_path(tmp_path / name) == tmp_path / "a.manifest.json"
+@pytest.mark.parametrize(
+    ("name", "manifest"),
+    [("a.csv", "a.manifest.json"), ("a.csv.gz", "a.csv.gz.manifest.json")],
+)
+def test_each_submission_has_a_manifest_of_its_own_beside_it(
+    name: str, manifest: str, tmp_path: Path
+) -> None:
+    assert manifest_path(tmp_path / name) == tmp_path / manifest
 
 
 def test_updating_a_manifest_replaces_the_named_entries_alone(tmp_path: Path) -> None:

@@ -267,6 +267,17 @@ def test_all_right_or_all_wrong_is_not_certain(right: bool, over: str) -> None:
     assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high))
 
 
+@pytest.mark.parametrize("over", ["classes", "images"])
+def test_classes_each_all_right_or_all_wrong_are_not_certain(over: str) -> None:
+    labels = np.repeat(np.arange(4), 3)
+    hits = np.repeat([True, False, True, True], 3)
+    found = accuracy_interval(hits, labels, over=over)  # type: ignore[arg-type]
+    wilson = binomtest(9, 12).proportion_ci(method="wilson")
+    assert found is not None
+    assert found.value == 0.75
+    assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high))
+
+
 def test_an_accuracy_s_interval_stays_within_0_and_1() -> None:
     labels = np.repeat(np.arange(3), 2)
     found = accuracy_interval(np.array([1, 1, 1, 1, 0, 1], bool), labels)

@@ -68,6 +68,15 @@ def test_write_gives_exactly_these_bytes(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["s.txt", "s", "s.gz"])
+def test_another_ending_than_csv_is_refused(name: str, tmp_path: Path) -> None:
+    prediction = make_prediction(tmp_path / "p", np.zeros((1, 5)), ids=[1])
+    with pytest.raises(InputError) as caught:
+        submission.write(prediction, tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name}: a submission's name ends in .csv or .csv.gz"
+    assert not (tmp_path / name).exists()
+
+
 def test_equal_logits_go_to_the_lower_category_id(tmp_path: Path) -> None:
     prediction = make_prediction(tmp_path / "p", np.zeros((1, 5)), ids=[1])
     path = submission.write(prediction, tmp_path / "s.csv")

@@ -64,3 +64,7 @@ _find = lazy_names(
 
 def __getattr__(name: str) -> object:
     return _find(name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

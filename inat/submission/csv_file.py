@@ -50,23 +50,25 @@ def write(
     """Writes a prediction's best guesses in the competition's format, and a manifest beside them.
 
     Rows are in the order of the prediction; guesses are category ids, best first; equal logits
-    go to the lower id. NAME.manifest.json says what the file was made of and which score may be
-    expected. The same prediction gives the same bytes, compressed or not.
+    go to the lower id. The manifest (`manifest_path`) says what the file was made of and which
+    score may be expected. The same prediction gives the same bytes, compressed or not.
 
     Args:
         prediction: of the test split.
-        out: the CSV file, compressed if its name ends in .gz; one that is there is replaced.
+        out: NAME.csv, or NAME.csv.gz for a compressed one; one that is there is replaced.
         competition: Kaggle name; None: the prediction's own.
         estimate_on: labelled prediction, made in the same way, on which the score is estimated;
             None: the best one beside the prediction.
 
     Raises:
-        InputError: no prediction, or not of the test split; no score can be estimated on
-            `estimate_on`.
+        InputError: `out` has another ending; no prediction, or not of the test split; no score
+            can be estimated on `estimate_on`.
     """
     if not isinstance(prediction, PredictionFile):
         prediction = read_prediction(prediction)
     out = Path(out)
+    if not out.name.endswith((".csv", ".csv.gz")):
+        raise InputError(f"{out}: a submission's name ends in .csv or .csv.gz")
     spec = find_competition(competition or prediction.meta["competition"])
     if prediction.meta["split"] != "test":
         raise InputError(

@@ -11,9 +11,9 @@ DEFAULT_COMPETITION = "inaturalist-2018"
 
 
 def manifest_path(submission: Path | str) -> Path:
-    """NAME.manifest.json beside NAME.csv or NAME.csv.gz."""
+    """NAME.manifest.json beside NAME.csv, NAME.csv.gz.manifest.json beside NAME.csv.gz."""
     path = Path(submission)
-    return path.with_name(path.name.removesuffix(".gz").removesuffix(".csv") + ".manifest.json")
+    return path.with_name(path.name.removesuffix(".csv") + ".manifest.json")
 
 
 def read_manifest(submission: Path | str) -> dict[str, Any]:
