@@ -56,7 +56,7 @@ def demo(*, out: Path = Path("demo"), seed: int = 0) -> None:
     Parameters
     ----------
     out
-        Folder for the world and the runs.
+        Folder for the world and the runs; the CSV goes into submissions/ of the folder you are in.
     seed
         Seed of the world and of the trainings.
     """

@@ -413,10 +413,19 @@ def test_a_missing_root_is_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("split", ["val", "test"])
 def test_a_missing_annotation_file_is_named(papers: Path, split: str) -> None:
     (papers / f"{split}2018.json").unlink()
     assert refusal(papers, split) == f"ROOT/{split}2018.json: there is no such file"
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_folders_of_photos_are_told_the_verb_for_them(papers: Path, split: str) -> None:
+    (papers / "train2018.json").unlink()
+    assert refusal(papers, split) == (
+        "ROOT/train2018.json: there is no such file; inat data import makes a data set of folders "
+        "of photos, one a species"
+    )
 
 
 def test_an_annotation_file_cut_off_is_named(papers: Path) -> None:

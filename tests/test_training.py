@@ -338,8 +338,11 @@ def test_photos_of_a_folder_get_three_names_and_probabilities(
         assert sum(guess.probabilities) <= 1
         assert set(guess.category_ids) <= {category_id(label) for label in range(4)}
         assert all("species" in name for name in guess.names)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="there is no photo in it"):
-        inat.predict_photos(held_out_run.path, tmp_path / "deep")
+        inat.predict_photos(held_out_run.path, tmp_path / "empty")
+    with pytest.raises(InputError, match="nowhere: there is no such folder"):
+        inat.predict_photos(held_out_run.path, tmp_path / "nowhere")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(world: Path, tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ class AnnotationTables:
         self._spec = spec
         self._cache = AnnotationCache(root)
         self._train = self._path("train")
+        if not self._train.exists():
+            raise InputError(
+                f"{self._train}: there is no such file; inat data import makes a data set of "
+                "folders of photos, one a species"
+            )
         # The first release hid the species' names; categories.json brought the real list.
         self._replacement = root / "categories.json"
 

@@ -234,10 +234,12 @@ def predict_photos(
     """The k likeliest species of each photo below a folder, and the photos that were unreadable.
 
     Raises:
-        InputError: no such run, no photo in the folder, or a bad spec of views.
+        InputError: no such run or folder, no photo in it, or a bad spec of views.
     """
     opened = open_run(run)
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder")
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS)
     if not found:
         raise InputError(f"{folder}: there is no photo in it ({' '.join(sorted(PHOTO_ENDINGS))})")
