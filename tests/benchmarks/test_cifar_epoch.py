@@ -4,7 +4,7 @@ Both train ResNet-32 at 32 px, batch 128, SGD, with the padded crop and the flip
 same arithmetic (bf16 where the processor has it, channels_last, freed memory kept): what differs
 is what the kit's loader, schedule and log cost. The bare loop has the photos as one tensor; the
 kit's is a whole epoch of `inat train` on kept photos. The first epoch, in which photos are
-decoded, is not timed. INAT_BENCH_DATA names a data set of 32 px photos in the iNat layout;
+decoded, is not timed. INAT_BENCH_CIFAR names a data set of 32 px photos in the iNat layout;
 without it photos of noise stand in.
 """
 
@@ -135,8 +135,8 @@ def kit_epoch(root: Path, log_path: Path) -> Iterator[Step]:
 def test_an_epoch_does_not_wait_for_the_loader(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if "INAT_BENCH_DATA" in os.environ:
-        root = Path(os.environ["INAT_BENCH_DATA"])
+    if "INAT_BENCH_CIFAR" in os.environ:
+        root = Path(os.environ["INAT_BENCH_CIFAR"])
     else:
         root = make_noise_world(tmp_path / "world")
     n_photos = len(orjson.loads((root / "train2018.json").read_bytes())["images"])
