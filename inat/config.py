@@ -482,6 +482,10 @@ class RuntimeConfig:
     channels_last: bool = True
     """Keep images and convolutions in the channels-last memory format."""
 
+    fast_kernels: bool = True
+    """On CUDA: time the convolutions and take the fastest (cudnn.benchmark), multiply float32 in
+    TF32. Two trainings then differ by rounding."""
+
     gradient_checkpointing: bool = False
     """Compute the network's inner results again in the backward pass in place of keeping them:
     less memory, about a third more time. Batch norm's running statistics then see each batch
@@ -538,7 +542,7 @@ class Config:
     before, with its own epochs, '{epochs: 8, transforms: {image_size: 448}}'. May change: epochs,
     batch_size, sampler, transforms, loss, optim (but ema_decay) and model.freeze; new_head: true
     begins with a new classifier. Network, moving average and log go on; optimiser and loss begin
-    anew."""
+    anew. none: no further stage, whatever the file says."""
 
     def __post_init__(self) -> None:
         _refuse_huge(self)

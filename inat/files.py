@@ -71,6 +71,14 @@ def atomic_folder(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder; a kill leaves it whole or gone, and a leftover beside it."""
+    if path.exists():
+        partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
+        path.replace(partial)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def remove_leftovers(path: Path) -> None:
     """Removes what writers of the folder `path` that were killed left beside it; for those who
     know that nobody else writes it now."""

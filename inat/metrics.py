@@ -24,7 +24,7 @@ class Interval:
         value: the estimate.
         low: lower end; None where nothing tells the spread.
         high: upper end; None where nothing tells the spread.
-        left_out: classes with one image, which count in the value and not in the width.
+        left_out: classes with one image, whose own spread nothing tells.
     """
 
     value: float
@@ -119,8 +119,9 @@ def bootstrap_interval(
 
     Images are resampled within their class: the classes are this fixed set. Resampling n images
     understates their spread by sqrt((n - 1) / n), so each class's deviation is widened by the
-    inverse. A class with one image tells nothing of its spread; it counts in the value and not
-    in the interval's width. For a paired comparison give the differences of two models' hits.
+    inverse. A class with one image tells nothing of its own spread: that of an image is taken to
+    be as large as in the other classes, on average. For a paired comparison give the differences
+    of two models' hits.
 
     Args:
         values: a number an image: hits, or differences of hits.
@@ -132,6 +133,19 @@ def bootstrap_interval(
     Returns:
         None where no member class has an image; without low and high where none has two.
     """
+    return _resampled(values, labels, members, n_resamples, seed, by_images=False)
+
+
+def _resampled(
+    values: Float[np.ndarray, "images"] | Bool[np.ndarray, "images"],
+    labels: Int64[np.ndarray, "images"],
+    members: Bool[np.ndarray, "classes"] | None,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    *,
+    by_images: bool,
+) -> Interval | None:
+    """The interval, each class weighing the same or as much as it has images."""
     values = values.astype(np.float64)
     n_classes = int(labels.max(initial=-1)) + 1 if members is None else len(members)
     counted = np.ones(n_classes, bool) if members is None else members
@@ -139,13 +153,14 @@ def bootstrap_interval(
     present = np.flatnonzero(counted & np.isfinite(means))
     if not len(present):
         return None
-    value = float(means[present].mean())
     counts = np.bincount(labels, minlength=n_classes)
-    left_out = int((counts[present] == 1).sum())
-    if left_out == len(present):
-        return Interval(value, None, None, left_out)
+    weights = counts[present] if by_images else np.ones(len(present))
+    value = float(weights @ means[present] / weights.sum())
+    alone = int((counts[present] == 1).sum())
+    if alone == len(present):
+        return Interval(value, None, None, alone)
     rng = np.random.default_rng(seed)
-    total = np.zeros(n_resamples)
+    total, variances = np.zeros(n_resamples), 0.0
     # Classes with the same values are drawn together: n draws with replacement from each of m
     # such classes are m n draws from one of them. Hits at 3 images a class make 4 such sets,
     # whatever the number of classes.
@@ -154,10 +169,15 @@ def bootstrap_interval(
         distinct, times = np.unique(own_values, return_counts=True)
         if n == 1 or len(distinct) == 1:
             continue
+        variances += m * own_values.var(ddof=1)
         drawn = rng.multinomial(m * n, times / n, size=n_resamples)
-        total += np.sqrt(n / (n - 1)) * (drawn @ distinct / n - m * own_values.mean())
-    low, high = value + np.quantile(total / len(present), (0.025, 0.975))
-    return Interval(value, float(low), float(high), left_out)
+        deviations = np.sqrt(n / (n - 1)) * (drawn @ distinct / n - m * own_values.mean())
+        total += deviations * (n if by_images else 1)
+    if alone:
+        spread = np.sqrt(alone * variances / (len(present) - alone))
+        total += rng.normal(0, spread, n_resamples)
+    low, high = value + np.quantile(total / weights.sum(), (0.025, 0.975))
+    return Interval(value, float(low), float(high), alone)
 
 
 def _alike(
@@ -184,12 +204,7 @@ def photo_interval(
 
     As `bootstrap_interval`, each class weighing as much as it has images.
     """
-    counts = np.bincount(labels, minlength=0 if members is None else len(members))
-    own = counts if members is None else counts * members
-    if not own.sum():
-        return None
-    weight = (own > 0).sum() * own / own.sum()
-    return bootstrap_interval(values * weight[labels], labels, members)
+    return _resampled(values, labels, members, by_images=True)
 
 
 def accuracy_interval(

@@ -54,7 +54,9 @@ def stage_at(config: Config, epoch: int) -> Config:
 
 
 def canonical_stages(config: Config) -> tuple[str, ...]:
-    """`config.stages` as what really changes, however it was written."""
+    """`config.stages` as what really changes, however it was written; `none` alone is no stage."""
+    if config.stages == ("none",):
+        return ()
     stages = lay_stages(config)
     return tuple(
         stage_text(

@@ -109,6 +109,7 @@ runtime:
   device: cpu
   precision: fp32
   channels_last: false
+  fast_kernels: false
   gradient_checkpointing: true
   log_every: 1
   checkpoint_minutes: 2

@@ -66,8 +66,8 @@ def test_figures_equal_slow_loops(prediction: PredictionFile) -> None:
 
 
 ONE_PHOTO = (
-    "species with one photo here: {} (medium {}); they count in the figures, but nothing tells "
-    "their spread, so the intervals (±) are too narrow by theirs"
+    "species with one photo here: {} (medium {}); nothing tells their spread, so the intervals (±) "
+    "take a photo's to be as in the other species of the band"
 )
 
 

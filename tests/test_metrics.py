@@ -36,6 +36,8 @@ def slow_interval(values: Sequence[float], labels: Sequence[int], n_resamples: i
         photos_of.setdefault(label, []).append(value)
     means = {label: sum(photos) / len(photos) for label, photos in photos_of.items()}
     rng = random.Random(0)
+    spreads = [np.var(photos, ddof=1) for photos in photos_of.values() if len(photos) > 1]
+    alone = math.sqrt(sum(spreads) / len(spreads))  # of a photo without others of its class
     totals = []
     for _ in range(n_resamples):
         total = 0.0
@@ -44,6 +46,8 @@ def slow_interval(values: Sequence[float], labels: Sequence[int], n_resamples: i
             if n > 1:
                 again = sum(rng.choice(photos) for _ in photos) / n
                 total += math.sqrt(n / (n - 1)) * (again - means[label])
+            else:
+                total += rng.gauss(0, alone)
         totals.append(total / len(means))
     value = sum(means.values()) / len(means)
     low, high = np.quantile(totals, (0.025, 0.975))
@@ -188,13 +192,18 @@ def test_members_choose_the_species_that_count() -> None:
     assert both.value == 0.25
 
 
-def test_species_with_one_photo_count_in_the_value_and_not_in_the_width() -> None:
+def test_species_with_one_photo_have_the_spread_of_the_others() -> None:
     found = bootstrap_interval(np.array([True, False, True]), np.array([0, 1, 2]))
     assert found == Interval(2 / 3, None, None, 3)
     more = bootstrap_interval(np.array([True, False, True, False]), np.array([0, 1, 2, 2]))
     assert more is not None
     assert (more.value, more.left_out) == (0.5, 2)
-    assert more.low < 0.5 < more.high
+    # A photo's variance is 1/2, as that of species 2: sqrt(1/2 / 2 + 1/2 + 1/2) over 3 species.
+    assert more.half_width == pytest.approx(1.96 * math.sqrt(1.25) / 3, rel=0.08)
+    by_photo = photo_interval(np.array([True, False, True, False]), np.array([0, 1, 2, 2]))
+    assert by_photo is not None
+    assert (by_photo.value, by_photo.left_out) == (0.5, 2)
+    assert by_photo.half_width == pytest.approx(1.96 * math.sqrt(4 * 0.5) / 4, rel=0.08)
 
 
 def test_no_photo_gives_no_interval() -> None:

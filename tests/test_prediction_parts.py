@@ -242,6 +242,30 @@ def test_a_rank_makes_every_world_sizeth_part_and_a_later_rank_0_joins_them(
     assert content(joined.path) == content(whole.path)
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_a_rank_without_a_share_comes_too_late_for_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.001)
+    path = run.prediction("late")
+    with pytest.raises(WorldError) as stopped:
+        inat.predict(run.path, "train", name="late", rank=6, world_size=7)  # there are 6 parts
+    assert str(stopped.value).startswith(
+        f"{path}: waited 0 minutes for the prediction, which rank 0 joins and 0 more; "
+    )
+    assert not parts_folder(path).exists()
+    made = predict_module._is_made
+    monkeypatch.setattr(
+        predict_module,
+        "_is_made",
+        lambda *job: inat.predict(run.path, "train", name="late") and made(*job),
+    )
+    late = inat.predict(run.path, "train", name="late", rank=6, world_size=7)
+    assert late.path == path
+    assert not parts_folder(path).exists()
+
+
 def test_waiting_goes_on_for_as_long_as_something_new_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -217,8 +217,10 @@ def test_a_loss_that_is_not_finite_is_told_by_all_with_the_photos_of_all(
     step = global_order(told)[8:16]
     assert {one.text for one in told} == {
         f"the loss is nan at step 2 (learning rate 2.3e+28, images {', '.join(map(str, step))}); "
-        "train again with a lower optim.lr_per_256 or with optim.clip_grad_norm 1"
+        "train again with a lower optim.lr_per_256 or with optim.clip_grad_norm 1; all images of "
+        f"the step are in {tmp_path / 'run' / 'non_finite.json'}"
     }
+    assert read_json(tmp_path / "run" / "non_finite.json") == {"step": 2, "image_ids": step}
 
 
 def test_a_process_that_dies_ends_the_others_with_a_sentence(tmp_path: Path, world: Path) -> None:

@@ -122,6 +122,18 @@ def test_features_are_those_of_centre_mirror_image_and_the_recipe_s_own_draws(ru
         )
 
 
+@pytest.mark.parametrize("method", ["crt", "ncm"])
+def test_a_run_trained_with_ldam_gets_a_head_without_cosines(
+    world: Path, tmp_path: Path, method: str
+) -> None:
+    ldam = {"loss.name": "ldam", "model.head": "cosine"}
+    run = train_tiny(tmp_path / "ldam", world, **ldam)
+    made = inat.train_stage_two(run.path, tmp_path / method, method=method)
+    assert (made.config.loss.name, made.config.model.freeze) == ("ce", "backbone")
+    assert made.config.model.head != "cosine"
+    assert np.isfinite(np.asarray(inat.predict(made.path, "val").logits)).all()
+
+
 def test_features_do_not_depend_on_the_batch_size(own_run: Run) -> None:
     photos = body_of(own_run).trained
     kept = []

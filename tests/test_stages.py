@@ -183,7 +183,9 @@ def test_the_command_line_takes_and_replaces_stages(
     stage = "{epochs: 1, loss: {name: focal}}"
     assert main(["train", str(path), "--run", str(staged), *words, "--stages", stage]) == 0
     assert Run(staged).config.stages == ("{epochs: 1, loss: {name: focal}}",)
-    assert main(["train", str(path), "--run", str(tmp_path / "one"), *words, "--empty-stages"]) == 0
+    assert (
+        main(["train", str(path), "--run", str(tmp_path / "one"), *words, "--stages", "none"]) == 0
+    )
     assert Run(tmp_path / "one").config.stages == ()
     capsys.readouterr()
     assert main(["train", str(path), *words, "--stages", "{epochs: 1, seed: 2}"]) == 2
@@ -390,6 +392,34 @@ def test_priors_and_size_are_those_of_the_stage_that_the_checkpoint_is_of(
     last = inat.predict(run.path, "val", name="last")
     assert last.meta["views"][0]["size"] == 48
     assert last.meta["config_digest"] == config.digest
+    assert last.logits_prior == pytest.approx(np.full(4, 0.25))
+
+
+def test_the_best_of_a_stage_goes_with_it_since_its_priors_are_others(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {**LARGER, "sampler": {"name": "class_balanced"}}
+    fields = {
+        "model.backbone": "test_vit",
+        "runtime.checkpoint_steps": 1,
+        "data.holdout": "0.3",
+    }
+    taken = loop.take_step
+
+    def interrupted(trainer: Any, batches: Any, state: Any) -> Any:
+        if trainer.plan.number == 2:
+            assert best.is_dir() == (state.stage_step == 0)
+            if state.stage_step == 1:
+                raise KeyboardInterrupt
+        return taken(trainer, batches, state)
+
+    best = Run(tmp_path / "run").checkpoint("best")
+    monkeypatch.setattr(loop, "take_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(world, tmp_path / "run", stage, **fields)
+    with pytest.raises(InputError, match="there is no checkpoint best; let an epoch end"):
+        inat.predict(tmp_path / "run", "val", checkpoint="best")
+    last = inat.predict(tmp_path / "run", "val")
     assert last.logits_prior == pytest.approx(np.full(4, 0.25))
 
 

@@ -34,7 +34,7 @@ from inat.errors import InputError, WorldError
 from inat.files import damaged_files, read_json
 from inat.metrics import top_k
 from inat.run_folder import Run
-from inat.training import loop, validation
+from inat.training import loop, trainer, validation
 from inat.training.stopping import Stopped, stop_signals
 from inat.training.window import Step, Window
 
@@ -151,6 +151,65 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_and_is_named(
     )
 
 
+@pytest.mark.parametrize("lost", ["checksums.json", "model.safetensors"])
+def test_a_checkpoint_that_lost_its_list_of_checksums_is_no_whole_one(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Run, lost: str
+) -> None:
+    signalled_at(monkeypatch, 9)
+    with pytest.raises(Stopped):
+        trained(world, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last"
+    for name in {"checksums.json", lost}:
+        (last / name).unlink()
+    (last.parent / ".partial-deadbeef-best").mkdir()  # as a kill leaves one
+    trained(world, tmp_path / "run", resume=True)
+    assert digests(tmp_path / "run") == digests(whole.path)
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best", "last", "previous"]
+
+
+def test_a_resume_goes_on_in_the_precision_in_which_the_run_was_begun(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = {"runtime.precision": "auto"}
+    here = trainer.resolve_precision("auto", torch.device("cpu"))
+    other = {"fp32": "bf16", "bf16": "fp32"}[here]
+    resolve = trainer.resolve_precision
+    monkeypatch.setattr(trainer, "resolve_precision", lambda name, device: other)
+    signalled_at(monkeypatch, 3)
+    with pytest.raises(Stopped):
+        trained(world, tmp_path / "cut", **auto)
+    peace = trained(world, tmp_path / "peace", **auto)
+    monkeypatch.setattr(trainer, "resolve_precision", resolve)  # of another processor
+    resumed = trained(world, tmp_path / "cut", resume=True, **auto)
+    assert resumed.model["precision"] == other
+    assert digests(resumed.path) == digests(peace.path)
+
+
+def test_moments_lie_in_memory_as_their_weights_after_a_resume(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signalled_at(monkeypatch, 3)
+    with pytest.raises(Stopped):
+        trained(world, tmp_path / "run")
+    seen = []
+    taken = loop.take_step
+
+    def looking(trainer: Any, batches: Any, state: Any) -> Step:
+        seen.append(
+            all(
+                value.stride() == weight.stride()
+                for weight, entries in trainer.optimizer.state.items()
+                for value in entries.values()
+                if value.shape == weight.shape
+            )
+        )
+        return taken(trainer, batches, state)
+
+    monkeypatch.setattr(loop, "take_step", looking)
+    trained(world, tmp_path / "run", resume=True)
+    assert all(seen)
+
+
 def test_a_resume_names_the_fields_that_differ_and_those_that_may(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +228,7 @@ def test_a_resume_names_the_fields_that_differ_and_those_that_may(
     assert "settings   other than before, as they may be: data.workers, runtime.log_every\n" in (
         capsys.readouterr().err
     )
+    assert Run(tmp_path / "run").config.runtime.log_every == 5
 
 
 # --- signals ---------------------------------------------------------------------------------

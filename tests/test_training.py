@@ -15,6 +15,7 @@ from worlds import category_id, make_world
 import inat
 from inat.data.annotations import cut_holdout, load_split
 from inat.errors import InputError, WorldError
+from inat.files import read_json
 from inat.priors import count_prior
 from inat.run_folder import Run
 
@@ -352,6 +353,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(world: Path, tmp_path: Path) ->
             tmp_path / "a",
             **{"optim.lr_per_256": 1e30, "optim.name": "sgd", "runtime.log_every": 1},
         )
+    told = read_json(tmp_path / "a" / "non_finite.json")
+    drawn = load_split(world).image_ids.tolist()
+    assert len(told["image_ids"]) == 8
+    assert set(told["image_ids"]) <= set(drawn)
 
 
 def test_a_run_of_other_species_refuses_the_data(held_out_run: Run, tmp_path: Path) -> None:

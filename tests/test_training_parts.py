@@ -17,13 +17,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from inat.config import ModelConfig, OptimConfig
+from inat.config_files import build
 from inat.errors import InputError
 from inat.models.backbone import Backbone, build_backbone
-from inat.models.device import autocast, freed_memory_kept, pick_device, resolve_precision
+from inat.models.device import (
+    autocast,
+    fast_kernels,
+    freed_memory_kept,
+    pick_device,
+    resolve_precision,
+)
 from inat.progress import progress_bar
 from inat.training.checkpoint import LoopState, load_checkpoint, read_state, save_checkpoint
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.tracking import MetricsLog
+from inat.training.trainer import engine
 from inat.training.validation import Validation
 
 CPU = torch.device("cpu")
@@ -411,6 +419,25 @@ def test_reopening_the_log_cuts_what_came_after_the_checkpoint(tmp_path: Path) -
     ]
 
 
+def test_a_log_shorter_than_the_checkpoint_says_is_cut_to_whole_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write("train", step=1)
+    kept = log.n_bytes
+    log.close()
+    with path.open("ab") as file:
+        file.write(b'{"kind":"tra')
+    log = MetricsLog(path, keep_bytes=1000)
+    assert log.n_bytes == path.stat().st_size == kept
+    log.close()
+    assert [line["step"] for line in lines_of(path)] == [1]
+    assert capsys.readouterr().err == (
+        f"warning: {path}: its last lines are lost ({kept + 12} bytes are left)\n"
+    )
+
+
 def test_a_new_run_starts_with_an_empty_log(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("old\n")
     log = MetricsLog(tmp_path / "metrics.jsonl")
@@ -448,6 +475,27 @@ def test_auto_precision_on_cuda_asks_for_real_bf16_and_not_for_an_emulation(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
     expected = "bf16" if supported else "fp32"
     assert resolve_precision("auto", torch.device("cuda")) == expected
+
+
+def test_fp16_is_refused_on_a_cpu_which_would_train_in_float32() -> None:
+    config = build({"runtime": {"precision": "fp16", "device": "cpu"}}, "test")
+    with pytest.raises(InputError) as caught, engine(config):
+        pass
+    assert str(caught.value) == (
+        "runtime.precision: a CPU trains in bf16 or fp32, not fp16; give one of them, or auto"
+    )
+
+
+def test_fast_kernels_are_put_back_as_they_were() -> None:
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    with fast_kernels(True):
+        assert cudnn.benchmark
+        assert cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    assert (cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
+    with fast_kernels(False):
+        assert (cudnn.benchmark, cudnn.allow_tf32) == before[:2]
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])

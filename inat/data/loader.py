@@ -561,8 +561,10 @@ def _order(
 
 
 def default_workers() -> int:
-    """One worker for each processor that this process may use, at most 16."""
-    return min(usable_processors(), MOST_WORKERS)
+    """One worker for each processor that this process may use, at most 16; the processes of a
+    machine (LOCAL_WORLD_SIZE, which torchrun sets) share its processors."""
+    together = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, min(usable_processors(), MOST_WORKERS) // max(1, int(together)))
 
 
 def to_device(

@@ -241,8 +241,8 @@ def _notes_on_counts(table: pd.DataFrame) -> list[str]:
     if len(alone):
         by_band = ", ".join(f"{band} {alone[band]}" for band in BANDS if band in alone)
         notes.append(
-            f"species with one photo here: {alone.sum()} ({by_band}); they count in the figures, "
-            "but nothing tells their spread, so the intervals (±) are too narrow by theirs"
+            f"species with one photo here: {alone.sum()} ({by_band}); nothing tells their spread, "
+            "so the intervals (±) take a photo's to be as in the other species of the band"
         )
     if untested := int((table["n"] == 0).sum()):
         notes.append(f"{untested} of {len(table)} species have no photo here")

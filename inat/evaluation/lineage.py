@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 
 from inat.data.taxonomy import RANKS, Taxonomy
 from inat.evaluation.outcomes import Outcomes
-from inat.metrics import Interval, photo_interval
+from inat.metrics import Interval, accuracy_interval
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ def rank_accuracies(outcomes: Outcomes, species: pd.DataFrame) -> list[RankAccur
     found = []
     for rank in given_ranks(species):
         right = _same_group(outcomes, species, rank)
-        interval = photo_interval(right, outcomes.labels)
-        assert interval is not None
+        accuracy = accuracy_interval(right, outcomes.labels, over="images")
+        assert accuracy is not None
         mistakes = right[~outcomes.hits]
         found.append(
             RankAccuracy(
                 rank=rank,
                 n_groups=_n_groups(species, rank),
-                accuracy=interval.within(0, 1),
+                accuracy=accuracy,
                 of_mistakes=float(mistakes.mean()) if len(mistakes) else None,
             )
         )

@@ -272,6 +272,11 @@ def _write(job: _Job, path: Path, meta: dict[str, Any], process: Process) -> Pre
     model = job.model()
     length = job.photos_a_part
     parts = Parts(parts_folder(path), _digest(job, model, meta), len(job.photos), length)
+    if process.rank and not process.share(len(parts)):
+        # Rank 0 needs nothing of this process, and may have done with the parts before.
+        joined = "the prediction, which rank 0 joins"
+        wait_until_none(lambda: [] if _is_made(path, meta, job) else [joined], str(path))
+        return read_prediction(path)
     parts.folder.mkdir(parents=True, exist_ok=True)
     busy = f"{path}: another process predicts it; wait for that one, or give another --name"
     with locked(parts.folder / f"rank-{process.rank}.lock", busy):
@@ -436,6 +441,16 @@ def _same_or_refused(path: Path, meta: dict[str, Any], *, float32: bool) -> Pred
             "--overwrite"
         )
     return there
+
+
+def _is_made(path: Path, meta: dict[str, Any], job: _Job) -> bool:
+    if not (path / "meta.json").is_file():
+        return False
+    try:
+        _same_or_refused(path, meta, float32=job.dtype == np.float32)
+    except InputError:  # the one that is to be replaced
+        return False
+    return True
 
 
 def _photo_table(job: _Job) -> pd.DataFrame:

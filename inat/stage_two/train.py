@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from inat.config import CheckpointName, Weights
+from inat.config import CheckpointName, Config, LossConfig, Weights
 from inat.errors import InputError
 from inat.files import atomic_folder, write_json
 from inat.models.heads import put_classifier
@@ -144,7 +144,6 @@ def train_stage_two(
     cuda = [body.device] if body.device.type == "cuda" else []
     # Whole or not at all: what is interrupted leaves nothing at `out`.
     with atomic_folder(out) as partial, torch.random.fork_rng(devices=cuda):
-        model = replace(body.config.model, freeze="backbone")
         log = MetricsLog(partial / "metrics.jsonl")
         try:
             head = _make_head(body, options, log)
@@ -153,10 +152,18 @@ def train_stage_two(
         finally:
             log.close()
         put_classifier(body.network, head.module)
-        made = create_run(partial, replace(body.config, model=replace(model, head=head.name)))
+        made = create_run(partial, _config_with(body.config, head))
         _write_facts(made, body, head, options)
         write_checkpoint(made, body.network, head.epochs, head.steps)
     return Run(out)
+
+
+def _config_with(config: Config, head: NewHead) -> Config:
+    """The config of a run with that head on a frozen backbone. The loss that trained the old head
+    stays only where it can train such a head: ldam cannot do without cosines."""
+    model = replace(config.model, freeze="backbone", head=head.name)
+    loss = config.loss if head.name == config.model.head else LossConfig()
+    return replace(config, model=model, loss=loss)
 
 
 def _refuse_head(run: Run, options: Options) -> None:

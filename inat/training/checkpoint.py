@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from inat.errors import InputError
 from inat.files import (
+    CHECKSUMS,
     atomic_folder,
     damaged_files,
     read_json,
@@ -133,7 +136,11 @@ def settle_checkpoints(last: Path, before: Path) -> bool:
     for folder in (last, before):
         remove_leftovers(folder)
     there = [folder for folder in (last, before) if folder.is_dir()]
-    faults = {folder: damaged_files(folder) for folder in there}
+    # A list of checksums that is lost is damage: without it nothing is known to be whole.
+    faults = {
+        folder: damaged_files(folder) if (folder / CHECKSUMS).exists() else [CHECKSUMS]
+        for folder in there
+    }
     whole = [folder for folder in there if not faults[folder]]
     told = "; ".join(
         f"{folder}: {first_few(files)} damaged" for folder, files in faults.items() if files
@@ -218,9 +225,14 @@ def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str,
 
 
 def _like_its(tensor: Tensor, key: str, parameters: list[nn.Parameter]) -> Tensor:
-    """An entry `<parameter>.<entry>`, sharded as its parameter where it is of its shape."""
+    """An entry `<parameter>.<entry>`, sharded and laid out in memory as its parameter where it is
+    of its shape: fused and foreach optimisers are fast where both lie alike."""
     parameter = parameters[int(key.partition(".")[0])]
-    return like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+    if tensor.shape != parameter.shape:
+        return tensor
+    if isinstance(parameter, DTensor):
+        return like(tensor, parameter)
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def _joined_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:

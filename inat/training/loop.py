@@ -21,7 +21,9 @@ from inat.files import (
     atomic_folder,
     disk_remedies,
     locked,
+    remove_folder,
     remove_leftovers,
+    write_bytes,
     write_json,
 )
 from inat.prediction.processes import this_process
@@ -49,7 +51,7 @@ from inat.training.trainer import (
     try_later_stages,
 )
 from inat.training.validation import Validation, validate
-from inat.training.window import Window
+from inat.training.window import LossNotFinite, Window
 
 
 def train(
@@ -81,7 +83,8 @@ def train(
     kept = "the checkpoint before is whole; make room and go on with --resume"
     with silence(this_process(None, None).rank > 0), others_alive(), disk_remedies(path, kept):
         plan = make_plan(config)
-        with engine(config) as (accelerator, precision), ExitStack() as lock:
+        begun = _begun(path) if resume else None
+        with engine(config, begun) as (accelerator, precision), ExitStack() as lock:
 
             def is_finished() -> bool:
                 lock.enter_context(_locked(path))
@@ -92,6 +95,11 @@ def train(
             else:
                 _train(plan, path, accelerator, precision, overwrite=overwrite)
     return Run(path)
+
+
+def _begun(path: Path) -> Run | None:
+    """The run that is there, if it has got as far as to know its model."""
+    return Run(path) if is_run(path) and (path / "model.json").is_file() else None
 
 
 def _locked(path: Path) -> AbstractContextManager[None]:
@@ -214,6 +222,7 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
             f"{plan.config.data.root}; give another --run, or --overwrite to throw it away"
         )
     last = run.checkpoint("last")
+    remove_leftovers(run.checkpoint("best"))
     if settle_checkpoints(last, run.checkpoint_before) and read_state(last).epoch == plan.epochs:
         return True
     if not resume:
@@ -229,6 +238,8 @@ def _make_run(path: Path, config: Config, *, overwrite: bool) -> None:
     if overwrite or not is_run(path):
         with atomic_folder(path) as partial:
             create_run(partial, config)
+    elif Run(path).config != config:  # in fields that may differ: predictions go by the newest
+        write_bytes(path / "config.yaml", config.to_yaml().encode())
 
 
 def _write_facts(run: Run, trainer: Trainer) -> None:
@@ -274,6 +285,7 @@ class _Keeper:
 
     def save(self, trainer: Trainer, state: LoopState, *, is_best: bool = False) -> None:
         """Writes the checkpoint."""
+        self.log.flush()
         _save(trainer, state, self.run, is_best=is_best)
         self.saved_at, self.saved_step = time.monotonic(), state.step
 
@@ -308,6 +320,12 @@ def _run_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: int)
     except Stopped:
         keeper.save(trainer, state)
         raise
+    except LossNotFinite as error:
+        path = keeper.run.path / "non_finite.json"
+        by_first(lambda: write_json(path, {"step": error.step, "image_ids": error.image_ids}))
+        raise LossNotFinite(
+            f"{error}; all images of the step are in {path}", error.step, error.image_ids
+        ) from None
     state.epoch, state.batches = state.epoch + 1, 0
     is_best = _note_validation(trainer, result, state, keeper.log)
     state.metrics_bytes = keeper.log.n_bytes
@@ -337,6 +355,8 @@ def _save(trainer: Trainer, state: LoopState, run: Run, *, is_best: bool) -> Non
     list_bad_photos(trainer, run)
     scaler = trainer.accelerator.scaler
     state.loss_scale = None if scaler is None else scaler.state_dict()
+    if state.best_score is None:  # none, or that of the stage before, of other priors
+        by_first(lambda: remove_folder(run.checkpoint("best")))
     # best first: a last that knows the best score must never stand alone.
     for name in ("best", "last") if is_best else ("last",):
         if name == "last":  # the stage may be another than that of the last before

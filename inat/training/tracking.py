@@ -7,14 +7,23 @@ from typing import Any
 
 import orjson
 
+from inat.progress import say
+
 
 class MetricsLog:
     """Appends to a run's metrics.jsonl."""
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """Opens the log and cuts it to its first `keep_bytes`: what follows is written again."""
+        """Opens the log and cuts it to its first `keep_bytes`: what follows is written again.
+
+        One that has fewer, by a copy or a fault of the disk, is cut to whole lines.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._file = path.open("a+b")
+        if (length := self._file.seek(0, os.SEEK_END)) < keep_bytes:
+            self._file.seek(0)
+            keep_bytes = self._file.read().rfind(b"\n") + 1
+            say(f"warning: {path}: its last lines are lost ({length:,} bytes are left)")
         self._file.truncate(keep_bytes)
         self._file.seek(0, os.SEEK_END)
 
@@ -23,6 +32,10 @@ class MetricsLog:
         line = {"kind": kind, **values, "time": time.time()}
         self._file.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
         self._file.flush()
+
+    def flush(self) -> None:
+        """Brings what was written to the disk: a checkpoint counts on it."""
+        os.fsync(self._file.fileno())
 
     @property
     def n_bytes(self) -> int:
@@ -43,6 +56,9 @@ class NoLog(MetricsLog):
         pass
 
     def write(self, kind: str, **values: Any) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
         """Does nothing."""
 
     def close(self) -> None:

@@ -1,6 +1,5 @@
 """What a training moves: network, optimiser, schedule and loaders, made anew for each stage."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 
 from inat.competitions import find_competition
 from inat.config import Config
-from inat.data.loader import Batch, Loader, build_loader, default_workers
+from inat.data.loader import Batch, Loader, build_loader
 from inat.errors import InputError
 from inat.losses import Loss, build_loss
 from inat.models.backbone import (
@@ -31,8 +30,15 @@ from inat.models.backbone import (
     set_image_size,
     try_image_size,
 )
-from inat.models.device import freed_memory_kept, pick_device, resolve_precision, to_device_format
+from inat.models.device import (
+    fast_kernels,
+    freed_memory_kept,
+    pick_device,
+    resolve_precision,
+    to_device_format,
+)
 from inat.progress import say
+from inat.run_folder import Run
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan
 from inat.training.processes import PATIENCE, BatchPart, gathered, is_sharded, shard, shared_batch
@@ -88,10 +94,18 @@ class Trainer:
 
 
 @contextmanager
-def engine(config: Config) -> Iterator[tuple[Accelerator, str]]:
-    """accelerate's engine and the precision; leaves no generator or allocator setting changed."""
+def engine(config: Config, begun: Run | None = None) -> Iterator[tuple[Accelerator, str]]:
+    """accelerate's engine and the precision; leaves no generator or setting of torch changed.
+
+    Args:
+        config: of the training.
+        begun: the run that is gone on with, whose precision an auto means.
+
+    Raises:
+        InputError: the device has no such precision, or is not there.
+    """
     device = pick_device(config.runtime.device)
-    precision = resolve_precision(config.runtime.precision, device)
+    precision = _precision(config, device, begun)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=device.type == "cpu",
@@ -100,11 +114,34 @@ def engine(config: Config) -> Iterator[tuple[Accelerator, str]]:
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     try:
         # The loop seeds torch's generators anew each step.
-        with torch.random.fork_rng(devices=cuda), freed_memory_kept():
+        with (
+            torch.random.fork_rng(devices=cuda),
+            freed_memory_kept(),
+            fast_kernels(config.runtime.fast_kernels),
+        ):
             yield accelerator, precision
     finally:
         # A second training of another precision in this process would be refused otherwise.
         AcceleratorState._reset_state(False)
+
+
+def _precision(config: Config, device: torch.device, begun: Run | None) -> str:
+    precision = resolve_precision(config.runtime.precision, device)
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError(
+            "runtime.precision: a CPU trains in bf16 or fp32, not fp16; give one of them, or auto"
+        )
+    if begun is None or config.runtime.precision != "auto":
+        return precision
+    kept, kind = str(begun.model["precision"]), begun.model["device"]
+    if device.type == kind:
+        return kept
+    if precision != kept:
+        say(
+            f"warning: {begun.path} was begun on {kind} in {kept}, and goes on on {device.type} in "
+            f"{precision}; runtime.precision {kept} would keep it"
+        )
+    return precision
 
 
 def describe_device(accelerator: Accelerator, precision: str) -> str:
@@ -248,7 +285,7 @@ def _loader(plan: StagePlan, accelerator: Accelerator, *, training: bool) -> Loa
         image_size=config.transforms.image_size if training else config.transforms.test_size,
         training=training,
         batch_size=batch_size * (1 if training else 2),
-        workers=_workers(config.data.workers),
+        workers=config.data.workers,
         seed=config.seed,
         sampler=config.sampler,
         epochs=config.epochs,
@@ -260,10 +297,3 @@ def _loader(plan: StagePlan, accelerator: Accelerator, *, training: bool) -> Loa
         on_bad_photo=config.data.on_bad_photo,
         keep_photos=config.data.keep_photos,
     )
-
-
-def _workers(given: int | None) -> int:
-    """Workers of this process; the processes of a machine share its processors."""
-    if given is not None:
-        return given
-    return max(1, default_workers() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

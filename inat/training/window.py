@@ -38,6 +38,20 @@ class Step:
     skipped: bool = False
 
 
+class LossNotFinite(WorldError):
+    """The loss of a step is NaN or infinite.
+
+    Attributes:
+        step: counted from 1.
+        image_ids: of all processes' batches of that step.
+    """
+
+    def __init__(self, text: str, step: int, image_ids: Sequence[int]) -> None:
+        super().__init__(text)
+        self.step = step
+        self.image_ids = list(image_ids)
+
+
 class Window:
     """Gathers losses on the device and reads them all at once, when asked: a read makes the
     host wait for the device."""
@@ -65,7 +79,7 @@ class Window:
         """The losses of the window so far; all processes read at the same step.
 
         Raises:
-            WorldError: one is not finite; the text names the first such step, its learning rate
+            LossNotFinite: one is not finite; the text names the first such step, its learning rate
                 and images.
         """
         if self._unread:
@@ -74,7 +88,7 @@ class Window:
                 if math.isfinite(value):
                     self._losses.append(value)
                 elif not step.skipped:
-                    raise WorldError(_sentence(step, value))
+                    raise _not_finite(step, value)
             self._unread = []
         return list(self._losses)
 
@@ -95,11 +109,13 @@ class Window:
         return self._epoch_images / max(time.monotonic() - self._epoch_began, 1e-9)
 
 
-def _sentence(step: Step, loss: float) -> str:
+def _not_finite(step: Step, loss: float) -> LossNotFinite:
     of_all = gathered([image_id for batch in step.image_ids for image_id in batch.tolist()])
-    ids = [str(image_id) for of_process in of_all for image_id in of_process]
-    return (
+    ids = [image_id for of_process in of_all for image_id in of_process]
+    return LossNotFinite(
         f"the loss is {loss} at step {step.number} (learning rate {step.learning_rate:.2g}, "
-        f"images {first_few(ids, MOST_IDS)}); train again with a lower optim.lr_per_256 or with "
-        "optim.clip_grad_norm 1"
+        f"images {first_few(list(map(str, ids)), MOST_IDS)}); train again with a lower "
+        "optim.lr_per_256 or with optim.clip_grad_norm 1",
+        step.number,
+        ids,
     )

@@ -48,6 +48,31 @@ def test_coverage_of_an_accuracy(
     assert 0.93 <= share <= 0.97
 
 
+@pytest.mark.parametrize("alone", [0.2, 0.6])
+def test_coverage_where_species_have_one_photo(
+    alone: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(2)
+    n_species = 200
+    chances = rng.permutation(chances_of(n_species))
+    counts = np.where(np.arange(n_species) < alone * n_species, 1, 3)
+    labels = np.repeat(np.arange(n_species), counts)
+    share = np.mean(
+        [
+            covered(
+                accuracy_interval(rng.random(len(labels)) < chances[labels], labels), chances.mean()
+            )
+            for _ in range(N_EXPERIMENTS)
+        ]
+    )
+    with capsys.disabled():
+        print(
+            f"\n95 % interval of an accuracy, one photo of {alone:.0%} of {n_species} species, 3 "
+            f"of the others: covers the truth in {share:.2%} of {N_EXPERIMENTS:,} experiments"
+        )
+    assert 0.93 <= share <= 0.97
+
+
 @pytest.mark.parametrize(("alike", "least"), [(0.6, 0.93), (1.0, 0.92)])
 @pytest.mark.parametrize("n_photos", [3, 12])
 def test_coverage_of_a_paired_difference(
