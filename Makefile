@@ -23,9 +23,12 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --noconftest tests/test_floors.py
 
-# Damaged files of every kind, 10,000 of each where `make test` has 200; takes about an hour.
+# Damaged files of every kind, 10,000 of each where `make test` has 200, and again as many for each
+# reader by atheris, where that installs; takes about an hour.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long -n logical
+	-$(BIN)/pip install --quiet --only-binary :all: atheris
+	$(BIN)/python tests/fuzz_atheris.py
 
 # Speed against the named peers, in one run; takes some 15 minutes.
 bench: $(VENV)/.dev

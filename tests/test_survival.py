@@ -102,11 +102,17 @@ def test_a_run_stopped_within_an_epoch_ends_with_the_bits_of_one_never_stopped(
     assert log_lines(tmp_path / "cut") == log_lines(peace.path)
 
 
-def test_three_kills_at_random_moments_change_no_bit(
-    world: Path, tmp_path: Path, whole: Run
+@pytest.mark.parametrize(
+    ("workers", "kills"),
+    [({}, 2), ({"data.workers": 2, "data.worker_kind": "processes"}, 2)],
+    ids=["no workers", "worker processes"],
+)
+def test_kills_at_random_moments_change_no_bit(
+    world: Path, tmp_path: Path, whole: Run, workers: dict[str, Any], kills: int
 ) -> None:
-    hit = train_with_kills(world, tmp_path / "run", FP32, 3, random.Random(1), pause=0.05)
-    assert len(hit) == 3
+    settings = {**FP32, **workers}
+    hit = train_with_kills(world, tmp_path / "run", settings, kills, random.Random(1), pause=0.05)
+    assert len(hit) == kills
     assert digests(tmp_path / "run") == digests(whole.path)
     assert log_lines(tmp_path / "run") == log_lines(whole.path)
 

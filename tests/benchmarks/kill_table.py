@@ -28,6 +28,8 @@ from worlds import make_world
 RUNS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"runtime.precision": "bf16"},
+    "threads": {"data.workers": 2, "data.worker_kind": "threads"},
+    "worker processes": {"data.workers": 2, "data.worker_kind": "processes"},
     "accumulate, mixup": {"optim.accumulate": 2, "batch_size": 2, "transforms.mixup": 0.2},
 }
 PAUSE = 0.1
