@@ -13,7 +13,7 @@ import numpy.typing as npt
 import orjson
 import pandas as pd
 import pyarrow as pa
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from inat.config import CheckpointName, Config, ViewMean, Weights
@@ -336,10 +336,10 @@ def _part(
     loader: Loader,
     ids: Int64[np.ndarray, "photos"],
 ) -> tuple[Float[np.ndarray, "photos classes"], Troubles]:
-    """The next part; the row of an unreadable photo is the class prior."""
+    """The next part; an unreadable photo has the row of one that tells nothing."""
     told = (loader.bad_photos, loader.recovered_photos, loader.slow_photos)
     before = [len(events) for events in told]
-    rows = np.repeat(store(np.log(job.run.draws_prior)[None], job.dtype), len(ids), axis=0)
+    rows = np.repeat(store(_untold(job.run)[None], job.dtype), len(ids), axis=0)
     place_of = {image_id: place for place, image_id in enumerate(ids.tolist())}
     for batch, logits in islice(batches, -(-len(ids) // loader.batch_size)):
         if not bool(logits.isfinite().all()):
@@ -352,6 +352,16 @@ def _part(
         )
     new = (events[first:] for events, first in zip(told, before, strict=True))
     return rows, Troubles(*([str(event) for event in events] for events in new))
+
+
+def _untold(run: Run) -> Float64[np.ndarray, "classes"]:
+    """Logits of a photo that tells nothing: they are the prior that all logits of the run carry,
+    so that what takes it off leaves them uniform; that of the draws where it is not known."""
+    known = run.model["logits_prior"]
+    prior = run.draws_prior if known is None else np.array(known, np.float64)
+    with np.errstate(divide="ignore"):  # a species without photos
+        row: Float64[np.ndarray, classes] = np.log(prior)
+    return row
 
 
 def _join(
