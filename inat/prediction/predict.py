@@ -19,7 +19,7 @@ from torch import Tensor
 from inat.config import CheckpointName, Config, ViewMean, Weights
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, worker_deaths
-from inat.data.photos import PHOTO_ENDINGS
+from inat.data.photos import PHOTO_ENDINGS, SLOW_SECONDS
 from inat.data.taxonomy import Taxonomy
 from inat.data.views import View, parse_views
 from inat.errors import InputError, WorldError
@@ -39,7 +39,7 @@ from inat.prediction.trained_model import (
 from inat.prediction.views import refuse_sizes
 from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
 from inat.priors import log_softmax
-from inat.progress import progress_bar, say
+from inat.progress import first_few, progress_bar, say
 from inat.run_folder import Run, open_run, versions, with_root
 from inat.stages import stage_at
 
@@ -383,8 +383,18 @@ def _join(
             troubles.append(of_part)
         meta["bad_photos"] = [event for of_part in troubles for event in of_part.bad]
         meta["recovered_photos"] = [event for of_part in troubles for event in of_part.recovered]
-        meta["slow_photos"] = [event for of_part in troubles for event in of_part.slow]
         job.refuse_too_many(meta["bad_photos"])
+    _tell_slow(job.photos, [event for of_part in troubles for event in of_part.slow])
+
+
+def _tell_slow(photos: Split, events: list[str]) -> None:
+    """Prints the photos that were read slowly. The prediction does not list them: a clock decides
+    which they are, and its bytes are the same on a slow disk."""
+    if events:
+        say(
+            f"predict {photos.name}: {len(events)} of {len(photos)} photos took more than "
+            f"{SLOW_SECONDS:g} s to read: {first_few(events, 3)}"
+        )
 
 
 def _digest(job: _Job, model: TrainedModel, meta: dict[str, Any]) -> str:
