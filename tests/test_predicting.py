@@ -97,6 +97,31 @@ def test_an_unreadable_photo_has_the_prior_that_the_logits_carry_or_else_the_dra
     )
 
 
+@pytest.mark.parametrize(("views", "n_views"), [("centre", 1), ("flip", 2)])
+def test_batches_of_unreadable_photos_alone_leave_what_a_vit_says_of_the_others(
+    tmp_path: Path, views: str, n_views: int
+) -> None:
+    world = make_world(tmp_path / "world")
+    all_may_fail = {**SKIP, "data.bad_photo_limit": 1.0}
+    run = train_tiny(tmp_path / "run", world, **{"model.backbone": "test_vit"}, **all_may_fail)
+    options: dict[str, Any] = {"views": views, "batch_size": 2 * n_views, "workers": 0}
+    whole = inat.predict(run.path, "test", name="whole", **options)
+    photos = load_split(world, "test")
+    lost, read = [0, 1, 3, 4, 5, 6, 7], [2]  # the first batch of 2, and the last two
+    for row in lost:
+        photos.path(row).write_bytes(b"no photo")
+    made = inat.predict(run.path, "test", name="made", **options)
+    assert np.array_equal(made.ids, photos.image_ids)
+    np.testing.assert_allclose(made.logits[read], whole.logits[read], atol=2e-3)
+    assert made.logits_prior is not None
+    expected = np.log(made.logits_prior / made.logits_prior.max())
+    for row in lost:
+        np.testing.assert_allclose(made.logits[row].astype(np.float64), expected, atol=2e-3)
+    assert [event.partition(": ")[0] for event in made.meta["bad_photos"]] == [
+        f"{photos.path(row)} (image {photos.image_ids[row]})" for row in lost
+    ]
+
+
 def test_a_batch_size_counts_views(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
     build = predict_module.build_loader
