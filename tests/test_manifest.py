@@ -20,6 +20,7 @@ from inat.prediction_file import PredictionFile
 from inat.run_folder import versions
 from inat.submission.estimate import Estimate, estimate
 from inat.submission.manifest import update_manifest
+from inat.submission.provenance import provenance
 
 SPEC = find_competition("inaturalist-2018")
 RNG_LOGITS = np.random.default_rng(0).normal(size=(30, 5))
@@ -119,6 +120,19 @@ def test_members_are_those_that_the_prediction_names_with_the_hashes_of_what_is_
     files = {path.name: sha256(path) for path in unlabelled.path.iterdir()}
     assert manifest["members"] == [{**members[0], "files": files}, {**members[1], "files": None}]
     assert manifest["prediction"]["how"] == "mean_logprob"
+
+
+def test_the_views_mean_and_the_folds_of_an_out_of_fold_prediction_are_told(tmp_path: Path) -> None:
+    folds = [
+        {"run": f"folds/fold_{number}", "checkpoint_epoch": 2, "checkpoint_sha256": f"c{number}",
+         "config_digest": f"d{number}"}
+        for number in (1, 2)
+    ]  # fmt: skip
+    oof = made(tmp_path, "oof", split="oof", view_mean="prob", folds=folds)
+    (tmp_path / "s.csv").write_text("id,predicted\n")
+    made_of = provenance(tmp_path / "s.csv", oof, SPEC, "why there is none")["prediction"]
+    assert made_of["view_mean"] == "prob"
+    assert made_of["folds"] == folds
 
 
 def test_the_commit_is_the_working_directory_s_and_says_if_files_were_changed(

@@ -1,6 +1,7 @@
 """What a training is going to do with the long tail: its draws, its loss, and the class prior that
 its logits then carry, up to the prediction file."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,71 @@ def test_a_prior_from_a_file_is_taken_off_and_leaves_the_rest(world: Path, tmp_p
     plan = plan_of(world, **lost_by("logit_adjusted", prior=str(path)))
     assert plan.loss_prior == share(weights)
     assert plan.logits_prior == share(COUNTS / np.array(weights))
+
+
+def test_a_run_keeps_the_digest_of_its_prior_s_file_and_is_not_gone_on_with_by_another(
+    world: Path, tmp_path: Path
+) -> None:
+    def write(*weights: float) -> Path:
+        return prior_file(
+            tmp_path / "field.csv", {category_id(n): w for n, w in enumerate(weights)}
+        )
+
+    path = write(1, 1, 1, 1)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    fields = {**lost_by("logit_adjusted", prior=str(path)), "sampler.epoch_size": 16, "epochs": 1}
+    config, run = config_of(world, **fields), tmp_path / "run"
+    assert inat.train(config, run).model["loss_prior_sha256"] == digest
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    write(97, 1, 1, 1)
+    for resume in (False, True):
+        with pytest.raises(InputError) as caught:
+            inat.train(config, run, resume=resume)
+        assert str(caught.value) == (
+            f"{run}: the run there was trained with another prior than {path} holds now "
+            "(loss.prior); put back what was there, give another --run, or --overwrite to throw "
+            "the run away"
+        )
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    write(1, 1, 1, 1)
+    inat.train(config, run)  # trained already
+    write(97, 1, 1, 1)
+    again = inat.train(config, run, overwrite=True)
+    assert again.model["loss_prior_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert again.model["logits_prior"] == share(COUNTS / np.array([97, 1, 1, 1]))
+
+
+def test_a_run_of_an_older_version_says_no_digest_of_its_prior_and_is_gone_on_with(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = prior_file(tmp_path / "field.csv", {category_id(label): 1 for label in range(4)})
+    fields = {**lost_by("logit_adjusted", prior=str(path)), "epochs": 1}
+    run = trained(world, tmp_path / "run", **fields)
+    older = {key: value for key, value in run.model.items() if key != "loss_prior_sha256"}
+    (run.path / "model.json").write_bytes(orjson.dumps(older))
+    capsys.readouterr()
+    trained(world, run.path, **fields)
+    assert capsys.readouterr().err == (
+        f"{run.path}: this config is trained already; --overwrite trains it again\n"
+    )
+
+
+def test_a_prior_s_file_counts_where_a_loss_of_any_stage_takes_it_off(
+    world: Path, tmp_path: Path
+) -> None:
+    one, other = (
+        prior_file(tmp_path / name, {category_id(label): label + weight for label in range(4)})
+        for name, weight in (("one.csv", 1), ("other.csv", 2))
+    )
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (one, other)]
+    assert plan_of(world).loss_prior_sha256 is None
+    assert plan_of(world, **lost_by("logit_adjusted")).loss_prior_sha256 is None
+    assert plan_of(world, **lost_by("ce", prior=str(one))).loss_prior_sha256 is None
+    of_one = lost_by("balanced_softmax", prior=str(one))
+    assert plan_of(world, **of_one).loss_prior_sha256 == digests[0]
+    stages = (f"{{epochs: 1, loss: {{prior: {other}}}}}", f"{{epochs: 1, loss: {{prior: {one}}}}}")
+    plan = make_plan(config_of(world, stages=stages, **of_one))
+    assert [stage.loss_prior_sha256 for stage in plan.stages] == [" ".join(digests)] * 3
 
 
 def test_a_prior_that_is_no_file_or_of_other_species_is_refused(

@@ -6,14 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_runs import train_tiny
+from worlds import make_world
 
 import inat
 from inat.cli import main
 from inat.data import loader as loader_module
+from inat.data.annotations import load_split
 from inat.data.views import View, parse_views
 from inat.errors import InputError
 from inat.prediction import predict as predict_module
 from inat.run_folder import Run
+
+COUNTS = np.array([30, 8, 3, 2])
+SKIP = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,61 @@ def test_views_keep_the_prior_that_the_logits_carry(run: Run) -> None:
         assert not np.array_equal(several.logits, plain.logits)
     assert plain.meta["views"] == [{"kind": "centre", "size": 32, "crop_pct": 0.875}]
     assert plain.meta["view_mean"] is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "logits_prior", "row_prior"),
+    [
+        # tau 2 on pi leaves pi^-1; ldam leaves what no formula says, and the draws' stands in.
+        ({"loss.name": "logit_adjusted", "loss.tau": 2.0}, 1 / COUNTS, 1 / COUNTS),
+        ({"loss.name": "logit_adjusted"}, np.ones(4), np.ones(4)),
+        ({"loss.name": "ldam", "model.head": "cosine"}, None, COUNTS),
+    ],
+    ids=["tau 2", "tau 1", "ldam"],
+)
+def test_an_unreadable_photo_has_the_prior_that_the_logits_carry_or_else_the_draws(
+    tmp_path: Path, loss: dict[str, Any], logits_prior: Any, row_prior: np.ndarray
+) -> None:
+    world = make_world(tmp_path / "world", counts=tuple(COUNTS.tolist()))
+    run = train_tiny(tmp_path / "run", world, **{"data.holdout": "none"}, **SKIP, **loss)
+    photos = load_split(world, "test")
+    photos.path(3).write_bytes(b"no photo")
+    made = inat.predict(run.path, "test")
+    if logits_prior is None:
+        assert made.logits_prior is None
+    else:
+        assert made.logits_prior == pytest.approx(logits_prior / logits_prior.sum())
+    expected = np.log(row_prior / row_prior.max())
+    np.testing.assert_allclose(made.logits[3].astype(np.float64), expected, atol=2e-3)
+    assert len(made.meta["bad_photos"]) == 1
+    assert made.meta["bad_photos"][0].startswith(
+        f"{photos.path(3)} (image {photos.image_ids[3]}): "
+    )
+
+
+@pytest.mark.parametrize(("views", "n_views"), [("centre", 1), ("flip", 2)])
+def test_batches_of_unreadable_photos_alone_leave_what_a_vit_says_of_the_others(
+    tmp_path: Path, views: str, n_views: int
+) -> None:
+    world = make_world(tmp_path / "world")
+    all_may_fail = {**SKIP, "data.bad_photo_limit": 1.0}
+    run = train_tiny(tmp_path / "run", world, **{"model.backbone": "test_vit"}, **all_may_fail)
+    options: dict[str, Any] = {"views": views, "batch_size": 2 * n_views, "workers": 0}
+    whole = inat.predict(run.path, "test", name="whole", **options)
+    photos = load_split(world, "test")
+    lost, read = [0, 1, 3, 4, 5, 6, 7], [2]  # the first batch of 2, and the last two
+    for row in lost:
+        photos.path(row).write_bytes(b"no photo")
+    made = inat.predict(run.path, "test", name="made", **options)
+    assert np.array_equal(made.ids, photos.image_ids)
+    np.testing.assert_allclose(made.logits[read], whole.logits[read], atol=2e-3)
+    assert made.logits_prior is not None
+    expected = np.log(made.logits_prior / made.logits_prior.max())
+    for row in lost:
+        np.testing.assert_allclose(made.logits[row].astype(np.float64), expected, atol=2e-3)
+    assert [event.partition(": ")[0] for event in made.meta["bad_photos"]] == [
+        f"{photos.path(row)} (image {photos.image_ids[row]})" for row in lost
+    ]
 
 
 def test_a_batch_size_counts_views(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

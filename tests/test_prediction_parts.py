@@ -1,6 +1,7 @@
 """Predictions in parts, killed and shared by processes: the same bytes however they were made."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_runs import train_tiny
 from worlds import make_world
 
 import inat
+from inat.data import loader as loader_module
 from inat.data.annotations import load_split
 from inat.data.photo_files import PhotoFiles
 from inat.errors import InputError, WorldError
@@ -161,6 +163,42 @@ def test_unreadable_photos_are_listed_once_whichever_call_met_them(
         split.path(row).write_bytes(b"no photo")
     with pytest.raises(WorldError, match=r"^5 of 43 photos cannot be read, more than data"):
         inat.predict(run.path, "train", name="worse")
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_slow_photos_are_printed_when_the_parts_are_joined_and_leave_the_bytes_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = inat.predict(run.path, "train", name="quick")
+    assert "photos took" not in capsys.readouterr().err
+    for module in (loader_module, predict_module):
+        monkeypatch.setattr(module, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.0)
+    split = load_split(run.config.data.root or Path())
+    some = ", ".join(
+        rf"{re.escape(str(split.path(row)))} \(image {split.image_ids[row]}\): took \d+\.\d s"
+        for row in range(3)
+    )
+    line = rf"predict train: 43 of 43 photos took more than 0 s to read: {some} \.\.\.\n"
+
+    def told() -> list[str]:
+        lines = capsys.readouterr().err.splitlines(keepends=True)
+        return [line for line in lines if "photos took" in line]
+
+    made = [inat.predict(run.path, "train", name="slow")]
+    lines = told()
+    interrupted(run, monkeypatch, 3, name="slow-cut")
+    made.append(inat.predict(run.path, "train", name="slow-cut"))
+    lines += told()
+    with pytest.raises(WorldError, match="waited 0 minutes for part 0 of rank 0"):
+        inat.predict(run.path, "train", name="slow-ranks", rank=1, world_size=2)
+    assert told() == []
+    made.append(inat.predict(run.path, "train", name="slow-ranks", rank=0, world_size=2))
+    lines += told()
+    assert len(lines) == 3
+    assert all(re.fullmatch(line, found) for found in lines)
+    assert all("slow_photos" not in prediction.meta for prediction in made)
+    assert all(content(prediction.path) == content(quick.path) for prediction in made)
 
 
 def test_two_calls_for_one_prediction_do_not_write_it_together(

@@ -9,7 +9,7 @@ import orjson
 import pytest
 import torch
 from tiny_runs import train_tiny, weights
-from torch import nn
+from torch import Tensor, nn
 from worlds import make_world
 
 import inat
@@ -90,9 +90,10 @@ def test_a_soup_of_two_runs_has_the_mean_of_their_weights(runs: list[Run], made:
         assert torch.equal(found[name], ((one[name].double() + other[name].double()) / 2).float())
 
 
-def test_batch_norm_has_the_statistics_of_the_soup_itself(runs: list[Run], made: Run) -> None:
-    """Those of the first batch norm, worked out by hand from the same draws."""
-    config, facts = runs[0].config, runs[0].model
+def first_statistics(made: Run, first: Run) -> tuple[Tensor, Tensor, int]:
+    """Mean and variance of the first batch norm, worked out by hand from the draws of the first
+    run's training, and the number of batches."""
+    config, facts = first.config, first.model
     train, _ = cut_holdout(load_split(config.data.root or Path()), "0.3", config.data.holdout_seed)
     loader = build_loader(
         train, image_size=32, training=True, batch_size=8, workers=0, seed=config.seed,
@@ -107,9 +108,15 @@ def test_batch_norm_has_the_statistics_of_the_soup_itself(runs: list[Run], made:
         means.append(values.mean(dim=(0, 2, 3)))
         variances.append(values.var(dim=(0, 2, 3)))
     assert len(means) == len(train) // 8
-    torch.testing.assert_close(state["bn1.running_mean"], torch.stack(means).mean(dim=0))
-    torch.testing.assert_close(state["bn1.running_var"], torch.stack(variances).mean(dim=0))
-    assert state["bn1.num_batches_tracked"].item() == len(means)
+    return torch.stack(means).mean(dim=0), torch.stack(variances).mean(dim=0), len(means)
+
+
+def test_batch_norm_has_the_statistics_of_the_soup_itself(runs: list[Run], made: Run) -> None:
+    mean, variance, n_batches = first_statistics(made, runs[0])
+    state = weights(made)
+    torch.testing.assert_close(state["bn1.running_mean"], mean)
+    torch.testing.assert_close(state["bn1.running_var"], variance)
+    assert state["bn1.num_batches_tracked"].item() == n_batches
     plain = (weights(runs[0])["bn1.running_mean"] + weights(runs[1])["bn1.running_mean"]) / 2
     assert not torch.allclose(state["bn1.running_mean"], plain)
 
@@ -126,6 +133,42 @@ def test_a_frozen_backbone_keeps_its_statistics(runs: list[Run], tmp_path: Path)
     found, one = weights(made), weights(heads[0])
     for name in one:
         assert torch.equal(found[name], one[name]) is (not name.startswith("classifier."))
+
+
+def test_heads_on_several_frozen_backbones_have_the_statistics_of_the_soup_itself(
+    runs: list[Run], tmp_path: Path
+) -> None:
+    heads = [
+        inat.train_stage_two(run.path, tmp_path / f"crt{number}", method="crt", epochs=1)
+        for number, run in enumerate(runs[:2])
+    ]
+    assert all(head.config.model.freeze == "backbone" for head in heads)
+    made = soup([head.path for head in heads], tmp_path / "soup")
+    state, one, other = weights(made), weights(heads[0]), weights(heads[1])
+    mean, variance, n_batches = first_statistics(made, heads[0])
+    torch.testing.assert_close(state["bn1.running_mean"], mean)
+    torch.testing.assert_close(state["bn1.running_var"], variance)
+    assert state["bn1.num_batches_tracked"].item() == n_batches
+    for name in ("bn1.running_mean", "bn1.running_var"):
+        assert not torch.allclose(state[name], (one[name] + other[name]) / 2)
+
+
+def test_live_heads_on_one_backbone_keep_the_mean_of_the_statistics_they_gathered(
+    runs: list[Run], tmp_path: Path
+) -> None:
+    """These are of class-balanced draws, which the first run's own training does not make."""
+    heads = [
+        inat.train_stage_two(
+            runs[0].path, tmp_path / f"live{seed}", method="crt", seed=seed, epochs=1, live=True
+        )
+        for seed in range(2)
+    ]
+    state, one, other = (
+        weights(run) for run in (soup([head.path for head in heads], tmp_path / "soup"), *heads)
+    )
+    for name in ("bn1.running_mean", "bn1.running_var"):
+        assert not torch.equal(one[name], other[name])
+        torch.testing.assert_close(state[name], (one[name] + other[name]) / 2)
 
 
 def test_the_same_soup_has_the_same_bytes(runs: list[Run], made: Run, tmp_path: Path) -> None:

@@ -241,6 +241,21 @@ def test_photos_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> N
         cached_features(body, body.trained, 1)
 
 
+def test_a_vit_gives_features_though_a_batch_has_unreadable_photos_alone(tmp_path: Path) -> None:
+    world = make_world(tmp_path / "world", counts=(12, 6, 4))
+    settings = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.5, "data.holdout": "none",
+                "model.backbone": "test_vit", "batch_size": 2}  # fmt: skip
+    run = train_tiny(tmp_path / "run", world, **settings)
+    before = cached_features(body_of(run), load_split(world), 1).values[:, :20].copy()
+    photos = load_split(world)
+    for row in (20, 21):  # the last batch of 4
+        photos.path(row).write_bytes(b"no photo")
+    shutil.rmtree(run.path / "features")
+    kept = cached_features(body_of(run), photos, 3)
+    assert kept.readable.tolist() == list(range(20))
+    assert np.array_equal(kept.values[:1, :20], before)
+
+
 def test_other_photos_than_those_trained_on_are_refused(run: Run, tmp_path: Path) -> None:
     other = make_world(tmp_path / "other", seed=3)
     assert refusal(run, tmp_path / "out", method="ncm", root=other) == (

@@ -310,6 +310,23 @@ def test_a_skipped_photo_is_listed_in_the_run_up_to_the_limit(tmp_path: Path) ->
         trained(world, tmp_path / "other", **settings)
 
 
+def test_held_out_batches_of_unreadable_photos_alone_are_left_out_of_the_validation(
+    tmp_path: Path,
+) -> None:
+    world = make_world(tmp_path / "world")
+    settings = {"model.backbone": "test_vit", "batch_size": 2, "epochs": 1, "data.holdout": "0.3",
+                "data.on_bad_photo": "skip", "data.bad_photo_limit": 1.0}  # fmt: skip
+    held_out = load_split(world, "holdout", holdout="0.3")
+    for row in range(4):  # the first batch of 2 x 2
+        held_out.path(row).write_bytes(b"no photo")
+    run = trained(world, tmp_path / "run", **settings)
+    (validation,) = [line for line in log_lines(run.path) if line["kind"] == "validation"]
+    prediction = inat.predict(run.path, "holdout")
+    assert len(prediction.meta["bad_photos"]) == 4
+    hits = prediction.logits[4:].argmax(axis=1) == held_out.labels[4:]
+    assert validation["top1"] == pytest.approx(hits.mean())
+
+
 def test_an_unreadable_test_photo_is_predicted_as_the_class_prior(tmp_path: Path) -> None:
     world, image_id = broken_world(tmp_path, "test")
     settings = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.5, "epochs": 1}

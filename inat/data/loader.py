@@ -181,6 +181,7 @@ class Loader:
         bad_photos: photos that could not be read, in the order met.
         recovered_photos: photos that were read after a repair.
         slow_photos: photos that took more than a second, from the file to the image.
+        n_classes: species that the labels number.
         prior: class prior of the draws; None where the photos have no labels, and where it
             changes during training.
     """
@@ -191,6 +192,7 @@ class Loader:
         order: Callable[[int], Int64[np.ndarray, "draws"]],
         *,
         n_draws: int,
+        n_classes: int,
         batch_size: int,
         drop_last: bool,
         rank: int,
@@ -204,6 +206,7 @@ class Loader:
         self._reader = reader
         self._order = order
         self.n_draws = n_draws
+        self.n_classes = n_classes
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.rank = rank
@@ -517,6 +520,7 @@ def build_loader(
         BatchReader(split, transform, seed),
         _order(drawn, n_draws, seed, epochs, first_epoch),
         n_draws=n_draws,
+        n_classes=split.n_classes,
         batch_size=batch_size,
         drop_last=training,
         rank=rank,

@@ -125,8 +125,10 @@ def _join(path: Path, parts: list[PredictionFile], meta: dict[str, Any]) -> Pred
 def _meta(folds: FoldRuns, parts: list[PredictionFile]) -> dict[str, Any]:
     prior = _common_prior([part.logits_prior for part in parts])
     own = ("run", "checkpoint_epoch", "checkpoint_sha256", "config_digest")
-    lists = ("bad_photos", "recovered_photos", "slow_photos")
-    shared = {k: v for k, v in parts[0].meta.items() if k not in ("format", *own)}
+    lists = ("bad_photos", "recovered_photos")
+    # slow_photos: what predictions of older versions list, a matter of the disk.
+    left_out = ("format", "slow_photos", *own)
+    shared = {k: v for k, v in parts[0].meta.items() if k not in left_out}
     labels = np.concatenate([part.labels for part in parts])
     held_out = np.bincount(labels, minlength=parts[0].n_classes)
     return {

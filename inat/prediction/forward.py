@@ -31,7 +31,9 @@ def iterate_logits(
     for batch in loader:
         # Inside the loop, so that the mode does not leak into whoever consumes the generator.
         with torch.inference_mode(), autocast(device, precision):
-            if "image" in batch:
+            if not len(batch["label"]):  # all its photos were unreadable; ViTs take no empty batch
+                logits = torch.empty(0, loader.n_classes)
+            elif "image" in batch:
                 logits = network(to_device(batch, device, mean, std)).float()
             else:
                 of_views = view_logits(

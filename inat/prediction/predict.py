@@ -13,13 +13,13 @@ import numpy.typing as npt
 import orjson
 import pandas as pd
 import pyarrow as pa
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from inat.config import CheckpointName, Config, ViewMean, Weights
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, worker_deaths
-from inat.data.photos import PHOTO_ENDINGS
+from inat.data.photos import PHOTO_ENDINGS, SLOW_SECONDS
 from inat.data.taxonomy import Taxonomy
 from inat.data.views import View, parse_views
 from inat.errors import InputError, WorldError
@@ -39,7 +39,7 @@ from inat.prediction.trained_model import (
 from inat.prediction.views import refuse_sizes
 from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
 from inat.priors import log_softmax
-from inat.progress import progress_bar, say
+from inat.progress import first_few, progress_bar, say
 from inat.run_folder import Run, open_run, versions, with_root
 from inat.stages import stage_at
 
@@ -341,10 +341,10 @@ def _part(
     loader: Loader,
     ids: Int64[np.ndarray, "photos"],
 ) -> tuple[Float[np.ndarray, "photos classes"], Troubles]:
-    """The next part; the row of an unreadable photo is the class prior."""
+    """The next part; an unreadable photo has the row of one that tells nothing."""
     told = (loader.bad_photos, loader.recovered_photos, loader.slow_photos)
     before = [len(events) for events in told]
-    rows = np.repeat(store(np.log(job.run.draws_prior)[None], job.dtype), len(ids), axis=0)
+    rows = np.repeat(store(_untold(job.run)[None], job.dtype), len(ids), axis=0)
     place_of = {image_id: place for place, image_id in enumerate(ids.tolist())}
     for batch, logits in islice(batches, -(-len(ids) // loader.batch_size)):
         if not bool(logits.isfinite().all()):
@@ -357,6 +357,16 @@ def _part(
         )
     new = (events[first:] for events, first in zip(told, before, strict=True))
     return rows, Troubles(*([str(event) for event in events] for events in new))
+
+
+def _untold(run: Run) -> Float64[np.ndarray, "classes"]:
+    """Logits of a photo that tells nothing: they are the prior that all logits of the run carry,
+    so that what takes it off leaves them uniform; that of the draws where it is not known."""
+    known = run.model["logits_prior"]
+    prior = run.draws_prior if known is None else np.array(known, np.float64)
+    with np.errstate(divide="ignore"):  # a species without photos
+        row: Float64[np.ndarray, classes] = np.log(prior)
+    return row
 
 
 def _join(
@@ -378,8 +388,18 @@ def _join(
             troubles.append(of_part)
         meta["bad_photos"] = [event for of_part in troubles for event in of_part.bad]
         meta["recovered_photos"] = [event for of_part in troubles for event in of_part.recovered]
-        meta["slow_photos"] = [event for of_part in troubles for event in of_part.slow]
         job.refuse_too_many(meta["bad_photos"])
+    _tell_slow(job.photos, [event for of_part in troubles for event in of_part.slow])
+
+
+def _tell_slow(photos: Split, events: list[str]) -> None:
+    """Prints the photos that were read slowly. The prediction does not list them: a clock decides
+    which they are, and its bytes are the same on a slow disk."""
+    if events:
+        say(
+            f"predict {photos.name}: {len(events)} of {len(photos)} photos took more than "
+            f"{SLOW_SECONDS:g} s to read: {first_few(events, 3)}"
+        )
 
 
 def _digest(job: _Job, model: TrainedModel, meta: dict[str, Any]) -> str:

@@ -65,6 +65,8 @@ class Body:
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
         """The features of normalised images, float32: what the classifier would be given."""
+        if not len(images):  # ViTs take no empty batch
+            return images.new_empty(0, self.n_features)
         with torch.no_grad(), autocast(self.device, self.model.precision):
             features: Tensor = self.network(images)
         return features.float()

@@ -14,7 +14,8 @@ from inat.run_folder import versions
 from inat.submission.estimate import Estimate
 
 MADE_BY = ("run", "checkpoint", "checkpoint_sha256", "weights", "weights_source", "views",
-           "adjusted", "chosen", "config_digest", "versions", "how", "fit")  # fmt: skip
+           "view_mean", "folds", "adjusted", "chosen", "config_digest", "versions", "how",
+           "fit")  # fmt: skip
 
 
 def provenance(

@@ -37,7 +37,7 @@ from inat.training.checkpoint import (
     save_checkpoint,
     settle_checkpoints,
 )
-from inat.training.plan import Plan, make_plan
+from inat.training.plan import Plan, loss_prior_files, make_plan
 from inat.training.processes import by_first, others_alive, weights_together
 from inat.training.step import accumulated, take_step
 from inat.training.stopping import Stopped, StopSignals, stop_signals
@@ -221,6 +221,7 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
             f"{path}: the run there was trained on other photos than those of "
             f"{plan.config.data.root}; give another --run, or --overwrite to throw it away"
         )
+    _refuse_another_prior(run, plan)
     last = run.checkpoint("last")
     remove_leftovers(run.checkpoint("best"))
     if settle_checkpoints(last, run.checkpoint_before) and read_state(last).epoch == plan.epochs:
@@ -232,6 +233,19 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
     if free:
         say(f"settings   other than before, as they may be: {', '.join(free)}")
     return False
+
+
+def _refuse_another_prior(run: Run, plan: Plan) -> None:
+    digest = plan.stages[0].loss_prior_sha256
+    if not (run.path / "model.json").is_file():
+        return
+    if run.model.get("loss_prior_sha256", digest) != digest:  # older runs do not say it
+        files = " and ".join(map(str, loss_prior_files(plan.config)))
+        raise InputError(
+            f"{run.path}: the run there was trained with another prior than {files} holds now "
+            "(loss.prior); put back what was there, give another --run, or --overwrite to throw "
+            "the run away"
+        )
 
 
 def _make_run(path: Path, config: Config, *, overwrite: bool) -> None:
@@ -261,6 +275,7 @@ def _write_facts(run: Run, trainer: Trainer) -> None:
             "category_ids": plan.trained.taxonomy.category_ids,
             "draws_prior": plan.draws_prior,
             "logits_prior": plan.logits_prior,
+            "loss_prior_sha256": plan.loss_prior_sha256,
         },
     )
 

@@ -8,6 +8,7 @@ from inat.config import Config, LossConfig, ModelConfig
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.samplers import build_sampler
 from inat.errors import InputError
+from inat.files import sha256
 from inat.priors import (
     Prior,
     count_prior,
@@ -37,6 +38,8 @@ class StagePlan:
         draws_prior: class prior of the draws; None where it changes during the stage.
         loss_prior: class prior that the loss takes off, if it takes one off; None where that is
             the draws' and they have none.
+        loss_prior_sha256: of the file that the losses of the training take their prior from; of
+            several, for other stages, one behind the other; None without one.
         logits_prior: class prior that the trained model's logits carry; None where no formula
             says which.
     """
@@ -53,6 +56,7 @@ class StagePlan:
     learning_rate: float
     draws_prior: Prior | None
     loss_prior: Prior | None
+    loss_prior_sha256: str | None
     logits_prior: Prior | None
 
     @property
@@ -163,11 +167,23 @@ def make_plan(config: Config) -> Plan:
     held_out = None
     if data.holdout != "none":
         trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
+    digest = " ".join(map(sha256, loss_prior_files(config))) or None
     stages: list[StagePlan] = []
     for stage in lay_stages(config):
         first_epoch = stages[-1].end_epoch if stages else 0
-        stages.append(_plan_stage(stage, len(stages) + 1, first_epoch, trained, held_out))
+        stages.append(_plan_stage(stage, len(stages) + 1, first_epoch, trained, held_out, digest))
     return Plan(config, tuple(stages))
+
+
+def loss_prior_files(config: Config) -> list[Path]:
+    """The files whose priors the losses of a training take off, each once, in the stages' order.
+
+    Raises:
+        InputError: one is not there.
+    """
+    losses = [stage.config.loss for stage in lay_stages(config)]
+    found = [_loss_prior_file(loss) for loss in losses if loss.takes_prior_off]
+    return list(dict.fromkeys(path for path in found if path is not None))
 
 
 def _plan_stage(
@@ -176,6 +192,7 @@ def _plan_stage(
     first_epoch: int,
     trained: Split,
     held_out: Split | None,
+    loss_prior_sha256: str | None,
 ) -> StagePlan:
     config = stage.config
     sampler = build_sampler(config.sampler, trained.labels, trained.n_classes, config.epochs)
@@ -200,6 +217,7 @@ def _plan_stage(
         learning_rate=config.optim.learning_rate(global_batch),
         draws_prior=sampler.prior,
         loss_prior=loss_prior,
+        loss_prior_sha256=loss_prior_sha256,
         logits_prior=_logits_prior(config.loss, sampler.prior, loss_prior, trained),
     )
 
@@ -218,13 +236,21 @@ def _loss_prior(loss: LossConfig, draws: Prior | None, trained: Split) -> Prior 
         return draws
     if loss.prior == "counts":
         return count_prior(trained.class_counts)
+    path = _loss_prior_file(loss)
+    assert path is not None
+    return read_prior(path, trained.taxonomy.category_ids)
+
+
+def _loss_prior_file(loss: LossConfig) -> Path | None:
+    if loss.prior in ("draws", "counts"):
+        return None
     path = Path(loss.prior)
     if not path.is_file():
         raise InputError(
             f"loss.prior: {loss.prior!r} is neither draws nor counts, nor a file; give a CSV "
             "category_id,prior"
         )
-    return read_prior(path, trained.taxonomy.category_ids)
+    return path
 
 
 def _logits_prior(

@@ -19,10 +19,11 @@ from inat.data.loader import Loader, build_loader, to_device
 from inat.errors import InputError, unknown_name
 from inat.files import atomic_file, atomic_folder, write_json
 from inat.models.backbone import read_weights
+from inat.models.heads import classifier_names
 from inat.prediction.trained_model import Checkpoint, TrainedModel, find_checkpoint, load_model
 from inat.progress import say
 from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
-from inat.stages import lay_stages, stage_at
+from inat.stages import stage_at
 from inat.training.checkpoint import LoopState
 from inat.training.tracking import MetricsLog
 from inat.training.validation import Validation, validate
@@ -48,7 +49,6 @@ class Kitchen:
     Attributes:
         model: the network, whose weights change.
         config: with the data root that is used; of the stage that the first checkpoint is of.
-        is_trained: whether the backbone was trained, in any stage.
         trained: photos that the runs were trained on.
         held_out: photos that the runs held out; None with holdout none.
         workers: threads or processes that read photos; None: one a processor.
@@ -56,7 +56,6 @@ class Kitchen:
 
     model: TrainedModel
     config: Config
-    is_trained: bool
     trained: Split
     held_out: Split | None
     workers: int | None
@@ -64,9 +63,7 @@ class Kitchen:
     def fill(self, ingredients: Sequence[Ingredient]) -> None:
         """Gives the network the mean weights, and batch norm statistics that fit them."""
         self.model.network.load_state_dict(average_weights(map(_weights, ingredients)))
-        # A frozen backbone's statistics are the same in all of them.
-        moves = self.is_trained and has_batch_norm(self.model.network)
-        if moves and len(ingredients) > 1:
+        if has_batch_norm(self.model.network) and self._bodies_differ(ingredients):
             self._gather_statistics()
 
     def taste(self) -> Validation:
@@ -80,6 +77,20 @@ class Kitchen:
             precision=self.model.precision,
             train_counts=self.trained.train_counts,
             band_edges=self.config.data.band_edges,
+        )
+
+    def _bodies_differ(self, ingredients: Sequence[Ingredient]) -> bool:
+        """Whether the ingredients have other weights below the classifier. What a config says of
+        its training does not tell: heads may be trained on one frozen backbone or on several."""
+        heads = classifier_names(self.model.network)
+        weights = [name for name, _ in self.model.network.named_parameters()]
+        body = [name for name in weights if name.rpartition(".")[0] not in heads]
+        first, *others = ingredients
+        expected = _weights(first)
+        return any(
+            not torch.equal(state[name], expected[name])
+            for state in map(_weights, others)
+            for name in body
         )
 
     def _gather_statistics(self) -> None:
@@ -129,8 +140,8 @@ def soup(
 
     Tensors of numbers are averaged; integer ones (batch norm's counters) are the first run's.
     The mean of batch norm's statistics is not the statistics of the mean, so these are gathered
-    anew from some 10,000 draws of the first run's training, as stochastic weight averaging does
-    (Izmailov et al. 2018, section 3.2).
+    anew, where the runs' backbones differ, from some 10,000 draws of the first run's training, as
+    stochastic weight averaging does (Izmailov et al. 2018, section 3.2).
 
     Args:
         runs: two or more, trained on the same photos.
@@ -260,7 +271,6 @@ def _kitchen(first: Ingredient, root: Path | str | None, workers: int | None) ->
     return Kitchen(
         model=load_model(first.run, first.checkpoint),
         config=config,
-        is_trained=any(s.config.model.freeze == "none" for s in lay_stages(first.run.config)),
         trained=trained,
         held_out=held_out,
         workers=data.workers if workers is None else workers,
