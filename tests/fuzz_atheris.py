@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 try:
@@ -19,7 +20,9 @@ try:
 except ImportError:
     sys.exit("atheris is not installed (pip install atheris); tests/test_fuzz.py needs none")
 
-with atheris.instrument_imports(include=["inat"]):
+OF_ONE = len(sys.argv) > 2
+
+with atheris.instrument_imports(include=["inat"]) if OF_ONE else nullcontext():
     from fuzz_targets import TARGETS
 
     from inat.data.photos import BadPhoto
@@ -60,7 +63,7 @@ def fuzz(name: str, runs: int, folder: Path) -> None:
 def main() -> int:
     """Fuzzes all targets, one after the other; gives the number of those that failed."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
-    if len(sys.argv) > 2:
+    if OF_ONE:
         with tempfile.TemporaryDirectory() as folder:
             fuzz(sys.argv[2], runs, Path(folder))
     failed = 0

@@ -177,7 +177,7 @@ def test_the_command_prints_the_estimate(
     val = made(tmp_path, "val", labels=LABELS, split="val")
     out = tmp_path / "s.csv.gz"
     assert main(["submission", "write", str(unlabelled.path), "--out", str(out)]) == 0
-    line = read_json(tmp_path / "s.manifest.json")["estimate"]["line"]
+    line = read_json(tmp_path / "s.csv.gz.manifest.json")["estimate"]["line"]
     assert capsys.readouterr().out == f"wrote {out}\n{line}\n"
     assert f"on the 30 unseen photos of {val.path}" in line
 
