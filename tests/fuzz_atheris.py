@@ -15,6 +15,8 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
+from hypothesis import given, settings
+
 try:
     import atheris
 except ImportError:
@@ -27,8 +29,6 @@ with atheris.instrument_imports(include=["inat"]) if OF_ONE else nullcontext():
 
     from inat.data.photos import BadPhoto
     from inat.errors import InatError
-
-from hypothesis import given, settings
 
 RUNS = 10_000
 N_FIRST = 40
