@@ -537,6 +537,36 @@ def test_what_is_no_geo_prior_of_these_photos_is_refused_in_one_line(tmp_path: P
     )
 
 
+def test_a_second_geo_prior_is_refused_for_an_ensemble_whose_members_had_one(
+    tmp_path: Path,
+) -> None:
+    geo = make_presence(tmp_path / "g")
+    plain = [make_prediction(tmp_path / f"p{i}", LOGITS, run=f"runs/{i}") for i in range(2)]
+    placed, _ = inat.adjust(plain[0], tmp_path / "placed", geo=geo)
+    once, _ = inat.ensemble([plain[1], placed], tmp_path / "once")
+    nested, _ = inat.ensemble([plain[0], once], tmp_path / "nested")
+    for made in (once, nested):
+        assert refusal(inat.adjust, made, tmp_path / "twice", geo=geo) == (
+            f"{made.path}: a geo prior was added to a member already, and a second would count the "
+            "places twice; make the ensemble of members without one"
+        )
+    without, _ = inat.ensemble(plain, tmp_path / "without")
+    found, _ = inat.adjust(without, tmp_path / "first", geo=geo)
+    summed = without.logits.astype(float) + geo.logits.astype(float)
+    below = summed - summed.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.logits, below, rtol=2e-3, atol=2e-3)
+
+
+def test_a_geo_prior_is_no_member_of_an_ensemble(tmp_path: Path) -> None:
+    prediction, geo = make_prediction(tmp_path / "p", LOGITS), make_presence(tmp_path / "g")
+    for members in ([prediction, geo], [geo, prediction]):
+        assert refusal(inat.ensemble, members, tmp_path / "out", from_prior="uniform") == (
+            f"{geo.path}: is of a geo prior, whose log presence is added to logits and not "
+            "averaged with them; add it to the ensemble with inat adjust --geo"
+        )
+    assert not (tmp_path / "out").exists()
+
+
 # --- the commands ----------------------------------------------------------------------------
 
 
