@@ -501,6 +501,7 @@ def test_photos_that_cannot_be_calibrated_on_are_refused(
         ({"checkpoint": "best"}, "checkpoint"),
         ({"weights": "ema"}, "weights"),
         ({"views": ["centre", "flip"]}, "views"),
+        ({"view_mean": "prob"}, "view_mean"),
         ({"adjusted": [{"of": "x", "tau": 1.0}]}, "history of adjustments"),
     ],
 )
@@ -515,6 +516,83 @@ def test_calibration_on_another_models_photos_is_refused(
         f"{held_out.path}: its {named} is not that of {shifted.path}; "
         "calibrate on a prediction of the same model, made and adjusted in the same way"
     )
+
+
+def two_members(**changed: Any) -> dict[str, Any]:
+    """What an ensemble's meta.json says of its making; `changed` is of its second member."""
+    members = [
+        {"run": f"runs/{k}", "checkpoint_sha256": k, "checkpoint": "last", "weights": "ema",
+         "views": [{"kind": "centre"}], "view_mean": None, "adjusted": [], "weight": 0.5,
+         "temperature": 1.25}
+        for k in "ab"
+    ]  # fmt: skip
+    return {"how": "mean_logprob", "members": [members[0], {**members[1], **changed}]}
+
+
+def as_ensemble(file: PredictionFile, facts: dict[str, Any]) -> None:
+    """Makes a prediction file that of an ensemble, which has no run of its own."""
+    own = {k: v for k, v in file.meta.items() if k not in ("run", "checkpoint", "weights")}
+    (file.path / "meta.json").write_bytes(orjson.dumps({**own, **facts}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"checkpoint_sha256": "c"}, "members' run"),
+        ({"checkpoint": "best"}, "members' checkpoint"),
+        ({"weights": "raw"}, "members' weights"),
+        ({"views": [{"kind": "flip"}]}, "members' views"),
+        ({"view_mean": "prob"}, "members' view_mean"),
+        ({"weight": 0.25}, "members' weight"),
+        ({"temperature": 2.0}, "members' temperature"),
+        ({"adjusted": [{"of": "x", "tau": 1.0}]}, "members' history of adjustments"),
+        ({"members": [{"run": "runs/c"}]}, "members' number of members"),
+    ],
+)
+def test_calibration_on_an_ensemble_of_other_members_is_refused(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path, changed: Any, named: str
+) -> None:
+    as_ensemble(shifted, two_members())
+    as_ensemble(held_out, two_members(**changed))
+    with pytest.raises(InputError) as caught:
+        adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
+    assert str(caught.value) == (
+        f"{held_out.path}: its {named} is not that of {shifted.path}; "
+        "calibrate on a prediction of the same model, made and adjusted in the same way"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({**two_members(), "how": "mean_prob"}, "how"),
+        ({**two_members(), "members": two_members()["members"][:1]}, "number of members"),
+        ({"run": "runs/a"}, "number of members"),
+    ],
+)
+def test_calibration_on_an_ensemble_made_by_another_rule_or_on_one_run_is_refused(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path, facts: Any, named: str
+) -> None:
+    as_ensemble(shifted, two_members())
+    as_ensemble(held_out, facts)
+    with pytest.raises(InputError) as caught:
+        adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
+    assert str(caught.value) == (
+        f"{held_out.path}: its {named} is not that of {shifted.path}; "
+        "calibrate on a prediction of the same model, made and adjusted in the same way"
+    )
+
+
+def test_an_ensemble_is_calibrated_as_a_run_is_on_its_members_own_photos(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
+) -> None:
+    alone, notes = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
+    as_ensemble(shifted, two_members(prediction="runs/b/test", run="runs/b"))
+    as_ensemble(held_out, two_members(prediction="runs/b/holdout", run="moved/b"))
+    made, same = adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
+    assert (made.logits == alone.logits).all()
+    assert same[:-1] == notes[:-1]
 
 
 def test_the_same_checkpoint_under_another_runs_name_is_the_same_model(

@@ -1,13 +1,8 @@
 """The labelled photos that a prediction is calibrated on: of the same model, never trained on."""
 
-from pathlib import Path
-from typing import Any
-
 from inat.errors import InputError
 from inat.prediction_file import PredictionFile
-
-SAME_MODEL = ("competition", "checkpoint", "weights", "views")
-"""What calibration photos and adjusted photos must have in common, beside run and species."""
+from inat.same_model import differences
 
 
 def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFile) -> None:
@@ -46,28 +41,4 @@ def _difference(one: PredictionFile, other: PredictionFile) -> str | None:
     """The first thing in which the models or the making of two predictions differ."""
     if one.category_ids.tolist() != other.category_ids.tolist():
         return "list of species"
-    if not _same_weights(one, other):
-        return "run"
-    for key in SAME_MODEL:
-        if one.meta.get(key) != other.meta.get(key):
-            return key
-    if _history(one) != _history(other):
-        return "history of adjustments"
-    return None
-
-
-def _same_weights(one: PredictionFile, other: PredictionFile) -> bool:
-    """By the checkpoints' checksums, or by the runs' folders where one has none."""
-    digests = [file.meta.get("checkpoint_sha256") for file in (one, other)]
-    if all(digests):
-        return digests[0] == digests[1]
-    runs = [Path(file.meta.get("run", "")).resolve() for file in (one, other)]
-    return runs[0] == runs[1]
-
-
-def _history(prediction: PredictionFile) -> list[dict[str, Any]]:
-    """What was done to the logits, without the names of the files."""
-    return [
-        {key: value for key, value in step.items() if key != "of"}
-        for step in prediction.meta.get("adjusted", [])
-    ]
+    return next(differences(one.meta, other.meta), None)
