@@ -20,6 +20,9 @@ SHARE = ("weight", "temperature")
 OF_THE_PHOTOS = ("of", "geo", "n_without_place")
 """In a step of the history, what differs from split to split."""
 
+UNTOLD = ("competition", "history of adjustments")
+"""Differences that make no other model."""
+
 CONFIG = "config_digest_without_holdout"
 """Field of meta.json: equal for the runs of one config, whatever each held out."""
 
@@ -48,6 +51,27 @@ def differences(one: Meta, other: Meta, out_of_fold: OutOfFold = "another") -> I
         yield "history of adjustments"
     for pair in zip(members, others, strict=True):
         yield from (f"members' {what}" for what in differences(*pair, out_of_fold))
+
+
+def told_of_fit(one: Meta, fit: Meta, named: str) -> str | None:
+    """What to say of a choice made on a prediction that is another model's or of other views.
+
+    Args:
+        one: of the model that it was made for.
+        fit: of the photos that it was made on.
+        named: what to call these where they are of no run.
+
+    Returns:
+        The end of a sentence, from "the prediction of" on; None: they are the model's own.
+    """
+    found = set(differences(one, fit, "own folds"))
+    other_views = {what for what in found if what.endswith(("views", "view_mean"))}
+    other_model = {what for what in found - other_views if not what.endswith(UNTOLD)}
+    views = "of other views" if other_views else ""
+    if other_model:
+        model = f"of another model, {fit.get('run', named)}"
+        return f"the prediction {model}, and {views}" if views else f"the prediction {model}"
+    return f"a prediction {views}, {named}" if views else None
 
 
 def history(meta: Meta) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ from inat.priors import (
     temper,
     uniform_prior,
 )
+from inat.same_model import told_of_fit
 
 ESTIMATED_PRIOR = "estimated_prior.csv"
 """In the new prediction file; --target FILE takes it."""
@@ -90,7 +91,8 @@ def adjust(
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
         fit: the same model's prediction of labelled photos that were not trained on (holdout,
-            oof). For tau search: what it is chosen on; None: `prediction` itself. For target
+            oof). For tau search: what it is chosen on; None: `prediction` itself; where it is
+            another model's, such as another training's, or of other views, that is said. For target
             estimated: their labels calibrate the logits, tell the prior that these carry, and
             check the estimate; an oof is that of the folds that made `prediction`, alone or as
             an ensemble, or of folds of the same config.
@@ -210,12 +212,13 @@ def _searched_move(
         fit_prior = carried_prior(fit, from_prior)
         refuse_other_model(prediction, prior, fit, fit_prior)
     choice = choose_tau(fit or prediction, fit_prior)
+    told = told_of_fit(prediction.meta, choice.photos.meta, str(choice.photos.path))
     move = _tau_move(prior, choice.tau)
     never = choice.never_held_out
     return replace(
         move,
         what=move.what | {"fit": str(choice.photos.path), "never_held_out": never},
-        notes=[*choice.notes(), *move.notes],
+        notes=[*choice.notes(), *([f"tau was chosen on {told}"] if told else []), *move.notes],
         chosen=choice.added_to(prediction.meta["chosen"]),
         chosen_on=choice.photos,
     )
