@@ -638,7 +638,8 @@ def adjust(
     fit
         The same model's prediction of labelled photos that were not trained on (holdout, oof).
         With --tau search: what tau is chosen on; unset: the prediction itself. With --target
-        estimated: its labels calibrate the logits and check the estimate.
+        estimated: its labels calibrate the logits and check the estimate; an oof is that of the
+        folds that made the prediction, or of its config.
     geo
         A geo prior's prediction of the same photos: instead of moving the prior, add its log
         presence (photos without a place keep their own). The 2018 test set has no locations.

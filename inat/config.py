@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -633,8 +634,17 @@ class Config:
 
         Left out are those of `MAY_DIFFER`: a resume may change them.
         """
+        return self._digest_without(MAY_DIFFER)
+
+    @property
+    def digest_without_holdout(self) -> str:
+        """Twelve hexadecimal digits that fold runs share with a run that holds out another part,
+        or nothing."""
+        return self._digest_without((*MAY_DIFFER, "data.holdout"))
+
+    def _digest_without(self, fields: Iterable[str]) -> str:
         plain = self.to_dict()
-        for section, _, name in (dotted.partition(".") for dotted in MAY_DIFFER):
+        for section, _, name in (dotted.partition(".") for dotted in fields):
             del plain[section][name]
         return hashlib.sha256(orjson.dumps(plain)).hexdigest()[:12]
 

@@ -501,6 +501,7 @@ def test_photos_that_cannot_be_calibrated_on_are_refused(
         ({"checkpoint": "best"}, "checkpoint"),
         ({"weights": "ema"}, "weights"),
         ({"views": ["centre", "flip"]}, "views"),
+        ({"view_mean": "prob"}, "view_mean"),
         ({"adjusted": [{"of": "x", "tau": 1.0}]}, "history of adjustments"),
     ],
 )
@@ -513,6 +514,215 @@ def test_calibration_on_another_models_photos_is_refused(
         adjust(shifted, tmp_path / "out", target="estimated", fit=held_out.path)
     assert str(caught.value) == (
         f"{held_out.path}: its {named} is not that of {shifted.path}; "
+        "calibrate on a prediction of the same model, made and adjusted in the same way"
+    )
+
+
+def two_members(**changed: Any) -> dict[str, Any]:
+    """What an ensemble's meta.json says of its making; `changed` is of its second member."""
+    members = [
+        {"run": f"runs/{k}", "checkpoint_sha256": k, "checkpoint": "last", "weights": "ema",
+         "views": [{"kind": "centre"}], "view_mean": None, "adjusted": [], "weight": 0.5,
+         "temperature": 1.25}
+        for k in "ab"
+    ]  # fmt: skip
+    return {"how": "mean_logprob", "members": [members[0], {**members[1], **changed}]}
+
+
+def as_ensemble(file: PredictionFile, facts: dict[str, Any]) -> None:
+    """Makes a prediction file that of an ensemble, which has no run of its own."""
+    own = {k: v for k, v in file.meta.items() if k not in ("run", "checkpoint", "weights")}
+    (file.path / "meta.json").write_bytes(orjson.dumps({**own, **facts}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"checkpoint_sha256": "c"}, "members' run"),
+        ({"checkpoint": "best"}, "members' checkpoint"),
+        ({"weights": "raw"}, "members' weights"),
+        ({"views": [{"kind": "flip"}]}, "members' views"),
+        ({"view_mean": "prob"}, "members' view_mean"),
+        ({"weight": 0.25}, "members' weight"),
+        ({"temperature": 2.0}, "members' temperature"),
+        ({"adjusted": [{"of": "x", "tau": 1.0}]}, "members' history of adjustments"),
+        ({"members": [{"run": "runs/c"}]}, "members' number of members"),
+    ],
+)
+def test_calibration_on_an_ensemble_of_other_members_is_refused(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path, changed: Any, named: str
+) -> None:
+    as_ensemble(shifted, two_members())
+    as_ensemble(held_out, two_members(**changed))
+    with pytest.raises(InputError) as caught:
+        adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
+    assert str(caught.value) == (
+        f"{held_out.path}: its {named} is not that of {shifted.path}; "
+        "calibrate on a prediction of the same model, made and adjusted in the same way"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({**two_members(), "how": "mean_prob"}, "how"),
+        ({**two_members(), "members": two_members()["members"][:1]}, "number of members"),
+        ({"run": "runs/a"}, "number of members"),
+    ],
+)
+def test_calibration_on_an_ensemble_made_by_another_rule_or_on_one_run_is_refused(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path, facts: Any, named: str
+) -> None:
+    as_ensemble(shifted, two_members())
+    as_ensemble(held_out, facts)
+    with pytest.raises(InputError) as caught:
+        adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
+    assert str(caught.value) == (
+        f"{held_out.path}: its {named} is not that of {shifted.path}; "
+        "calibrate on a prediction of the same model, made and adjusted in the same way"
+    )
+
+
+def test_an_ensemble_is_calibrated_as_a_run_is_on_its_members_own_photos(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
+) -> None:
+    alone, notes = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
+    as_ensemble(shifted, two_members(prediction="runs/b/test", run="runs/b"))
+    as_ensemble(held_out, two_members(prediction="runs/b/holdout", run="moved/b"))
+    made, same = adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
+    assert (made.logits == alone.logits).all()
+    assert same[:-1] == notes[:-1]
+
+
+FOLDS = [{"run": f"runs/folds/fold_{k}", "checkpoint_sha256": f"f{k}"} for k in (1, 2, 3)]
+CONFIG = "config_digest_without_holdout"
+
+
+def as_fold_ensemble(
+    file: PredictionFile, *shas: str, how: str = "mean_logprob", **of: Any
+) -> None:
+    """Makes a prediction file the mean of fold runs; `of` changes each member."""
+    facts = {"competition": file.meta["competition"], "checkpoint": "last", "weights": "raw"}
+    members = [{**facts, "checkpoint_sha256": sha, "weight": 1 / 3, **of} for sha in shas]
+    as_ensemble(file, {"how": how, "members": members})
+
+
+def make_oof(path: Path, prior: np.ndarray | None = None, **options: Any) -> PredictionFile:
+    """The held-out photos as out-of-fold ones, their logits moved from the source to `prior`."""
+    logits, labels = replace(WORLD, seed=0).held_out(600)
+    prior = WORLD.source if prior is None else prior
+    facts = {"split": "oof", "run": "runs/folds", "folds": FOLDS, "role": "held out", **options}
+    return make_prediction(
+        path,
+        logits + np.log(prior) - np.log(WORLD.source),
+        labels.tolist(),
+        WORLD.counts.tolist(),
+        **{"logits_prior": prior.tolist(), "ids": range(10_000, 10_600), **facts},
+    )
+
+
+@pytest.mark.parametrize("prior", [WORLD.source, np.array([0.1, 0.1, 0.2, 0.3, 0.3])], ids=str)
+def test_a_fold_is_calibrated_out_of_fold_at_its_own_prior(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path, prior: np.ndarray
+) -> None:
+    alone, notes = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
+    oof = make_oof(tmp_path / "oof", prior)
+    meta = {**shifted.meta, "checkpoint_sha256": "f2", "run": "elsewhere"}
+    (shifted.path / "meta.json").write_bytes(orjson.dumps(meta))
+    made, same = adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
+    assert made.logits == pytest.approx(alone.logits, rel=2e-2, abs=2e-2)
+    assert made.logits_prior == pytest.approx(alone.logits_prior, abs=2e-3)
+    assert len(same) == len(notes)
+    step = made.meta["adjusted"][0]
+    assert step["calibrated_on"] == str(oof.path)
+    assert step["shift"] == pytest.approx(alone.meta["adjusted"][0]["shift"], abs=2e-3)
+
+
+def test_an_ensemble_of_folds_is_calibrated_out_of_fold_at_the_uniform_prior(
+    shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
+) -> None:
+    uniform, _ = adjust(shifted, tmp_path / "uniform", target="uniform")
+    as_fold_ensemble(uniform, "f1", "f2", "f3", adjusted=[])
+    meta = orjson.loads((uniform.path / "meta.json").read_bytes())
+    (uniform.path / "meta.json").write_bytes(orjson.dumps({**meta, "adjusted": []}))
+    oof = make_oof(tmp_path / "oof")
+    made, _ = adjust(uniform.path, tmp_path / "out", target="estimated", fit=oof)
+    alone, _ = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
+    assert made.logits_prior == pytest.approx(alone.logits_prior, abs=5e-3)
+    guesses = made.logits.argmax(axis=1) == alone.logits.argmax(axis=1)
+    assert guesses.mean() > 0.99
+    # What the folds' own prior would have made of it.
+    unmoved = estimate_label_shift(
+        uniform.logits, WORLD.source, held_out=(oof.logits, oof.labels)
+    ).prior
+    assert np.abs(unmoved - alone.logits_prior).max() > 0.05
+
+
+def test_a_run_is_calibrated_out_of_the_folds_of_its_config(
+    shifted: PredictionFile, tmp_path: Path
+) -> None:
+    oof = make_oof(tmp_path / "oof", **{CONFIG: "c1"})
+    meta = {**shifted.meta, "checkpoint_sha256": "all", CONFIG: "c1"}
+    (shifted.path / "meta.json").write_bytes(orjson.dumps(meta))
+    made, _ = adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
+    assert made.meta["chosen"] == {
+        "calibration": f"negative log-likelihood on the 600 photos of {oof.path}"
+    }
+
+
+@pytest.mark.parametrize("config", [{}, {CONFIG: None}, {CONFIG: "c2"}], ids=str)
+def test_folds_that_neither_made_a_run_nor_share_its_config_are_refused(
+    shifted: PredictionFile, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    oof = make_oof(tmp_path / "oof", **{CONFIG: "c1" if config.get(CONFIG) else None})
+    meta = {**shifted.meta, "checkpoint_sha256": "all", **config}
+    (shifted.path / "meta.json").write_bytes(orjson.dumps(meta))
+    with pytest.raises(InputError) as caught:
+        adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
+    assert str(caught.value) == (
+        f"{oof.path}: its 3 folds are neither what made {shifted.path} nor known to be of the same "
+        "config; calibrate on a prediction of the same model, made and adjusted in the same way"
+    )
+    refused = str(caught.value)
+    as_fold_ensemble(shifted, "f1", "f2", "f4")
+    with pytest.raises(InputError) as caught:
+        adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
+    assert str(caught.value) == refused
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"how": "rank"}, "its how is not that of {test}"),
+        ({"temperature": 1.5}, "its members' temperature is not that of {test}"),
+        ({"views": [{"kind": "flip"}]}, "its members' views is not that of {test}"),
+        ({"adjusted": [{"of": "x", "geo": "g", "geo_checkpoint_sha256": "g1"}]},
+         "its members' history of adjustments is not that of {test}"),
+    ],
+)  # fmt: skip
+def test_an_ensemble_of_folds_whose_logits_are_not_the_folds_own_is_refused(
+    shifted: PredictionFile, tmp_path: Path, facts: dict[str, Any], said: str
+) -> None:
+    as_fold_ensemble(shifted, "f1", "f2", "f3", **facts)
+    oof = make_oof(tmp_path / "oof")
+    with pytest.raises(InputError) as caught:
+        adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
+    assert str(caught.value) == (
+        f"{oof.path}: {said.format(test=shifted.path)}; calibrate on a prediction of the same "
+        "model, made and adjusted in the same way"
+    )
+
+
+def test_folds_of_an_unknown_prior_do_not_calibrate_what_was_moved_to_a_known_one(
+    shifted: PredictionFile, tmp_path: Path
+) -> None:
+    as_fold_ensemble(shifted, "f1", "f2", "f3")
+    oof = make_oof(tmp_path / "oof", logits_prior=None)
+    with pytest.raises(InputError) as caught:
+        adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
+    assert str(caught.value) == (
+        f"{oof.path}: which prior its logits carry is known of it or of {shifted.path} alone; "
         "calibrate on a prediction of the same model, made and adjusted in the same way"
     )
 

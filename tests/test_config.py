@@ -627,6 +627,16 @@ def test_the_digest_ignores_where_the_data_lies_and_who_reads_it() -> None:
     assert {digest({key: value}) for key, value in same.items()} == {digest({})}
 
 
+def test_the_digest_without_holdout_is_that_of_all_folds_and_of_no_other_config() -> None:
+    def digest(fields: dict[str, Any]) -> str:
+        return build(merge({}, fields), "test").digest_without_holdout
+
+    parts = ("none", "0.3", "fold:1/5", "fold:2/5")
+    assert {digest({"data.holdout": part}) for part in parts} == {digest({})}
+    assert digest({"data.holdout_seed": 1}) != digest({})
+    assert digest({"seed": 1}) != digest({})
+
+
 def test_the_digest_changes_with_every_other_field(tmp_path: Path) -> None:
     path = written(tmp_path, "data: {holdout: none}")  # which train+val asks for
     digests = [read_config(path).digest, read_config(path, {"data.holdout": "fold:2/5"}).digest]

@@ -532,6 +532,68 @@ def test_species_without_a_held_out_photo_are_counted_and_named(tmp_path: Path) 
     )
 
 
+def test_members_fitted_on_other_models_or_other_views_are_named(tmp_path: Path) -> None:
+    folds = [{"run": f"f/fold_{k}", "checkpoint_sha256": f"f{k}"} for k in (1, 2)]
+    centre, flip = [{"kind": "centre"}], [{"kind": "flip"}]
+    ours: list[dict[str, Any]] = [
+        {"checkpoint_sha256": "f2", "views": centre},
+        {"checkpoint_sha256": "c1", "views": centre, "run": "runs/1"},
+        {"checkpoint_sha256": "c2", "views": centre, "run": "runs/2"},
+        {"checkpoint_sha256": "c3", "views": centre, "run": "runs/3"},
+    ]
+    theirs: list[dict[str, Any]] = [
+        {"run": "f", "folds": folds, "views": centre},
+        {"run": "f", "folds": folds, "views": centre},
+        {**ours[2], "views": flip},
+        {"checkpoint_sha256": "c4", "run": "runs/4", "views": flip},
+    ]
+    members = [
+        make_prediction(tmp_path / f"m{i}", LOGITS[i % 3], train_counts=COUNTS, **facts)
+        for i, facts in enumerate(ours)
+    ]
+    held = [
+        make_prediction(
+            tmp_path / f"h{i}", HELD_OUT[i % 3], LABELS, COUNTS, role="held out", **facts
+        )
+        for i, facts in enumerate(theirs)
+    ]
+    made, notes = ensemble(members, tmp_path / "out", fit=held)
+    assert notes[5:] == [
+        "member 2 was fitted on the prediction of another model, f",
+        f"member 3 was fitted on a prediction of other views, {held[2].path}",
+        "member 4 was fitted on the prediction of another model, runs/4, and of other views",
+    ]
+    temperatures = fit_temperatures(table_of("mean_logprob", held))
+    assert [one["temperature"] for one in made.meta["members"]] == temperatures
+
+
+def test_an_ensemble_of_folds_is_fitted_on_its_own_photos_out_of_fold(tmp_path: Path) -> None:
+    folds = [{"run": f"f/fold_{k}", "checkpoint_sha256": f"f{k}"} for k in (1, 2)]
+    parts = [
+        make_prediction(
+            tmp_path / f"p{k}", LOGITS[k], train_counts=COUNTS, checkpoint_sha256=f"f{k + 1}"
+        )
+        for k in (0, 1)
+    ]
+    pooled, _ = ensemble(parts, tmp_path / "pooled")
+    alone = make_prediction(tmp_path / "m", LOGITS[2], train_counts=COUNTS, run="runs/m")
+    held = [
+        make_prediction(tmp_path / f"h{i}", HELD_OUT[i], LABELS, COUNTS, role="held out", **facts)
+        for i, facts in enumerate([{"run": "f", "folds": folds}, {"run": "runs/m"}])
+    ]
+    _, notes = ensemble([pooled, alone], tmp_path / "out", fit=held)
+    assert len(notes) == 3
+    # Two such ensembles, the one of test photos and the one of held-out ones, are one model.
+    test, _ = ensemble([pooled, alone], tmp_path / "test")
+    oof, _ = ensemble(held, tmp_path / "oof")
+    _, notes = inat.adjust(test, tmp_path / "tau", tau="search", fit=oof)
+    assert [note for note in notes if "was chosen on" in note] == []
+    made, _ = inat.adjust(test, tmp_path / "estimated", target="estimated", fit=oof)
+    assert made.meta["chosen"] == {
+        "calibration": f"negative log-likelihood on the 30 photos of {oof.path}"
+    }
+
+
 # --- what is refused -------------------------------------------------------------------------
 
 

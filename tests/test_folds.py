@@ -200,6 +200,31 @@ def test_weights_of_an_ensemble_are_chosen_out_of_fold_and_refused_there_alone(
         inat.evaluate(here)
 
 
+def test_a_fold_their_ensemble_and_a_run_of_their_config_are_calibrated_out_of_fold(
+    place: Path, own: FoldRuns, oof: PredictionFile, tmp_path: Path
+) -> None:
+    overrides = {**SETTINGS, "data.root": place / "DATA"}
+    whole = inat.train(place / "empty.yaml", tmp_path / "whole", overrides=overrides)
+    other = inat.train(place / "empty.yaml", tmp_path / "other", overrides={**overrides, "seed": 1})
+    val = [inat.predict(run.path, "val") for run in (*own.runs, whole, other)]
+    digest = whole.config.digest_without_holdout
+    assert [one.meta["config_digest_without_holdout"] == digest for one in val] == [
+        True, True, True, True, False,
+    ]  # fmt: skip
+    assert oof.meta["config_digest_without_holdout"] == digest
+    pooled, _ = inat.ensemble(val[:3], tmp_path / "pooled")
+    chosen = f"negative log-likelihood on the 24 photos of {oof.path}"
+    for number, prediction in enumerate((val[0], val[3], pooled)):
+        made, _ = inat.adjust(prediction, tmp_path / f"out-{number}", target="estimated", fit=oof)
+        assert made.meta["chosen"] == {"calibration": chosen}
+    with pytest.raises(InputError) as refused:
+        inat.adjust(val[4], tmp_path / "no", target="estimated", fit=oof)
+    assert str(refused.value) == (
+        f"{oof.path}: its 3 folds are neither what made {val[4].path} nor known to be of the same "
+        "config; calibrate on a prediction of the same model, made and adjusted in the same way"
+    )
+
+
 def test_the_best_epochs_are_chosen_on_these_photos_and_evaluate_refuses_them(
     own: FoldRuns,
 ) -> None:

@@ -16,6 +16,7 @@ from tiny_runs import train_tiny
 from worlds import make_world
 
 import inat
+from inat.adjusting.label_shift import estimate_label_shift
 from inat.cli import main
 from inat.data.annotations import load_split
 from inat.data.places import have_place, places_of
@@ -535,6 +536,77 @@ def test_what_is_no_geo_prior_of_these_photos_is_refused_in_one_line(tmp_path: P
     assert refusal(inat.adjust, prediction, geo.path, geo=geo, overwrite=True) == (
         f"{geo.path}: adjust does not write over its input; give another --out"
     )
+
+
+def placed_photos(folder: Path, split: str, digest: str = "abc") -> PredictionFile:
+    """300 photos of one run, its geo prior added; another number of them has no place each."""
+    held, n_photos = split == "holdout", 300
+    rng = np.random.default_rng(held)
+    labels = rng.integers(0, 3, n_photos)
+    logits = rng.normal(0, 1, (n_photos, 3)) + 2 * np.eye(3)[labels]
+    presence = rng.normal(0, 1, (n_photos, 3)) + np.eye(3)[labels]
+    presence[: 5 + held] = 0
+    first = 10_000 * (1 + held)
+    of = {"split": split, "ids": range(first, first + n_photos)}
+    role = "held out" if held else "unseen"
+    known = labels.tolist() if held else None
+    photos = make_prediction(folder / split, logits, known, role=role, **of)
+    geo = make_presence(folder / f"{split}-geo", presence, role=role, **of)
+    meta = {**geo.meta, "checkpoint_sha256": digest}
+    write_json(geo.path / "meta.json", meta)
+    return inat.adjust(photos, folder / f"{split}-placed", geo=geo.path)[0]
+
+
+def test_after_a_geo_prior_the_target_is_estimated_with_calibration(tmp_path: Path) -> None:
+    test, held = placed_photos(tmp_path, "test"), placed_photos(tmp_path, "holdout")
+    assert [file.meta["adjusted"][0]["n_without_place"] for file in (test, held)] == [5, 6]
+    made, notes = inat.adjust(test, tmp_path / "out", target="estimated", fit=held)
+    by_hand = estimate_label_shift(
+        test.logits,
+        np.array([50, 49, 48]) / 147,
+        held_out=(held.logits, held.labels),
+    )
+    assert made.meta["logits_prior"] == by_hand.prior.tolist()
+    assert notes[0].startswith(f"calibrated on the 300 photos of {held.path}: temperature ")
+
+
+def test_calibration_photos_with_another_geo_prior_are_refused(tmp_path: Path) -> None:
+    test = placed_photos(tmp_path, "test")
+    held = placed_photos(tmp_path, "holdout", digest="def")
+    assert refusal(inat.adjust, test, tmp_path / "out", target="estimated", fit=held) == (
+        f"{held.path}: its history of adjustments is not that of {test.path}; calibrate on a "
+        "prediction of the same model, made and adjusted in the same way"
+    )
+
+
+def test_a_second_geo_prior_is_refused_for_an_ensemble_whose_members_had_one(
+    tmp_path: Path,
+) -> None:
+    geo = make_presence(tmp_path / "g")
+    plain = [make_prediction(tmp_path / f"p{i}", LOGITS, run=f"runs/{i}") for i in range(2)]
+    placed, _ = inat.adjust(plain[0], tmp_path / "placed", geo=geo)
+    once, _ = inat.ensemble([plain[1], placed], tmp_path / "once")
+    nested, _ = inat.ensemble([plain[0], once], tmp_path / "nested")
+    for made in (once, nested):
+        assert refusal(inat.adjust, made, tmp_path / "twice", geo=geo) == (
+            f"{made.path}: a geo prior was added to a member already, and a second would count the "
+            "places twice; make the ensemble of members without one"
+        )
+    without, _ = inat.ensemble(plain, tmp_path / "without")
+    found, _ = inat.adjust(without, tmp_path / "first", geo=geo)
+    summed = without.logits.astype(float) + geo.logits.astype(float)
+    below = summed - summed.max(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.logits, below, rtol=2e-3, atol=2e-3)
+
+
+def test_a_geo_prior_is_no_member_of_an_ensemble(tmp_path: Path) -> None:
+    prediction, geo = make_prediction(tmp_path / "p", LOGITS), make_presence(tmp_path / "g")
+    for members in ([prediction, geo], [geo, prediction]):
+        assert refusal(inat.ensemble, members, tmp_path / "out", from_prior="uniform") == (
+            f"{geo.path}: is of a geo prior, whose log presence is added to logits and not "
+            "averaged with them; add it to the ensemble with inat adjust --geo"
+        )
+    assert not (tmp_path / "out").exists()
 
 
 # --- the commands ----------------------------------------------------------------------------

@@ -296,6 +296,18 @@ def test_adjusted_predictions_are_alike_whatever_file_each_was_made_of(tmp_path:
     assert estimated(test).prediction == str(val.path)
 
 
+def test_the_geo_prior_s_weights_and_not_its_path_make_predictions_alike(tmp_path: Path) -> None:
+    def placed(name: str, digest: str, n_without: int, **options: Any) -> PredictionFile:
+        step = {"of": f"runs/{name}", "geo": f"geo/{name}", "geo_checkpoint_sha256": digest}
+        return made(tmp_path, name, adjusted=[{**step, "n_without_place": n_without}], **options)
+
+    test = placed("test", "g1", 3)
+    placed("val-other", "g2", 3, labels=LABELS)
+    assert isinstance(estimate(test, SPEC), str)
+    val = placed("val", "g1", 5, labels=LABELS)
+    assert estimated(test).prediction == str(val.path)
+
+
 def test_ensembles_are_alike_whose_members_were_made_and_weighed_alike(tmp_path: Path) -> None:
     def members(split: str, weight: float) -> list[dict[str, Any]]:
         return [

@@ -141,6 +141,63 @@ def test_a_tau_chosen_before_is_not_forgotten(tmp_path: Path) -> None:
     }
 
 
+# --- what is said of a fit that is not the model's own ---------------------------------------
+
+CENTRE, FLIP = [{"kind": "centre"}], [{"kind": "flip"}]
+FOLDS = [{"run": f"runs/folds/fold_{k}", "checkpoint_sha256": f"f{k}"} for k in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "told"),
+    [
+        ({}, {}, None),
+        ({"checkpoint_sha256": "c1"}, {"checkpoint_sha256": "c1", "run": "moved/a"}, None),
+        ({"checkpoint_sha256": "f2"}, {"run": "runs/folds", "folds": FOLDS}, None),
+        ({"checkpoint_sha256": "c1"}, {"run": "runs/folds", "folds": FOLDS},
+         "the prediction of another model, runs/folds"),
+        ({}, {"run": "runs/b"}, "the prediction of another model, runs/b"),
+        ({"checkpoint_sha256": "c1"}, {"checkpoint_sha256": "c2", "run": "runs/b"},
+         "the prediction of another model, runs/b"),
+        ({"views": CENTRE}, {"views": FLIP}, "a prediction of other views, {fit}"),
+        ({"view_mean": "prob"}, {"view_mean": "logprob"}, "a prediction of other views, {fit}"),
+        ({"views": CENTRE}, {"views": FLIP, "run": "runs/b"},
+         "the prediction of another model, runs/b, and of other views"),
+        ({"how": "mean_prob", "members": [{"run": "runs/a"}]}, {"run": "runs/a"},
+         "the prediction of another model, runs/a"),
+    ],
+)  # fmt: skip
+def test_a_tau_of_another_model_or_of_other_views_is_taken_and_that_is_said(
+    tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], told: str | None
+) -> None:
+    fit = make_prediction(tmp_path / "fit", LOGITS, LABELS, COUNTS, role="held out", **theirs)
+    ids = range(1000, 1010)
+    test = make_prediction(tmp_path / "test", LOGITS[:10], None, COUNTS, ids=ids, **ours)
+    found, notes = adjust(test, tmp_path / "out", tau="search", fit=fit)
+    _, own = adjust(fit, tmp_path / "own", tau="search")
+    said = [] if told is None else [f"tau was chosen on {told.format(fit=fit.path)}"]
+    assert notes == [*own, *said]
+    assert found.meta["adjusted"][0]["tau"] == GRID[np.argmax(slow_scores(fit))]
+
+
+def test_an_ensemble_s_tau_is_its_own_where_the_members_are(tmp_path: Path) -> None:
+    def made(name: str, second: str, views: Any = CENTRE) -> PredictionFile:
+        facts = {"views": views, "weight": 0.5, "temperature": 1.0}
+        members = [{"run": "x", "checkpoint_sha256": sha, **facts} for sha in ("c1", second)]
+        return make_prediction(
+            tmp_path / name, LOGITS, LABELS, COUNTS, role="held out", how="mean_prob",
+            members=members,
+        )  # fmt: skip
+
+    test = made("test", "c2")
+    fits = (made("same", "c2"), made("other", "c3"), made("views", "c2", FLIP))
+    found = [adjust(test, tmp_path / f"o-{f.path.name}", tau="search", fit=f)[1] for f in fits]
+    assert [notes[2:] for notes in found] == [
+        [],
+        ["tau was chosen on the prediction of another model, runs/a"],
+        [f"tau was chosen on a prediction of other views, {fits[2].path}"],
+    ]
+
+
 # --- what is refused -------------------------------------------------------------------------
 
 

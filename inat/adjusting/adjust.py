@@ -8,7 +8,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from inat.adjusting.calibration_photos import calibrated_how, check_calibration_photos
+from inat.adjusting.calibration_photos import (
+    calibrated_how,
+    calibration_logits,
+    check_calibration_photos,
+)
 from inat.adjusting.label_shift import estimate_label_shift
 from inat.adjusting.label_shift_notes import figures, notes
 from inat.adjusting.product_rule import add_log_presence
@@ -33,6 +37,7 @@ from inat.priors import (
     temper,
     uniform_prior,
 )
+from inat.same_model import told_of_fit
 
 ESTIMATED_PRIOR = "estimated_prior.csv"
 """In the new prediction file; --target FILE takes it."""
@@ -86,9 +91,11 @@ def adjust(
         from_prior: what the logits carry, where the file does not know: uniform, counts (of
             the train split), or a CSV.
         fit: the same model's prediction of labelled photos that were not trained on (holdout,
-            oof). For tau search: what it is chosen on; None: `prediction` itself. For target
+            oof). For tau search: what it is chosen on; None: `prediction` itself; where it is
+            another model's, such as another training's, or of other views, that is said. For target
             estimated: their labels calibrate the logits, tell the prior that these carry, and
-            check the estimate.
+            check the estimate; an oof is that of the folds that made `prediction`, alone or as
+            an ensemble, or of folds of the same config.
         geo: what `predict` made of the same photos with a geo prior: its log presence is added,
             and the class prior stays (Mac Aodha et al. 2019). It goes alone; tau and target
             before or after it give the same.
@@ -205,12 +212,13 @@ def _searched_move(
         fit_prior = carried_prior(fit, from_prior)
         refuse_other_model(prediction, prior, fit, fit_prior)
     choice = choose_tau(fit or prediction, fit_prior)
+    told = told_of_fit(prediction.meta, choice.photos.meta, str(choice.photos.path))
     move = _tau_move(prior, choice.tau)
     never = choice.never_held_out
     return replace(
         move,
         what=move.what | {"fit": str(choice.photos.path), "never_held_out": never},
-        notes=[*choice.notes(), *move.notes],
+        notes=[*choice.notes(), *([f"tau was chosen on {told}"] if told else []), *move.notes],
         chosen=choice.added_to(prediction.meta["chosen"]),
         chosen_on=choice.photos,
     )
@@ -273,19 +281,20 @@ def _estimated_move(
             f"{prediction.path}: {n_photos} photo tells nothing of the species' shares; "
             "give --target uniform|FILE"
         )
-    source = None
+    source, labelled = None, None
     if held_out is None:
         source = carried_prior(prediction, from_prior)
     elif from_prior is not None:
         raise InputError("--fit measures which prior the logits carry; leave --from-prior away")
     else:
         check_calibration_photos(prediction, held_out)
+        labelled = (calibration_logits(prediction, held_out), held_out.labels)
     found = estimate_label_shift(
         prediction.logits,
         # A species without training photos is taken to have had half of one.
         normalised(np.maximum(prediction.train_counts, 0.5)),
         source=source,
-        held_out=None if held_out is None else (held_out.logits, held_out.labels),
+        held_out=labelled,
     )
     if not (found.source > 0).all():
         assert held_out is not None

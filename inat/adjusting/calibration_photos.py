@@ -1,13 +1,12 @@
 """The labelled photos that a prediction is calibrated on: of the same model, never trained on."""
 
-from pathlib import Path
-from typing import Any
+import numpy as np
+from jaxtyping import Float
 
 from inat.errors import InputError
-from inat.prediction_file import PredictionFile
-
-SAME_MODEL = ("competition", "checkpoint", "weights", "views")
-"""What calibration photos and adjusted photos must have in common, beside run and species."""
+from inat.prediction_file import PredictionFile, store
+from inat.priors import target_shift
+from inat.same_model import differences
 
 
 def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFile) -> None:
@@ -18,9 +17,9 @@ def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFil
             label or was trained on.
     """
     n_photos = len(held_out)
-    if differing := _difference(prediction, held_out):
+    if wrong := _difference(prediction, held_out):
         raise InputError(
-            f"{held_out.path}: its {differing} is not that of {prediction.path}; "
+            f"{held_out.path}: {wrong}; "
             "calibrate on a prediction of the same model, made and adjusted in the same way"
         )
     if n_photos < 2:
@@ -42,32 +41,38 @@ def calibrated_how(held_out: PredictionFile) -> str:
     return f"negative log-likelihood on the {len(held_out)} photos of {held_out.path}"
 
 
-def _difference(one: PredictionFile, other: PredictionFile) -> str | None:
+def calibration_logits(
+    prediction: PredictionFile, held_out: PredictionFile
+) -> Float[np.ndarray, "held classes"]:
+    """The logits to calibrate on, at the class prior that the prediction's carry.
+
+    Out of fold they carry the mean of the folds' priors, where one fold has its own and an
+    ensemble of them the uniform one: then this is a copy in memory.
+    """
+    carried, wanted = held_out.logits_prior, prediction.logits_prior
+    if carried is None or wanted is None or np.allclose(carried, wanted, rtol=1e-6):
+        return held_out.logits
+    shift = np.zeros(len(wanted))
+    drawn = (carried > 0) & (wanted > 0)
+    shift[drawn] = target_shift(carried[drawn], wanted[drawn])
+    moved = np.empty_like(held_out.logits)
+    for chunk in held_out.chunks():
+        moved[chunk] = store(held_out.logits[chunk].astype(np.float32) + shift, moved.dtype)
+    return moved
+
+
+def _difference(prediction: PredictionFile, held_out: PredictionFile) -> str | None:
     """The first thing in which the models or the making of two predictions differ."""
-    if one.category_ids.tolist() != other.category_ids.tolist():
-        return "list of species"
-    if not _same_weights(one, other):
-        return "run"
-    for key in SAME_MODEL:
-        if one.meta.get(key) != other.meta.get(key):
-            return key
-    if _history(one) != _history(other):
-        return "history of adjustments"
+    if prediction.category_ids.tolist() != held_out.category_ids.tolist():
+        return f"its list of species is not that of {prediction.path}"
+    first = next(differences(prediction.meta, held_out.meta, "same config"), None)
+    if first in ("run", "members' run") and "folds" in held_out.meta:
+        return (
+            f"its {len(held_out.meta['folds'])} folds are neither what made {prediction.path} nor "
+            "known to be of the same config"
+        )
+    if first is not None:
+        return f"its {first} is not that of {prediction.path}"
+    if (prediction.logits_prior is None) != (held_out.logits_prior is None):
+        return f"which prior its logits carry is known of it or of {prediction.path} alone"
     return None
-
-
-def _same_weights(one: PredictionFile, other: PredictionFile) -> bool:
-    """By the checkpoints' checksums, or by the runs' folders where one has none."""
-    digests = [file.meta.get("checkpoint_sha256") for file in (one, other)]
-    if all(digests):
-        return digests[0] == digests[1]
-    runs = [Path(file.meta.get("run", "")).resolve() for file in (one, other)]
-    return runs[0] == runs[1]
-
-
-def _history(prediction: PredictionFile) -> list[dict[str, Any]]:
-    """What was done to the logits, without the names of the files."""
-    return [
-        {key: value for key, value in step.items() if key != "of"}
-        for step in prediction.meta.get("adjusted", [])
-    ]

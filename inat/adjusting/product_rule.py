@@ -36,8 +36,8 @@ def add_log_presence(
         The new file, and a sentence about the photos without a place.
 
     Raises:
-        InputError: `geo` is no geo prior's, is of other photos or species, or is in
-            `prediction` already; `out` exists.
+        InputError: `geo` is no geo prior's, is of other photos or species; a geo prior is in
+            `prediction` or in a member of it already; `out` exists.
     """
     if not isinstance(geo, PredictionFile):
         geo = read_prediction(geo)
@@ -83,11 +83,25 @@ def _refuse_wrong_kinds(prediction: PredictionFile, geo: PredictionFile) -> None
             f"{prediction.path}: is of a geo prior itself; give a prediction of photos, and the "
             "geo prior's with --geo"
         )
-    if any("geo" in step for step in prediction.meta.get("adjusted", [])):
+    if _knows_places(prediction.meta):
         raise InputError(
             f"{prediction.path}: a geo prior was added already, and a second would count the "
             "places twice; adjust the prediction that it was made from"
         )
+    if any(map(_member_knows_places, prediction.meta.get("members", []))):
+        raise InputError(
+            f"{prediction.path}: a geo prior was added to a member already, and a second would "
+            "count the places twice; make the ensemble of members without one"
+        )
+
+
+def _knows_places(meta: dict[str, Any]) -> bool:
+    return any("geo" in step for step in meta.get("adjusted", []))
+
+
+def _member_knows_places(meta: dict[str, Any]) -> bool:
+    """Whether a geo prior was added to a member, or to one of those that it was made of."""
+    return _knows_places(meta) or any(map(_member_knows_places, meta.get("members", [])))
 
 
 def _rows(prediction: PredictionFile, geo: PredictionFile) -> Int64[np.ndarray, "images"]:

@@ -25,6 +25,7 @@ from inat.prediction_file import (
 )
 from inat.priors import uniform_prior
 from inat.progress import first_few, progress_bar
+from inat.same_model import told_of_fit
 
 CHUNK_BYTES = 4_000_000
 """Of float32 logits of one member: what a thread works on stays in the processor's cache."""
@@ -89,13 +90,14 @@ def ensemble(
         search: greedy (picks with replacement by mean class accuracy; Caruana et al. 2004) or
             convex (least class-mean log loss).
         fit: the members' predictions of held-out photos, in the members' order; temperatures, and
-            weights that are searched, are chosen on them.
+            weights that are searched, are chosen on them. Where one is another model's, such as
+            another training's, or of other views, that is said.
         from_prior: what logits carry whose file does not know it: uniform, counts, or a CSV.
         overwrite: replace what stands at `out`.
 
     Returns:
-        The new file, and sentences: each member's weight, and the gain on the photos of `fit`,
-        scored with what was chosen on others.
+        The new file, and sentences: each member's weight, the gain on the photos of `fit`, scored
+        with what was chosen on others, and which of these are not the member's own.
 
     Raises:
         InputError: members that disagree in photos, species, competition or in what they were
@@ -212,6 +214,16 @@ def _refuse_unfit(held_out: list[Member], members: list[Member]) -> None:
                 f"--fit {path}: it was predicted with other weights of {run} than "
                 f"{member.prediction.path}; predict both with the same --checkpoint and --weights"
             )
+
+
+def _fit_notes(members: list[Member], held_out: list[Member]) -> list[str]:
+    """A sentence for each member that was fitted on what another model, or other views, made."""
+    notes = []
+    for place, (member, one) in enumerate(zip(members, held_out, strict=True), 1):
+        photos = one.prediction
+        if told := told_of_fit(member.prediction.meta, photos.meta, str(photos.path)):
+            notes.append(f"member {place} was fitted on {told}")
+    return notes
 
 
 def _choices(
@@ -334,6 +346,7 @@ def _notes(members: list[Member], chosen: Fit, photos: FitPhotos | None) -> list
         f"{100 * gain.accuracy:.1f} %, best member {100 * gain.best_accuracy:.1f} % ({best}): "
         f"{gain.difference.points()} (paired)"
     )
+    notes += _fit_notes(members, photos.members)
     never = np.setdiff1d(np.arange(len(species)), photos.members[0].prediction.labels)
     if len(never):
         names = first_few(species["name"].iloc[never].tolist())

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from inat.adjusting.adjust import carried_prior
 from inat.errors import InputError
-from inat.prediction_file import PredictionFile
+from inat.prediction_file import LOG_PRESENCE, PredictionFile
 from inat.priors import tau_shift
 
 
@@ -72,8 +72,11 @@ def align(
 
     Raises:
         InputError: they are not of the same photos, labels, species or competition; one was
-            trained on photos that another was not; a prior that is not known.
+            trained on photos that another was not, or is of a geo prior; a prior that is not
+            known.
     """
+    for prediction in predictions:
+        _refuse_log_presence(prediction)
     first = predictions[0]
     if len(np.unique(first.ids)) < len(first):
         raise InputError(f"{first.path}: it has a photo twice; predict again")
@@ -89,6 +92,14 @@ def align(
     for member in members[1:]:
         _refuse_another_truth(member, members[0])
     return members
+
+
+def _refuse_log_presence(prediction: PredictionFile) -> None:
+    if prediction.meta.get("logits") == LOG_PRESENCE:
+        raise InputError(
+            f"{prediction.path}: is of a geo prior, whose log presence is added to logits and not "
+            "averaged with them; add it to the ensemble with inat adjust --geo"
+        )
 
 
 def _shift(

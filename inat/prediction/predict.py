@@ -41,6 +41,7 @@ from inat.prediction_file import PredictionFile, read_prediction, store, write_p
 from inat.priors import log_softmax
 from inat.progress import first_few, progress_bar, say
 from inat.run_folder import Run, open_run, versions, with_root
+from inat.same_model import CONFIG
 from inat.stages import stage_at
 
 
@@ -437,6 +438,8 @@ def _meta(job: _Job) -> dict[str, Any]:
         "data_root": str(photos.root.resolve()),
         "band_edges": config.data.band_edges,
         "config_digest": run.config.digest,
+        # A soup and a second stage keep the config of the run that they were made of.
+        CONFIG: run.config.digest_without_holdout if run.made_by == "inat train" else None,
         "versions": versions(),
     }
 

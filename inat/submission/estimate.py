@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,12 +11,7 @@ from inat.errors import InputError
 from inat.evaluation.evaluate import guess
 from inat.metrics import Interval, bootstrap_interval, hits_at, macro_f1, photo_interval
 from inat.prediction_file import PredictionFile, read_prediction
-
-# Of two predictions these differ though a model made both in the same way.
-NOT_OF_THE_RECIPE = {
-    "split", "prediction", "chosen", "fit", "data_root", "band_edges", "versions", "bad_photos",
-    "recovered_photos", "slow_photos",
-}  # fmt: skip
+from inat.same_model import differences
 
 # The best photos to estimate on first.
 ROLES = ("unseen", "held out", "chosen on")
@@ -118,19 +112,9 @@ def _beside(prediction: PredictionFile) -> Iterator[PredictionFile]:
 def _is_alike(other: PredictionFile, prediction: PredictionFile) -> bool:
     if not np.array_equal(other.category_ids, prediction.category_ids):
         return False
-    return _recipe(other.meta) == _recipe(prediction.meta)
-
-
-def _recipe(meta: dict[str, Any]) -> dict[str, Any]:
-    """What the logits were made by, of an ensemble with that of its members."""
-    recipe = {key: value for key, value in meta.items() if key not in NOT_OF_THE_RECIPE}
-    recipe["members"] = [_recipe(member) for member in meta.get("members", [])]
-    # Each was adjusted from another file, by the same rule.
-    recipe["adjusted"] = [
-        {key: value for key, value in step.items() if key != "of"}
-        for step in meta.get("adjusted", [])
-    ]
-    return recipe
+    if other.meta["logits_prior"] != prediction.meta["logits_prior"]:
+        return False
+    return next(differences(other.meta, prediction.meta), None) is None
 
 
 def _role(prediction: PredictionFile) -> str | None:
