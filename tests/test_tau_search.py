@@ -9,10 +9,11 @@ import pytest
 from predictions import make_prediction
 
 from inat.adjusting.adjust import adjust
-from inat.adjusting.tau_search import GRID, score_taus
+from inat.adjusting.tau_search import GRID, choose_tau, hits_of_taus
 from inat.cli import main
 from inat.errors import InputError
 from inat.evaluation import evaluate
+from inat.metrics import bootstrap_interval
 from inat.prediction_file import PredictionFile
 
 COUNTS = [60, 30, 8, 2, 1]
@@ -54,7 +55,7 @@ def refusal(*paths: Any, **options: Any) -> str:
 
 def test_each_tau_s_score_is_that_of_a_slow_loop(held_out: PredictionFile) -> None:
     assert GRID.tolist() == pytest.approx([tau / 10 for tau in range(21)])
-    found = score_taus(held_out, np.array(PRIOR))
+    found = choose_tau(held_out, np.array(PRIOR)).scores
     assert found.tolist() == pytest.approx(slow_scores(held_out))
     assert len(set(found.tolist())) > 3
 
@@ -69,9 +70,14 @@ def test_the_first_best_tau_is_taken_and_the_note_says_on_what(
     by_hand, _ = adjust(held_out, tmp_path / "hand", tau=best / 10)
     assert found.logits.tobytes() == by_hand.logits.tobytes()
     assert found.logits_prior == pytest.approx(by_hand.logits_prior)
+    hits = hits_of_taus(held_out, np.array(PRIOR))
+    gain = bootstrap_interval(hits[best].astype(float) - hits[0], np.array(LABELS))
+    assert gain is not None
+    assert gain.value == pytest.approx(max(scores) - scores[0])
     assert notes == [
         f"tau {best / 10:g} of 0 to 2 has the best mean class accuracy on the 50 photos of "
-        f"{held_out.path}: {max(scores):.3f} (tau 0: {scores[0]:.3f})",
+        f"{held_out.path}: {max(scores):.3f} (tau 0: {scores[0]:.3f}; {gain.points()}, on the "
+        "photos that it was chosen on)",
         "species never held out, which had no say in it: 1 (Genus4 species4)",
     ]
     assert found.meta["adjusted"] == [

@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from inat.config import ModelConfig, OptimConfig
 from inat.config_files import build
 from inat.errors import InputError
+from inat.metrics import accuracy_interval
 from inat.models.backbone import Backbone, build_backbone
 from inat.models.device import (
     autocast,
@@ -32,7 +34,7 @@ from inat.training.checkpoint import LoopState, load_checkpoint, read_state, sav
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.tracking import MetricsLog
 from inat.training.trainer import engine
-from inat.training.validation import Validation
+from inat.training.validation import Validation, score_guesses
 
 CPU = torch.device("cpu")
 
@@ -601,3 +603,15 @@ def test_a_validation_s_line_says_how_the_bands_moved_since_the_one_before() -> 
     accuracies = "held out: top-1 0.625  top-3 error 0.125  mean class 0.500  "
     assert str(now) == accuracies + "many –  medium 0.500  few 0.250"
     assert now.since(before) == accuracies + "many –  medium 0.500 (-0.250)  few 0.250"
+    known = replace(now, half_width=0.0512)
+    assert str(known) == accuracies.rstrip() + " ±0.051  many –  medium 0.500  few 0.250"
+
+
+def test_a_validation_has_the_interval_of_its_mean_over_species() -> None:
+    true = np.repeat([0, 1, 2], 4)
+    guessed = np.array([[0], [0], [1], [0], [1], [2], [2], [0], [2], [2], [2], [1]])
+    found = score_guesses(guessed, true, np.array([200, 50, 5]), (20, 100))
+    interval = accuracy_interval(guessed[:, 0] == true, true)
+    assert interval is not None
+    assert (found.mean_class_accuracy, found.half_width) == (interval.value, interval.half_width)
+    assert found.mean_class_accuracy == pytest.approx((3 / 4 + 1 / 4 + 3 / 4) / 3)

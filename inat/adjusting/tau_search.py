@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from inat.errors import InputError
-from inat.metrics import class_means, mean_of
+from inat.metrics import Interval, bootstrap_interval, class_means, mean_of
 from inat.prediction_file import PredictionFile
 from inat.priors import Prior
 from inat.progress import first_few
@@ -26,11 +26,13 @@ class TauChoice:
     Attributes:
         tau: the first of the best of GRID.
         scores: mean class accuracy at each tau of GRID, over the species that have photos.
+        gain: over tau 0, on the same photos, which makes it the more flattering the fewer they are.
         photos: the prediction that it was chosen on.
     """
 
     tau: float
     scores: Float64[np.ndarray, "taus"]
+    gain: Interval
     photos: PredictionFile
 
     @property
@@ -53,7 +55,8 @@ class TauChoice:
         """Sentences for a person."""
         lines = [
             f"tau {self.tau:g} of {GRID[0]:g} to {GRID[-1]:g} has the best {self.how}: "
-            f"{self.scores.max():.3f} (tau 0: {self.scores[0]:.3f})"
+            f"{self.scores.max():.3f} (tau 0: {self.scores[0]:.3f}; {self.gain.points()}, on the "
+            "photos that it was chosen on)"
         ]
         names = self.photos.absent_species["name"].tolist()
         if names:
@@ -86,12 +89,16 @@ def choose_tau(photos: PredictionFile, prior: Prior) -> TauChoice:
             f"{other.iloc[0]}; choose tau on a prediction of holdout or oof (--fit), so that val "
             "and test stay unseen"
         )
-    scores = score_taus(photos, prior)
-    return TauChoice(round(float(GRID[scores.argmax()]), 3), scores, photos)
+    hits = hits_of_taus(photos, prior)
+    scores = np.array([_mean_class(row, photos) for row in hits])
+    best = int(scores.argmax())
+    gain = bootstrap_interval(hits[best].astype(float) - hits[0], photos.labels)
+    assert gain is not None  # there are photos
+    return TauChoice(round(float(GRID[best]), 3), scores, gain, photos)
 
 
-def score_taus(photos: PredictionFile, prior: Prior) -> Float64[np.ndarray, "taus"]:
-    """Mean class accuracy at each tau of GRID, over the species that have photos."""
+def hits_of_taus(photos: PredictionFile, prior: Prior) -> Bool[np.ndarray, "taus photos"]:
+    """The photos that each tau of GRID gets right."""
     log_prior = np.log(prior).astype(np.float32)
     hits = np.empty((len(GRID), len(photos)), bool)
     for chunk in photos.chunks():
@@ -100,10 +107,12 @@ def score_taus(photos: PredictionFile, prior: Prior) -> Float64[np.ndarray, "tau
         for row, tau in enumerate(GRID):
             np.subtract(logits, np.float32(tau) * log_prior, out=moved)
             hits[row, chunk] = moved.argmax(axis=1) == photos.labels[chunk]
-    everyone = np.ones(photos.n_classes, bool)
-    return np.array(
-        [mean_of(class_means(row, photos.labels, photos.n_classes), everyone) for row in hits]
-    )
+    return hits
+
+
+def _mean_class(hits: Bool[np.ndarray, "photos"], photos: PredictionFile) -> float | None:
+    means = class_means(hits, photos.labels, photos.n_classes)
+    return mean_of(means, np.ones(photos.n_classes, bool))
 
 
 def refuse_other_model(

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from torch import nn
 
 from inat.data.loader import Loader
-from inat.metrics import class_means, hits_at, mean_of, shot_bands, top_k
+from inat.metrics import accuracy_interval, class_means, hits_at, mean_of, shot_bands, top_k
 from inat.models.backbone import Triple
 from inat.prediction.forward import iterate_logits
 from inat.training.processes import gathered
@@ -23,12 +23,14 @@ class Validation:
         top3_error: share of the photos whose species is not among the first three guesses.
         mean_class_accuracy: mean over species of their top-1; what best is chosen by.
         bands: mean over the species of each shot band.
+        half_width: of the 95 % interval of mean_class_accuracy; None where nothing tells it.
     """
 
     top1: float
     top3_error: float
     mean_class_accuracy: float
     bands: dict[str, float | None]
+    half_width: float | None = None
 
     def __str__(self) -> str:
         return self.since(None)
@@ -39,9 +41,10 @@ class Validation:
             f"{band} {'–' if value is None else f'{value:.3f}'}" + _moved(value, band, before)
             for band, value in self.bands.items()
         )
+        spread = "" if self.half_width is None else f" ±{self.half_width:.3f}"
         return (
             f"held out: top-1 {self.top1:.3f}  top-3 error {self.top3_error:.3f}  "
-            f"mean class {self.mean_class_accuracy:.3f}  {bands}"
+            f"mean class {self.mean_class_accuracy:.3f}{spread}  {bands}"
         )
 
 
@@ -84,10 +87,12 @@ def score_guesses(
     """The accuracies of a few guesses a photo, best first."""
     top1 = hits_at(guessed, true, 1)
     by_class = class_means(top1, true, len(train_counts))
+    interval = accuracy_interval(top1, true)
     bands = shot_bands(train_counts, few_below=band_edges[0], many_above=band_edges[1])
     return Validation(
         top1=float(top1.mean()),
         top3_error=1 - float(hits_at(guessed, true, 3).mean()),
-        mean_class_accuracy=mean_of(by_class, np.ones(len(train_counts), bool)) or 0.0,
+        mean_class_accuracy=0.0 if interval is None else interval.value,
         bands={band: mean_of(by_class, members) for band, members in bands.items()},
+        half_width=None if interval is None else interval.half_width,
     )
