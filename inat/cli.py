@@ -25,7 +25,6 @@ from inat.config import (
     Weights,
     WeightSearch,
 )
-from inat.config_files import read_yaml, with_canonical_stages
 from inat.errors import FaultsFound, InatError, InputError, one_line
 
 if TYPE_CHECKING:
@@ -324,6 +323,7 @@ def train(
         first.
     """
     from inat import training
+    from inat.config_files import with_canonical_stages
     from inat.training.folds import fold_config
 
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes one does
@@ -1023,6 +1023,8 @@ class YamlSource:
         tokens = next(a.tokens for a in arguments if a.field_info.name == "config")
         if not tokens:
             return
+        from inat.config_files import read_yaml
+
         self.path = Path(tokens[0].value)
         tree = read_yaml(self.path)
         # Not by cyclopts.config.Dict: it leaves out keys that are also verbs, so that the

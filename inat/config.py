@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orjson
-import yaml
 
 from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.competitions import COMPETITIONS
@@ -625,6 +624,8 @@ class Config:
 
     def to_yaml(self) -> str:
         """The config as YAML that `read_config` reads back to an equal config."""
+        import yaml  # costs 20 ms, which --help need not pay
+
         stages = [yaml.safe_load(stage) for stage in self.stages]
         return yaml.safe_dump({**self.to_dict(), "stages": stages}, sort_keys=False)
 
