@@ -76,8 +76,8 @@ def test_the_first_best_tau_is_taken_and_the_note_says_on_what(
     assert gain.value == pytest.approx(max(scores) - scores[0])
     assert notes == [
         f"tau {best / 10:g} of 0 to 2 has the best mean class accuracy on the 50 photos of "
-        f"{held_out.path}: {max(scores):.3f} (tau 0: {scores[0]:.3f}; {gain.points()}, on the "
-        "photos that it was chosen on)",
+        f"{held_out.path}: {max(scores):.3f} (tau 0: {scores[0]:.3f}; {gain.points()}, "
+        "flattered by the choice)",
         "species never held out, which had no say in it: 1 (Genus4 species4)",
     ]
     assert found.meta["adjusted"] == [
