@@ -55,8 +55,8 @@ class TauChoice:
         """Sentences for a person."""
         lines = [
             f"tau {self.tau:g} of {GRID[0]:g} to {GRID[-1]:g} has the best {self.how}: "
-            f"{self.scores.max():.3f} (tau 0: {self.scores[0]:.3f}; {self.gain.points()}, flattered "
-            "by the choice)"
+            f"{self.scores.max():.3f} (tau 0: {self.scores[0]:.3f}; {self.gain.points()}, "
+            "flattered by the choice)"
         ]
         names = self.photos.absent_species["name"].tolist()
         if names:
