@@ -11,11 +11,11 @@ demo: $(VENV)/.demo
 	$(BIN)/inat demo
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
 
 # The tests once more, in half as long again, and what of inat/ they run.
 coverage: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder --cov=inat --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal --cov=inat --cov-report=term
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -27,7 +27,7 @@ check: $(VENV)/.dev
 # reader by atheris, where that installs; takes about an hour.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/test_fuzz.py --hypothesis-profile=long -n logical
-	-$(BIN)/pip install --quiet --only-binary :all: atheris
+	-$(BIN)/pip install --quiet --no-compile --only-binary :all: atheris
 	$(BIN)/python tests/fuzz_atheris.py
 
 # Speed against the named peers, in one run; takes some 15 minutes.
@@ -40,15 +40,16 @@ notebooks: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) build demo *.egg-info
 
+# What is never imported need not be compiled: half the time of the installation.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet torch torchvision --index-url $(TORCH_INDEX))
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-compile torch torchvision --index-url $(TORCH_INDEX))
 	touch $@
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
-	$(BIN)/pip install --quiet --editable ".[demo]"
+	$(BIN)/pip install --quiet --no-compile --editable ".[demo]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.torch
-	$(BIN)/pip install --quiet --editable ".[demo,dev]"
+	$(BIN)/pip install --quiet --no-compile --editable ".[demo,dev]"
 	touch $@ $(VENV)/.demo
