@@ -40,7 +40,9 @@ notebooks: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) build demo *.egg-info
 
-# What is never imported need not be compiled: half the time of the installation.
+# pip compiles with one processor, this with all; a few files of others are no Python 3.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --no-compile torch torchvision --index-url $(TORCH_INDEX))
@@ -48,8 +50,10 @@ $(VENV)/.torch:
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 	$(BIN)/pip install --quiet --no-compile --editable ".[demo]"
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.torch
 	$(BIN)/pip install --quiet --no-compile --editable ".[demo,dev]"
+	$(COMPILE)
 	touch $@ $(VENV)/.demo
