@@ -35,7 +35,7 @@ app = App(
     help="Fine-grained species classification: from long-tailed photos to a scored Kaggle "
     "submission.",
     version_flags=["--version"],
-    # No --data.empty-band-edges: of a list that may be empty none says so otherwise than by itself.
+    # No --data.empty-band-edges: lists have lengths of their own, and --stages none has a word.
     default_parameter=Parameter(negative_iterable=()),
 )
 data = App(name="data", help="Make, import and look at data sets.")

@@ -179,9 +179,7 @@ def write_checksums(folder: Path) -> None:
 
 def damaged_files(folder: Path) -> list[str]:
     """The files of a folder that are missing or not what its checksums.json says; that file itself
-    where it is no list of checksums, none where it has no such file."""
-    if not (folder / CHECKSUMS).exists():
-        return []
+    where it is missing or no list of checksums: nothing is known to be whole without it."""
     try:
         expected = read_json(folder / CHECKSUMS)
     except InputError:

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 try:
     import atheris
 except ImportError:
-    sys.exit("atheris is not installed (pip install atheris); tests/test_fuzz.py needs none")
+    print("atheris is not installed (pip install atheris); tests/test_fuzz.py needs none")
+    sys.exit(0)
 
 OF_ONE = len(sys.argv) > 2
 

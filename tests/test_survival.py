@@ -104,7 +104,7 @@ def test_a_run_stopped_within_an_epoch_ends_with_the_bits_of_one_never_stopped(
 
 @pytest.mark.parametrize(
     ("workers", "kills"),
-    [({}, 2), ({"data.workers": 2, "data.worker_kind": "processes"}, 1)],
+    [({}, 3), ({"data.workers": 2, "data.worker_kind": "processes"}, 1)],
     ids=["no workers", "worker processes"],
 )
 def test_kills_at_random_moments_change_no_bit(

@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from inat.errors import InputError
 from inat.files import (
-    CHECKSUMS,
     atomic_folder,
     damaged_files,
     read_json,
@@ -136,11 +135,7 @@ def settle_checkpoints(last: Path, before: Path) -> bool:
     for folder in (last, before):
         remove_leftovers(folder)
     there = [folder for folder in (last, before) if folder.is_dir()]
-    # A list of checksums that is lost is damage: without it nothing is known to be whole.
-    faults = {
-        folder: damaged_files(folder) if (folder / CHECKSUMS).exists() else [CHECKSUMS]
-        for folder in there
-    }
+    faults = {folder: damaged_files(folder) for folder in there}
     whole = [folder for folder in there if not faults[folder]]
     told = "; ".join(
         f"{folder}: {first_few(files)} damaged" for folder, files in faults.items() if files

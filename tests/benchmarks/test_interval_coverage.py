@@ -24,22 +24,23 @@ def covered(interval: Interval | None, truth: float) -> bool:
     return interval.low <= truth <= interval.high
 
 
+def share_covered(chances: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> float:
+    """How often the interval of species with so many photos each holds the mean of the chances."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    experiments = (
+        accuracy_interval(rng.random(len(labels)) < chances[labels], labels)
+        for _ in range(N_EXPERIMENTS)
+    )
+    return float(np.mean([covered(interval, chances.mean()) for interval in experiments]))
+
+
 @pytest.mark.parametrize("n_photos", [3, 12])
 @pytest.mark.parametrize("n_species", [20, 60, 400])
 def test_coverage_of_an_accuracy(
     n_species: int, n_photos: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rng = np.random.default_rng(0)
-    chances = chances_of(n_species)
-    labels = np.repeat(np.arange(n_species), n_photos)
-    share = np.mean(
-        [
-            covered(
-                accuracy_interval(rng.random(len(labels)) < chances[labels], labels), chances.mean()
-            )
-            for _ in range(N_EXPERIMENTS)
-        ]
-    )
+    counts = np.full(n_species, n_photos)
+    share = share_covered(chances_of(n_species), counts, np.random.default_rng(0))
     with capsys.disabled():
         print(
             f"\n95 % interval of an accuracy, {n_photos} photos of each of {n_species} species: "
@@ -52,19 +53,10 @@ def test_coverage_of_an_accuracy(
 def test_coverage_where_species_have_one_photo(
     alone: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rng = np.random.default_rng(2)
-    n_species = 200
+    rng, n_species = np.random.default_rng(2), 200
     chances = rng.permutation(chances_of(n_species))
     counts = np.where(np.arange(n_species) < alone * n_species, 1, 3)
-    labels = np.repeat(np.arange(n_species), counts)
-    share = np.mean(
-        [
-            covered(
-                accuracy_interval(rng.random(len(labels)) < chances[labels], labels), chances.mean()
-            )
-            for _ in range(N_EXPERIMENTS)
-        ]
-    )
+    share = share_covered(chances, counts, rng)
     with capsys.disabled():
         print(
             f"\n95 % interval of an accuracy, one photo of {alone:.0%} of {n_species} species, 3 "
