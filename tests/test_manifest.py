@@ -18,9 +18,9 @@ from inat.files import read_json
 from inat.metrics import Interval, bootstrap_interval
 from inat.prediction_file import PredictionFile
 from inat.run_folder import versions
+from inat.submission import provenance
 from inat.submission.estimate import Estimate, estimate
 from inat.submission.manifest import update_manifest
-from inat.submission.provenance import provenance
 
 SPEC = find_competition("inaturalist-2018")
 RNG_LOGITS = np.random.default_rng(0).normal(size=(30, 5))
@@ -48,9 +48,7 @@ def sha256(path: Path) -> str:
 def test_the_manifest_says_what_the_submission_was_made_of(
     tmp_path: Path, unlabelled: PredictionFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "no_repository").mkdir()
-    monkeypatch.chdir(tmp_path / "no_repository")
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setattr(provenance, "CHECKOUT", tmp_path / "site-packages")
     path = submission.write(unlabelled, tmp_path / "out" / "s.csv")
     assert submission.manifest_path(path) == tmp_path / "out" / "s.manifest.json"
     manifest = submission.read_manifest(path)
@@ -130,33 +128,74 @@ def test_the_views_mean_and_the_folds_of_an_out_of_fold_prediction_are_told(tmp_
     ]  # fmt: skip
     oof = made(tmp_path, "oof", split="oof", view_mean="prob", folds=folds)
     (tmp_path / "s.csv").write_text("id,predicted\n")
-    made_of = provenance(tmp_path / "s.csv", oof, SPEC, "why there is none")["prediction"]
+    made_of = provenance.provenance(tmp_path / "s.csv", oof, SPEC, "why there is none")[
+        "prediction"
+    ]
     assert made_of["view_mean"] == "prob"
     assert made_of["folds"] == folds
 
 
-def test_the_commit_is_the_working_directory_s_and_says_if_files_were_changed(
+def git(folder: Path, *words: str) -> str:
+    who = ["-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    done = subprocess.run(["git", *who, *words], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit on branch a/b; the kit lies in it, we work elsewhere."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    git(folder, "init", "--quiet", "--initial-branch", "a/b")
+    git(folder, "commit", "--quiet", "--allow-empty", "-m", "first")
+    monkeypatch.setattr(provenance, "CHECKOUT", folder)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return folder
+
+
+@pytest.mark.parametrize("state", ["branch", "packed", "detached", "worktree", "packed worktree"])
+def test_the_commit_is_that_of_the_kit_s_own_checkout(
+    tmp_path: Path,
+    checkout: Path,
+    unlabelled: PredictionFile,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+) -> None:
+    place = checkout
+    if "worktree" in state:
+        place = tmp_path / "tree"
+        git(checkout, "worktree", "add", "--quiet", "-b", "c", str(place))
+        git(place, "commit", "--quiet", "--allow-empty", "-m", "second")
+        monkeypatch.setattr(provenance, "CHECKOUT", place)
+    if "packed" in state:
+        git(checkout, "pack-refs", "--all")
+    if state == "detached":
+        git(checkout, "checkout", "--quiet", "--detach")
+    path = submission.write(unlabelled, tmp_path / "s.csv")
+    assert submission.read_manifest(path)["git_commit"] == git(place, "rev-parse", "HEAD")
+
+
+def test_a_repository_in_the_working_directory_runs_nothing(
     tmp_path: Path, unlabelled: PredictionFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    monkeypatch.chdir(repository)
-
-    def git(*words: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(["git", *who, *words], check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    git("init", "--quiet")
+    (tmp_path / "gift").mkdir()
+    monkeypatch.chdir(tmp_path / "gift")
+    git(tmp_path / "gift", "init", "--quiet")
     Path("config.yaml").write_text("epochs: 1\n")
-    git("add", "config.yaml")
-    git("commit", "--quiet", "-m", "first")
-    commit = git("rev-parse", "HEAD")
+    git(tmp_path / "gift", "add", "config.yaml")
+    git(tmp_path / "gift", "commit", "--quiet", "-m", "first")
+    program = tmp_path / "gift" / "program"
+    program.write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
+    program.chmod(0o755)
+    git(tmp_path / "gift", "config", "core.fsmonitor", str(program))
+    git(tmp_path / "gift", "status")
+    assert (tmp_path / "ran").exists(), "git itself runs it"
+    (tmp_path / "ran").unlink()
     path = submission.write(unlabelled, tmp_path / "s.csv")
-    assert submission.read_manifest(path)["git_commit"] == commit
-    Path("config.yaml").write_text("epochs: 2\n")
-    submission.write(unlabelled, tmp_path / "s.csv")
-    assert submission.read_manifest(path)["git_commit"] == f"{commit}-dirty"
+    assert not (tmp_path / "ran").exists()
+    commit = git(tmp_path / "gift", "rev-parse", "HEAD")
+    assert submission.read_manifest(path)["git_commit"] != commit
 
 
 def test_writing_again_renews_the_entries_and_keeps_those_of_others(

@@ -1,7 +1,7 @@
 """What a submission was made of: predictions and their hashes, config, commit."""
 
 import hashlib
-import subprocess
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from inat.submission.estimate import Estimate
 MADE_BY = ("run", "checkpoint", "checkpoint_sha256", "weights", "weights_source", "views",
            "view_mean", "folds", "adjusted", "chosen", "config_digest", "versions", "how",
            "fit")  # fmt: skip
+CHECKOUT = Path(__file__).parents[2]
 
 
 def provenance(
@@ -76,11 +77,25 @@ def _prior(prediction: PredictionFile) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the working directory, with -dirty behind it where files were changed; None
-    outside of a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the kit's own checkout; None where it was installed without one.
+
+    It is read as text: git itself runs programs that a repository's config names, and a folder
+    from a stranger may hold a repository.
+    """
+    git = CHECKOUT / ".git"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
+        if git.is_file():  # a worktree
+            git = git.parent / git.read_text().removeprefix("gitdir:").strip()
+        commit = (git / "HEAD").read_text().strip()
+        if commit.startswith("ref: "):
+            name = commit.removeprefix("ref: ")
+            if (git / "commondir").is_file():
+                git /= (git / "commondir").read_text().strip()
+            if (git / name).is_file():
+                commit = (git / name).read_text().strip()
+            else:
+                lines = (git / "packed-refs").read_text().splitlines()
+                commit = next((line.split()[0] for line in lines if line.endswith(f" {name}")), "")
+    except (OSError, UnicodeDecodeError):
         return None
-    return done.stdout.strip()
+    return commit if re.fullmatch("[0-9a-f]{40,64}", commit) else None
