@@ -1,20 +1,24 @@
 """`python -m inat` is the same as `inat`."""
 
-import os
 import sys
+
+from inat.standard_streams import take_over_streams
 
 
 def run() -> None:
-    """The console script: runs the command line and leaves with its exit status."""
+    """The console script: runs the command line and leaves with its exit status.
+
+    A reader that leaves early (`inat ... | head`) changes neither what is written to files nor the
+    status; an output that cannot be written to for another reason makes 0 a 1.
+    """
+    output = take_over_streams()
     from inat.cli import main
 
-    try:
-        status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `inat ... | head` has read enough; Python would complain once more while it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+    status = main()
+    sys.stdout.flush()
+    if output.error is not None:
+        print(f"inat: standard output: {output.error.strerror}", file=sys.stderr)
+        status = status or 1
     sys.exit(status)
 
 

@@ -198,10 +198,10 @@ def describe(
     from inat.data.tail_profile import draw_profile
 
     profile = look(root, competition=competition)
-    for line in profile.lines():
-        print(line)
     plot = plot or Path("tail_profile.png")
     draw_profile(profile, plot)
+    for line in profile.lines():
+        print(line)
     print(f"drawn             {plot}")
 
 
@@ -765,18 +765,21 @@ def evaluate(
         )
         for path in paths
     ]
-    print_table(evaluation_table({str(result.prediction): result for result in results}))
-    for result in results:
-        folder = out or result.prediction / "evaluation"
+    folders = [out or result.prediction / "evaluation" for result in results]
+    for result, folder in zip(results, folders, strict=True):
         result.save(folder)
+    if report is not None:
+        from inat.evaluation.report import write_report
+
+        write_report(results, report)
+    print_table(evaluation_table({str(result.prediction): result for result in results}))
+    for result, folder in zip(results, folders, strict=True):
         print(f"{result.prediction}: {further_figures(result)}")
         for note in result.notes:
             print(f"note: {result.prediction}: {note}")
         print(f"saved {folder / 'metrics.json'}, {folder / 'per_class.csv'}")
     if report is not None:
-        from inat.evaluation.report import write_report
-
-        print(f"saved {write_report(results, report)}")
+        print(f"saved {report}")
 
 
 @app.command
@@ -824,12 +827,13 @@ def compare(
         band_edges=band_edges,
         chosen_here=chosen_here,
     )
+    if out is not None:
+        found.save(out)
     print(found.sentence())
     print_table(comparison_table(found))
     for line in moved_species_lines(found):
         print(line)
     if out is not None:
-        found.save(out)
         print(f"saved {out}")
 
 
@@ -1056,11 +1060,10 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return _told(str(error), error.exit_status, debug=debug)
     except KeyboardInterrupt:
         return _told("interrupted", 130, debug=debug)
-    except BrokenPipeError:  # __main__ knows what to do with standard output
-        raise
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        return _told(f"{place}{error.strerror or error}", 1, debug=debug)
+        from inat.files import system_sentence
+
+        return _told(system_sentence(error), 1, debug=debug)
     except Exception as error:
         text = (
             f"{type(error).__name__}: {one_line(error)} (a fault of the kit; --debug shows where)"

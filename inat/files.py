@@ -5,6 +5,7 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -15,13 +16,17 @@ from typing import Any
 
 import orjson
 
-from inat.errors import InputError, WorldError
+from inat.errors import InputError, WorldError, one_line
 
 CHECKSUMS = "checksums.json"
 RENAME_EXCHANGE = 2  # renameat2's flag, and that of macOS' renamex_np
 AT_FDCWD = -100
+MORE_FILES = "allow more (ulimit -n 4096), lower data.workers, or set data.worker_kind threads"
+"""What helps where a process has as many open files as it may."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -35,9 +40,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     # The suffix stays at the end: writers such as numpy.save and savefig go by it.
     partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
     try:
-        yield partial
-        _flush(partial)
-        partial.replace(path)
+        with _naming(path, partial):
+            yield partial
+            _flush(partial)
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -58,17 +64,43 @@ def atomic_folder(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _put_back(path)
     partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
-    partial.mkdir()
+    with _naming(path, partial):
+        partial.mkdir()
+        try:
+            yield partial
+            for written in partial.rglob("*"):
+                if written.is_file():
+                    _flush(written)
+            _put(partial, path)
+            if keep is not None and partial.exists():
+                _put(partial, keep)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: Path, partial: Path) -> Iterator[None]:
+    """Has errors of the disk name `path`, which the user knows, and not `partial`, or nothing.
+
+    Raises:
+        OSError: with an error number and a file name, where the disk is full.
+    """
     try:
-        yield partial
-        for written in partial.rglob("*"):
-            if written.is_file():
-                _flush(written)
-        _put(partial, path)
-        if keep is not None and partial.exists():
-            _put(partial, keep)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if told := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
+            number = int(told[1])
+        elif "requested and" in str(error):  # NumPy: "512 requested and 0 written"
+            number = errno.ENOSPC
+        name = getattr(error, "filename", None)
+        if number is not None and (
+            Path(name).is_relative_to(partial)
+            if isinstance(name, str | os.PathLike)
+            else number in (*FULL, errno.EFBIG)
+        ):
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def remove_folder(path: Path) -> None:
@@ -224,11 +256,20 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         WorldError: another process holds it; the text is `busy`.
     """
     # Costs 0.1 s, which those who only read or write need not pay.
-    from filelock import FileLock, Timeout
+    from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-    lock = FileLock(path)
+    lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
     try:
-        lock.acquire(timeout=0)
+        try:
+            lock.acquire(timeout=0)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            # NFS without locks, Lustre without flock: a file that names its process does too.
+            path = path.with_name(f"{path.name}.soft")
+            busy += f" (or remove {path} where nothing works there, on this machine or another)"
+            lock = SoftFileLock(path)
+            lock.acquire(timeout=0)
     except Timeout:
         raise WorldError(busy) from None
     try:
@@ -254,11 +295,29 @@ def disk_remedies(place: Path | str, kept: str) -> Iterator[None]:
         if error.errno in FULL:
             raise WorldError(f"{place}: the disk is full; {kept}") from None
         if error.errno in READ_ONLY:
-            raise WorldError(
-                f"{error.filename or place}: {error.strerror}; make it writable, or give another "
-                "place"
-            ) from None
+            raise WorldError(system_sentence(error, str(place))) from None
         raise
+
+
+def system_sentence(error: OSError, place: str = "") -> str:
+    """What the system refused, of which file, and what helps: in one sentence.
+
+    Args:
+        error: the system's.
+        place: what is named where the error names no file.
+    """
+    place = str(error.filename or place)
+    named = f"{place}: " if place else ""
+    told = named + (error.strerror or one_line(error))
+    if error.errno in FULL:
+        return f"{named}the disk is full; make room, or give another place"
+    if error.errno == errno.EFBIG:
+        return f"{told}; raise the limit (ulimit -f), or give a place on another disk"
+    if error.errno in READ_ONLY:
+        return f"{told}; make it writable, or give another place"
+    if error.errno in TOO_MANY_FILES:
+        return f"{told}; {MORE_FILES}"
+    return told
 
 
 def reserve(path: Path) -> None:

@@ -45,7 +45,7 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
 
     Without a `unit` it shows no rate.
     """
-    if _silent.get() or not sys.stderr.isatty():
+    if _silent.get() or sys.stderr is None or not sys.stderr.isatty():
         yield Bar(title, total, unit, None)
         return
     with Progress(
@@ -62,7 +62,7 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
 
 def say(line: str) -> None:
     """One line for the person who watches, on standard error."""
-    if not _silent.get():
+    if not _silent.get() and sys.stderr is not None:
         print(line, file=sys.stderr, flush=True)
 
 

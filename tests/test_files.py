@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from inat.files import (
     atomic_folder,
     damaged_files,
     disk_remedies,
+    locked,
     read_json,
     remove_leftovers,
     reserve,
     sha256,
+    system_sentence,
     write_bytes,
     write_checksums,
     write_json,
@@ -286,3 +290,78 @@ def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
         (tmp_path / name / "logits.npy").write_bytes(b"half")
     remove_leftovers(tmp_path / "test")
     assert names(tmp_path) == sorted(stays)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "full"),
+        OSError("512 requested and 0 written"),  # NumPy
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # safetensors
+    ],
+)
+def test_an_atomic_writer_names_its_file_where_the_disk_is_full(
+    error: Exception, tmp_path: Path
+) -> None:
+    for writer in (atomic_file, atomic_folder):
+        with pytest.raises(OSError) as told, writer(tmp_path / "out"):
+            raise error
+        assert system_sentence(told.value) == (
+            f"{tmp_path / 'out'}: the disk is full; make room, or give another place"
+        )
+    with (
+        pytest.raises(OSError) as told,
+        atomic_folder(tmp_path / "out") as folder,
+        atomic_file(folder / "a"),
+    ):
+        raise error
+    assert told.value.filename == str(tmp_path / "out")
+
+
+def test_an_atomic_writer_leaves_the_names_of_other_files_alone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as told, atomic_folder(tmp_path / "out"):
+        (tmp_path / "input").read_bytes()
+    assert told.value.filename == str(tmp_path / "input")
+    with pytest.raises(OSError, match="truncated"), atomic_folder(tmp_path / "out"):
+        raise OSError("image file is truncated")
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.EMFILE, f"a: {os.strerror(errno.EMFILE)}; allow more (ulimit -n 4096), lower"),
+        (errno.EFBIG, f"a: {os.strerror(errno.EFBIG)}; raise the limit (ulimit -f)"),
+        (errno.EIO, f"a: {os.strerror(errno.EIO)}"),
+    ],
+)
+def test_what_the_system_refused_is_told_with_the_file_and_a_remedy(
+    number: int, sentence: str
+) -> None:
+    assert system_sentence(OSError(number, os.strerror(number), "a")).startswith(sentence)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_a_file_system_has_no_locks_a_file_keeps_others_out(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    path = tmp_path / ".lock"
+    for _ in range(2):  # the second time there is a lock file already
+        with locked(path, "busy"):
+            with pytest.raises(WorldError) as told, locked(path, "busy"):
+                pass
+            assert str(told.value) == (
+                f"busy (or remove {path}.soft where nothing works there, on this machine or "
+                "another)"
+            )
+    # One that a process left that was killed is taken over.
+    code = (
+        "import filelock, os, sys; filelock.SoftFileLock(sys.argv[1]).acquire(); os.kill("
+        "os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, f"{path}.soft"])
+    with locked(path, "busy"):
+        pass

@@ -13,12 +13,13 @@ from sklearn.metrics import f1_score
 from inat import submission
 from inat.cli import main
 from inat.competitions import find_competition
+from inat.data.annotations import load_split
 from inat.errors import InputError
 from inat.files import read_json
 from inat.metrics import Interval, bootstrap_interval
 from inat.prediction_file import PredictionFile
 from inat.run_folder import versions
-from inat.submission import provenance
+from inat.submission import csv_file, provenance
 from inat.submission.estimate import Estimate, estimate
 from inat.submission.manifest import update_manifest
 
@@ -128,9 +129,7 @@ def test_the_views_mean_and_the_folds_of_an_out_of_fold_prediction_are_told(tmp_
     ]  # fmt: skip
     oof = made(tmp_path, "oof", split="oof", view_mean="prob", folds=folds)
     (tmp_path / "s.csv").write_text("id,predicted\n")
-    made_of = provenance.provenance(tmp_path / "s.csv", oof, SPEC, "why there is none")[
-        "prediction"
-    ]
+    made_of = provenance.provenance("s.csv", "", oof, SPEC, "why there is none")["prediction"]
     assert made_of["view_mean"] == "prob"
     assert made_of["folds"] == folds
 
@@ -400,3 +399,80 @@ def test_one_photo_a_species_tells_no_spread() -> None:
         == "expected top-3 error: 0.2500, mean over photos, on the 4 unseen photos of p"
     )
     assert Interval(0.25, None, None).within(0, 1).low is None
+
+
+# --- a CSV and a manifest that do not belong together -------------------------------------------
+
+
+def refused_everywhere(csv: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["check", csv, "--data.root", world],
+        ["check", csv, "--data.root", world, "--competition", SPEC.slug],
+        ["score", csv, "--solution", world / "solution.csv"],
+        ["upload", csv, "--data.root", world, "-m", "x"],
+    ):
+        assert main(["submission", *map(str, words)]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith(f"inat: {csv}: is not the file that")
+        assert "write it again" in said.err
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.csv.gz"])
+def test_a_csv_of_other_bytes_than_its_manifest_says_is_refused(
+    name: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = load_split(world, "test")
+    logits = np.random.default_rng(0).normal(size=(len(split.image_ids), 4))
+    ids = split.image_ids.tolist()
+    a = make_prediction(tmp_path / "a", logits, ids=ids)
+    b = make_prediction(tmp_path / "b", -logits, ids=ids)
+    path = submission.write(a, tmp_path / name)
+    of_a = path.read_bytes()
+    assert submission.check(path, world) == len(ids)
+    submission.write(b, path)
+    path.write_bytes(of_a)
+    refused_everywhere(path, world, capsys)
+    submission.manifest_path(path).unlink()
+    assert submission.check(path, world) == len(ids)
+
+
+def test_a_kill_while_a_submission_is_written_never_leaves_a_manifest_that_passes(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    split = load_split(world, "test")
+    logits = np.random.default_rng(0).normal(size=(len(split.image_ids), 4))
+    a, b = (
+        make_prediction(tmp_path / name, sign * logits, ids=split.image_ids.tolist())
+        for name, sign in (("a", 1), ("b", -1))
+    )
+    path = tmp_path / "s.csv"
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    # Before anything was there: a manifest without a CSV, or nothing; never the reverse.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        submission.write(a, path)
+    assert not path.exists()
+    submission.write(a, path)
+    real = update_manifest
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(csv_file, "update_manifest", lambda *w, **k: (real(*w, **k), killed()))
+        submission.write(b, path)
+    refused_everywhere(path, world, capsys)
+
+
+def test_a_manifest_of_another_file_does_not_decide_by_which_rules_one_is_checked(
+    world: Path, tmp_path: Path
+) -> None:
+    ids = load_split(world, "test").image_ids.tolist()
+    a = make_prediction(tmp_path / "a", np.zeros((len(ids), 4)), ids=ids)
+    path = submission.write(a, tmp_path / "s.csv")
+    update_manifest(path, competition="inaturalist-2019-fgvc6", sha256="0" * 64)
+    with pytest.raises(InputError, match="is not the file that"):
+        submission.check(path, world)

@@ -4,6 +4,7 @@ import errno
 import gc
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ import inat
 from inat.cli import main
 from inat.data.annotations import load_split
 from inat.data.loader import build_loader, worker_deaths
+from inat.data.photo_files import open_photos
 from inat.errors import InputError, WorldError
 from inat.files import damaged_files, read_json
 from inat.metrics import top_k
@@ -478,6 +480,33 @@ def test_a_worker_that_was_killed_is_told_with_signal_cause_and_remedy(world: Pa
         "or shared memory (/dev/shm) ran out; lower data.workers or batch_size, or set "
         "data.worker_kind threads"
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Too many open files. Communication with the workers is no longer possible."),
+        RuntimeError("received 0 items of ancdata"),
+        OSError("Caught OSError in DataLoader worker process 0. [Errno 24] Too many open files"),
+    ],
+)
+def test_too_many_open_files_are_told_with_a_remedy(error: Exception) -> None:
+    with pytest.raises(WorldError) as told, worker_deaths():
+        raise error
+    assert "too many open files; allow more (ulimit -n 4096)" in str(told.value)
+
+
+def test_a_photo_is_not_bad_where_too_many_files_are_open(world: Path) -> None:
+    split = load_split(world)
+    photos = open_photos(world, split.file_names)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError) as told:
+            photos.read(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert told.value.errno == errno.EMFILE
 
 
 def test_signals_to_the_group_of_the_training_do_not_reach_its_workers(world: Path) -> None:

@@ -1,5 +1,6 @@
 """Batches of photos, the same for any number of workers and after any resume."""
 
+import errno
 import math
 import os
 import re
@@ -32,6 +33,7 @@ from inat.data.shared_arrays import SharedArray
 from inat.data.transforms import EpochDraws, EvalTransform, TrainTransform
 from inat.data.views import ViewTransform, parse_views
 from inat.errors import InputError, WorldError
+from inat.files import MORE_FILES
 
 WorkerKind = Literal["auto", "threads", "processes"]
 Batch = dict[str, Tensor]
@@ -343,16 +345,24 @@ def _own_group(_: int) -> None:
 
 @contextmanager
 def worker_deaths() -> Iterator[None]:
-    """Tells what ended a worker process. torch raises its error in whatever the main thread does
-    at that moment, so this stands around the use of the batches too.
+    """Reports what ended a worker process, or kept its batches from arriving. torch raises its
+    error in whatever the main thread does at that moment, so this stands around the use of the
+    batches too.
 
     Raises:
         WorldError: in place of torch's error.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         told = f"{error} {error.__cause__ or error.__context__ or ''}"
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # The second where the limit is reached while a batch is received: its descriptors are cut.
+        if any(words in told for words in (os.strerror(errno.EMFILE), "items of ancdata")):
+            raise WorldError(
+                f"the processes that read photos have too many open files; {MORE_FILES}"
+            ) from None
         if "DataLoader worker" not in told:
             raise
         by = re.search(r"killed by signal: ([A-Za-z ]+)", told)

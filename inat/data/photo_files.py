@@ -9,7 +9,7 @@ import pyarrow as pa
 from inat.data.pack import PackedPhotos, is_pack
 from inat.data.photos import BadPhoto
 from inat.data.shared_arrays import SharedStrings
-from inat.files import leads_out
+from inat.files import TOO_MANY_FILES, leads_out
 
 
 @runtime_checkable  # beartype checks it while tests run
@@ -55,6 +55,7 @@ class PhotoFiles:
         Raises:
             BadPhoto: there is no such file, a link leads out of the top folder, or the disk
                 gives an error.
+            OSError: this process has too many open files, which says nothing of the photo.
         """
         path = self.path(index)
         self._refuse_link_out(path, self._names[index])
@@ -62,6 +63,8 @@ class PhotoFiles:
             with open(path, "rb", buffering=0) as handle:  # noqa: PTH123
                 return handle.read()
         except OSError as error:
+            if error.errno in TOO_MANY_FILES:
+                raise
             raise BadPhoto(error.strerror or str(error)) from None
 
     def _refuse_link_out(self, path: str, name: str) -> None:

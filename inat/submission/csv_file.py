@@ -15,12 +15,12 @@ from inat.competitions import Competition, find_competition
 from inat.data.annotations import load_split
 from inat.errors import InputError
 from inat.evaluation.evaluate import guess
-from inat.files import atomic_file
+from inat.files import atomic_file, sha256
 from inat.metrics import macro_f1
 from inat.prediction_file import PredictionFile, read_prediction
 from inat.solution import read_solution
 from inat.submission.estimate import estimate
-from inat.submission.manifest import competition_of, update_manifest
+from inat.submission.manifest import competition_of, refuse_other_bytes, update_manifest
 from inat.submission.provenance import provenance
 from inat.submission.rows import Wanted, read_rows
 
@@ -82,11 +82,15 @@ def write(
         )
     expected = estimate(prediction, spec, estimate_on)
     guesses = prediction.category_ids[guess(prediction, spec.n_guesses)]
-    with atomic_file(out) as partial, _written(partial) as handle:
-        handle.write(spec.header + "\n")
-        for image_id, row in zip(prediction.ids.tolist(), guesses.tolist(), strict=True):
-            handle.write(f"{image_id},{' '.join(map(str, row))}\n")
-    update_manifest(out, **provenance(out, prediction, spec, expected))
+    with atomic_file(out) as partial:
+        with _written(partial) as handle:
+            handle.write(spec.header + "\n")
+            for image_id, row in zip(prediction.ids.tolist(), guesses.tolist(), strict=True):
+                handle.write(f"{image_id},{' '.join(map(str, row))}\n")
+        # Before the CSV takes its place: a kill in between leaves a manifest without a CSV, or one
+        # of another CSV, which `refuse_other_bytes` finds; never a CSV without a manifest.
+        facts = provenance(out.name, sha256(partial), prediction, spec, expected)
+        update_manifest(out, **facts)
     return out
 
 
@@ -103,9 +107,10 @@ def check(submission: Path | str, root: Path | str, *, competition: str | None =
         FaultsFound: Kaggle would refuse it or silently score it wrongly: header, missing,
             duplicate or unknown ids, wrong number of guesses, a guess twice in a row, a guess
             that is no category; the text names the first offending lines.
-        InputError: submission or data set cannot be read.
+        InputError: submission or data set cannot be read; the manifest is of another file.
     """
     submission = Path(submission)
+    refuse_other_bytes(submission)
     spec = competition_of(submission, competition)
     test = load_split(root, "test", competition=spec.slug)
     wanted = Wanted("test photo", "test photos", test.image_ids, test.taxonomy.category_ids)
@@ -130,9 +135,10 @@ def score(submission: Path | str, solution: Path | str, *, competition: str | No
             row with too few guesses; and what they let through, wrong as it is: an id that the
             solution does not know (ignored), an id that stands twice (counted twice), too many
             guesses (cut off), a guess twice in a row or one that can be no category.
-        InputError: a file cannot be read.
+        InputError: a file cannot be read; the manifest is of another file.
     """
     submission = Path(submission)
+    refuse_other_bytes(submission)
     spec = competition_of(submission, competition)
     table = read_solution(solution)
     ids, expected = table["id"].to_numpy(np.int64), table["expected"].to_numpy(np.int64)

@@ -5,7 +5,7 @@ from typing import Any
 
 from inat.competitions import Competition, find_competition
 from inat.errors import InputError
-from inat.files import read_json, write_json
+from inat.files import read_json, sha256, write_json
 
 DEFAULT_COMPETITION = "inaturalist-2018"
 
@@ -31,6 +31,21 @@ def read_manifest(submission: Path | str) -> dict[str, Any]:
             f"{path}: not a manifest (a JSON object); move it away or write the CSV again"
         )
     return manifest
+
+
+def refuse_other_bytes(submission: Path) -> None:
+    """Refuses a submission that is not the one its manifest describes.
+
+    Raises:
+        InputError: their SHA-256 differ.
+    """
+    known = read_manifest(submission).get("sha256")
+    if known is not None and submission.is_file() and sha256(submission) != known:
+        raise InputError(
+            f"{submission}: is not the file that {manifest_path(submission)} describes (its "
+            "SHA-256 is another): one of them was changed or replaced; write it again with inat "
+            "submission write, or move the manifest away"
+        )
 
 
 def competition_of(submission: Path | str | None, named: str | None) -> Competition:

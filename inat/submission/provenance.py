@@ -20,12 +20,17 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def provenance(
-    submission: Path, prediction: PredictionFile, spec: Competition, expected: Estimate | str
+    name: str,
+    digest: str,
+    prediction: PredictionFile,
+    spec: Competition,
+    expected: Estimate | str,
 ) -> dict[str, Any]:
-    """What the manifest says of a submission that was written.
+    """What the manifest says of a submission.
 
     Args:
-        submission: the file.
+        name: of the CSV file.
+        digest: SHA-256 of its bytes.
         prediction: what it was made of.
         spec: the competition.
         expected: the estimate of its score, or why there is none.
@@ -39,8 +44,8 @@ def provenance(
     return {
         "competition": spec.slug,
         "metric": spec.metric_name,
-        "file": submission.name,
-        "sha256": sha256(submission),
+        "file": name,
+        "sha256": digest,
         "rows": len(prediction),
         "prediction": made_of,
         "members": [_member(facts) for facts in prediction.meta.get("members", [])],

@@ -1,9 +1,6 @@
 """Checkpoints: safetensors for tensors, JSON for the rest, a folder put in place as a whole."""
 
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -100,25 +97,13 @@ def _write_checkpoint(
     rest_of_optimizer: dict[str, Any],
     keep: Path | None,
 ) -> None:
-    with atomic_folder(folder, keep=keep) as partial, _system_errors(partial):
+    with atomic_folder(folder, keep=keep) as partial:
         for name, of_part in tensors.items():
             if of_part or name == "optimizer":  # few losses remember anything, as seesaw its counts
                 save_file(of_part, partial / f"{name}.safetensors")
         write_json(partial / "optimizer.json", rest_of_optimizer)
         write_json(partial / "state.json", asdict(state))
         write_checksums(partial)
-
-
-@contextmanager
-def _system_errors(folder: Path) -> Iterator[None]:
-    """safetensors hides what the system said in a text of its own."""
-    try:
-        yield
-    except SafetensorError as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        if found is None:
-            raise
-        raise OSError(int(found[1]), str(error), str(folder)) from None
 
 
 def settle_checkpoints(last: Path, before: Path) -> bool:
