@@ -175,6 +175,8 @@ def import_(
         f"{made.root}: {made.n_species:,} species, {made.n_train:,} train, {made.n_val:,} val, "
         f"{made.n_test:,} test"
     )
+    for note in made.notes:
+        print(note)
 
 
 @data.command

@@ -31,7 +31,9 @@ META_KEYS = {
     "chosen": (dict,),
 }
 SPECIES = {"category_id": "whole numbers", "name": "texts", "train_count": "whole numbers"}
-PHOTOS = {"id": "whole numbers", "file_name": "texts", "role": "texts"}
+PHOTOS = {
+    "id": "whole numbers", "key": "whole numbers", "file_name": "texts", "role": "texts"
+}  # fmt: skip
 REMEDY = "predict again"
 CHUNK_BYTES = 64_000_000
 LOG_PRESENCE = "log presence"
@@ -48,7 +50,8 @@ class PredictionFile:
         ids: image ids.
         labels: true labels, -1 where unknown.
         species: a row a label: category_id, name, lineage, train_count.
-        photos: a row an image: id, file_name, role.
+        photos: a row an image: id, key (what the photo is recognized by in other predictions,
+            see `Split.keys`), file_name, role.
         meta: competition, split, logits_prior, run, checkpoint, weights, chosen ...
     """
 
@@ -199,6 +202,24 @@ def refuse_place(
             raise InputError(f"{out}: holds a prediction that {verb} reads; give another --out")
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists already; give another --out, or --overwrite")
+
+
+def refuse_other_photos(prediction: PredictionFile, first: PredictionFile) -> None:
+    """Stops where an image id stands for another photo in `first`, which has the same ids.
+
+    Raises:
+        InputError: it does: the predictions are of two data sets.
+    """
+    orders = [np.argsort(p.ids, kind="stable") for p in (prediction, first)]
+    keys = [p.photos["key"].to_numpy()[order]
+            for p, order in zip((prediction, first), orders, strict=True)]  # fmt: skip
+    apart = orders[0][keys[0] != keys[1]]
+    if len(apart):
+        raise InputError(
+            f"{prediction.path}: {len(apart)} of its {len(prediction)} photos are others than in "
+            f"{first.path}, under the same ids (first: {prediction.ids[apart[0]]}); each import "
+            "numbers its photos itself: predict one data set with both"
+        )
 
 
 def _are_shares(values: list[Any]) -> bool:

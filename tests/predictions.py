@@ -67,6 +67,7 @@ def make_prediction(
     photos = pd.DataFrame(
         {
             "id": np.array(ids, np.int64),
+            "key": np.array(ids, np.int64) * 1_000_003,
             "file_name": [f"test2018/{image_id}.jpg" for image_id in ids],
             "role": [role] * n_images if isinstance(role, str) else list(role),
         }

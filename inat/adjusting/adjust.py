@@ -164,8 +164,7 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
 
 def _marked(photos: pd.DataFrame, chosen_on: PredictionFile) -> pd.DataFrame:
     """The table of photos with the role of those that something was chosen on."""
-    # Image ids are unique within a data set alone, file names tell its parts apart too.
-    here = photos["file_name"].isin(chosen_on.photos["file_name"])
+    here = photos["key"].isin(chosen_on.photos["key"])
     here &= photos["role"] != "trained on"
     return photos.assign(role=photos["role"].mask(here, "chosen on"))
 

@@ -15,6 +15,7 @@ from inat.prediction_file import (
     LOG_PRESENCE,
     PredictionFile,
     read_prediction,
+    refuse_other_photos,
     refuse_place,
     store,
     write_prediction,
@@ -118,6 +119,7 @@ def _rows(prediction: PredictionFile, geo: PredictionFile) -> Int64[np.ndarray, 
             f"{geo.path}: its photos are not those of {prediction.path} ({len(stray)} stand in one "
             f"alone, the first is {stray[0]}); predict the same split with both"
         )
+    refuse_other_photos(geo, prediction)
     rows: Int64[np.ndarray, images] = order[np.searchsorted(geo.ids[order], prediction.ids)]
     return rows
 

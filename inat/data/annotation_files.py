@@ -1,5 +1,6 @@
 """Reads the JSON files of the iNat layout into arrays; what is wrong with one is one sentence."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from jaxtyping import Float64, Int32, Int64
 from msgspec import UNSET
 
@@ -19,6 +21,18 @@ from inat.files import read_json
 
 # A name without any of these is a plain path below the root; the few others are looked at closely.
 SUSPICIOUS = r"\A[./]|\A\z|[\\:\x00]|/\.\."
+
+DIGEST = "xxh3_128"
+"""Field of an image that holds the XXH3-128 of the file's bytes, as 32 hexadecimal digits."""
+
+GROUP_FIELDS = {
+    "observation_id": "observation",
+    "group_id": "group",
+    "group": "group",
+    "seq_id": "sequence",
+    "sequence": "sequence",
+}
+"""Fields of an image that say what it belongs to; the first that a row has counts."""
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -30,6 +44,12 @@ class _Image(msgspec.Struct, gc=False):
     file_name: Any = UNSET
     height: Any = None
     width: Any = None
+    xxh3_128: Any = None
+    observation_id: Any = None
+    group_id: Any = None
+    group: Any = None
+    seq_id: Any = None
+    sequence: Any = None
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -68,6 +88,10 @@ class Annotations:
         image_ids: `id` of each of the `images`, each once.
         file_names: `file_name` of each image; none leads out of the data root.
         sizes: `height` and `width` of each image; 0 where they are not stated.
+        digests: the first 64 bits of each image's `xxh3_128`; 0 where it has none; None where no
+            image has one.
+        groups: a hash of what each image belongs to (`GROUP_FIELDS`), the same in all files; 0
+            where it belongs to nothing; None where no image says.
         annotated: `image_id` of each of the `annotations`.
         category_ids: `category_id` of each annotation.
         categories: the list as it stands.
@@ -76,6 +100,8 @@ class Annotations:
     image_ids: Int64[np.ndarray, "photos"]
     file_names: pa.StringArray
     sizes: Int32[np.ndarray, "photos 2"]
+    digests: Int64[np.ndarray, "photos"] | None
+    groups: Int64[np.ndarray, "photos"] | None
     annotated: Int64[np.ndarray, "annotations"]
     category_ids: Int64[np.ndarray, "annotations"]
     categories: list[Any]
@@ -133,6 +159,8 @@ def parse_annotations(path: Path, content: bytes, split: str) -> Annotations:
         image_ids=image_ids,
         file_names=file_names,
         sizes=np.stack([heights, widths], axis=1),
+        digests=_digests([row.xxh3_128 for row in images], f"{path}: images"),
+        groups=_groups(images, f"{path}: images"),
         annotated=_whole_numbers([row.image_id for row in annotations], "image_id", place),
         category_ids=_whole_numbers([row.category_id for row in annotations], "category_id", place),
         categories=getattr(document, "categories", []),
@@ -270,6 +298,40 @@ def _stated_sizes(values: Sequence[Any]) -> Int32[np.ndarray, "n"]:
             return np.where((numbers > 0) & (numbers < 2**31), numbers, 0).astype(np.int32)
     known = [value if type(value) is int and 0 < value < 2**31 else 0 for value in values]
     return np.array(known, np.int32)
+
+
+def _digests(values: Sequence[Any], place: str) -> Int64[np.ndarray, "n"] | None:
+    if set(map(type, values)) == {type(None)}:
+        return None
+    known = ["0" * 32 if value is None else value for value in values]
+    for at, value in enumerate(known):
+        if not isinstance(value, str) or not re.fullmatch("[0-9a-fA-F]{32}", value):
+            raise InputError(
+                f"{place}[{at}]: '{DIGEST}' is {value!r:.40}, not 32 hexadecimal digits (xxhsum "
+                "-H2 prints them); correct or remove it"
+            )
+    first = bytes.fromhex("".join(value[:16] for value in known))
+    return np.frombuffer(first, ">i8").astype(np.int64)
+
+
+def _groups(images: Sequence[_Image], place: str) -> Int64[np.ndarray, "n"] | None:
+    groups = np.zeros(len(images), np.int64)
+    for field, kind in GROUP_FIELDS.items():
+        values = [getattr(row, field) for row in images]
+        if set(map(type, values)) == {type(None)}:
+            continue
+        for at, value in enumerate(values):
+            # pandas writes whole numbers as 7.0 where others are missing
+            known = int(value) if type(value) is float and value.is_integer() else value
+            if known is None or known == "" or groups[at]:
+                continue
+            if type(known) not in (int, str):
+                raise InputError(
+                    f"{place}[{at}]: '{field}' is {value!r:.40}, neither text nor a whole number; "
+                    "photos of one group stay on one side of a cut; correct or remove it"
+                )
+            groups[at] = xxhash.xxh3_64_intdigest(f"{kind} {known}".encode()) - 2**63
+    return groups if groups.any() else None
 
 
 def _numbers_or_nan(values: Sequence[Any], field: str, path: Path) -> Float64[np.ndarray, "places"]:

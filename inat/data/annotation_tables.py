@@ -62,8 +62,9 @@ class AnnotationTables:
 
     def read(self, name: str) -> tuple[pa.Table, pa.Table, str]:
         """The photos of the split train, val or test, with the columns image_id, label,
-        file_name, height and width; the species, with those of a taxonomy and train_count; and
-        the key of the photos. Each column is one chunk."""
+        file_name, height and width, and digest and group where the file has any; the species,
+        with those of a taxonomy and train_count; and the key of the photos. Each column is one
+        chunk."""
         train_key = self._train_key
         path = self._path(name)
         key = train_key if name == "train" else key_of(name, train_key, digest(path))
@@ -237,6 +238,7 @@ def _positions(
 
 
 def _photo_table(annotations: Annotations, labels: Int64[np.ndarray, "photos"]) -> pa.Table:
+    known = {"digest": annotations.digests, "group": annotations.groups}
     return pa.table(
         {
             "image_id": annotations.image_ids,
@@ -244,6 +246,7 @@ def _photo_table(annotations: Annotations, labels: Int64[np.ndarray, "photos"]) 
             "file_name": annotations.file_names,
             "height": annotations.sizes[:, 0],
             "width": annotations.sizes[:, 1],
+            **{name: values for name, values in known.items() if values is not None},
         }
     )
 

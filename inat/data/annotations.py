@@ -2,16 +2,20 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import xxhash
 from jaxtyping import Int32, Int64
 
 from inat.competitions import find_competition
 from inat.config import parse_holdout
 from inat.data.annotation_tables import AnnotationTables, locations_of, taxonomy_of
+from inat.data.grouping import hold_fold, hold_share, joined
 from inat.data.taxonomy import Taxonomy
 from inat.errors import InputError
 
@@ -32,6 +36,10 @@ class Split:
         sizes: height and width in pixels as the annotations state them; 0 where they do not.
         taxonomy: the species.
         train_counts: photos of each species in the whole `train` split, whatever this split is.
+        digests: the first 64 bits of the XXH3-128 of each photo's bytes, as the annotations state
+            it; 0 where they do not; None where they state none.
+        groups: a number for each observation, sequence or other group of photos that the
+            annotations name, the same in all splits; 0 for a photo of none; None without any.
         locations: a row a photo with lat and lon in degrees and date (UTC), and date_c (share of
             the year) where the file gives that; NaN or NaT where unknown; None where the
             competition gives no locations.
@@ -46,6 +54,8 @@ class Split:
     sizes: Int32[np.ndarray, "photos 2"]
     taxonomy: Taxonomy
     train_counts: Int64[np.ndarray, "classes"]
+    digests: Int64[np.ndarray, "photos"] | None = None
+    groups: Int64[np.ndarray, "photos"] | None = None
     locations: pd.DataFrame | None = None
 
     def __len__(self) -> int:
@@ -61,15 +71,32 @@ class Split:
         """Photos of each species in this split."""
         return np.bincount(self.labels[self.labels >= 0], minlength=self.n_classes)
 
-    @property
+    @cached_property
+    def keys(self) -> Int64[np.ndarray, "photos"]:
+        """What each photo is recognized by in other splits, data sets and predictions: its digest,
+        or where that is not known a hash of its id, file name and size. An id alone is not enough:
+        another import of the same photos numbers them in another order.
+
+        Of 10 million photos any two have the same key with a chance of 3 in a million.
+        """
+        keys = np.zeros(len(self), np.int64) if self.digests is None else self.digests.copy()
+        unknown = np.flatnonzero(keys == 0)
+        names = self.file_names.take(pa.array(unknown)).to_pylist()
+        numbers = np.column_stack([self.image_ids, self.sizes])[unknown].tolist()
+        keys[unknown] = [
+            xxhash.xxh3_64_intdigest(f"{number} {name}".encode()) - 2**63
+            for number, name in zip(numbers, names, strict=True)
+        ]
+        return keys
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over image ids and category ids, whatever the photos' order: two splits of the
-        same photos and species have the same."""
-        order = np.argsort(self.image_ids)
-        known = self.labels[order] >= 0
-        categories = np.where(known, self.taxonomy.category_ids[self.labels[order]], -1)
-        rows = np.stack([self.image_ids[order], categories])
-        return hashlib.sha256(rows.tobytes()).hexdigest()
+        """SHA-256 over keys and category ids, whatever the photos' order and numbers: two splits
+        of the same photos and species have the same."""
+        known = self.labels >= 0
+        categories = np.where(known, self.taxonomy.category_ids[self.labels], -1)
+        rows = np.stack([self.keys, categories])
+        return hashlib.sha256(rows[:, np.lexsort(rows)].tobytes()).hexdigest()
 
     def path(self, index: int) -> Path:
         """Where photo number `index` lies."""
@@ -85,6 +112,8 @@ class Split:
             image_ids=self.image_ids[positions],
             labels=self.labels[positions],
             sizes=self.sizes[positions],
+            digests=None if self.digests is None else self.digests[positions],
+            groups=None if self.groups is None else self.groups[positions],
             locations=None if self.locations is None else self.locations.iloc[positions],
         )
 
@@ -129,9 +158,10 @@ def load_split(
 def cut_holdout(train: Split, holdout: str, seed: int) -> tuple[Split, Split]:
     """Cuts `train` into the part that is trained on and the part that is held out.
 
-    The cut depends on the image ids, `holdout` and `seed` alone. A share is kept of every
+    The cut depends on the annotations, `holdout` and `seed` alone. A share is kept of every
     species, its fraction rounded up or down by a draw, so that species with few photos are held
-    out at the same rate as the others; no species loses its last photo.
+    out at the same rate as the others; no species loses its last photo. Photos of equal bytes or
+    of one observation (`photo_groups`) stay on one side.
 
     Raises:
         InputError: `holdout` is "none" or of no known form, or nothing would be held out.
@@ -142,32 +172,29 @@ def cut_holdout(train: Split, holdout: str, seed: int) -> tuple[Split, Split]:
             "data.holdout is none: nothing is held out; "
             "train with a share (data.holdout 0.2) or a fold (fold:1/5) to have a held-out part"
         )
-    place, count = _places_within_species(train, seed)
+    draws = _draws(seed, train.image_ids, "photo")
+    category_ids, groups = train.taxonomy.category_ids, photo_groups(train)
     if isinstance(parsed, tuple):
         fold, n_folds = parsed
         # Each species starts its round at another fold: else fold 1 would get all the leftovers.
-        start = _draws(seed, train.taxonomy.category_ids, "fold") * n_folds
-        held = (place + start[train.labels].astype(np.int64)) % n_folds == fold - 1
-        held &= count > 1
+        starts = (_draws(seed, category_ids, "fold") * n_folds).astype(np.int64)
+        held = hold_fold(train.labels, draws, groups, starts, fold, n_folds)
     else:
-        dither = _draws(seed, train.taxonomy.category_ids, "share")[train.labels]
-        held = place < np.minimum(np.floor(count * parsed + dither), count - 1)
+        dither = _draws(seed, category_ids, "share")
+        held = hold_share(train.labels, draws, groups, parsed, dither)
     if not held.any():
         remedy = "make fewer folds" if isinstance(parsed, tuple) else "raise the share"
+        if groups is not None:
+            remedy += "; copies and photos of one observation or group stay together"
         raise InputError(f"data.holdout {holdout} holds out no photo of {len(train)}; {remedy}")
     held_out_name = holdout if holdout.startswith("fold:") else "holdout"
     return train.select(~held), train.select(held, held_out_name)
 
 
-def _places_within_species(
-    train: Split, seed: int
-) -> tuple[Int64[np.ndarray, "photos"], Int64[np.ndarray, "photos"]]:
-    """Each photo's place in a shuffled list of its species' photos, and that list's length."""
-    order = np.lexsort((_draws(seed, train.image_ids, "photo"), train.labels))
-    counts = train.class_counts
-    place = np.empty(len(train), np.int64)
-    place[order] = np.arange(len(train)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return place, counts[train.labels]
+def photo_groups(split: Split) -> Int64[np.ndarray, "photos"] | None:
+    """The group of each photo: photos of equal bytes and photos of one observation or sequence
+    are of one group, which stays on one side of every cut. None where each photo is alone."""
+    return joined(*(keys for keys in (split.digests, split.groups) if keys is not None))
 
 
 def _draws(seed: int, ids: Int64[np.ndarray, "n"], purpose: str) -> np.ndarray:
@@ -199,6 +226,11 @@ def _read(tables: AnnotationTables, name: str, root: Path, competition: str) -> 
         sizes=np.stack([photos["height"].to_numpy(), photos["width"].to_numpy()], axis=1),
         taxonomy=taxonomy_of(species),
         train_counts=species["train_count"].to_numpy().copy(),
+        **{
+            f"{column}s": photos[column].to_numpy().copy()
+            for column in ("digest", "group")
+            if column in photos.column_names
+        },
         locations=None if places is None else locations_of(places),
     )
 
@@ -214,5 +246,16 @@ def _joined(first: Split, second: Split) -> Split:
         image_ids=np.concatenate([first.image_ids, second.image_ids]),
         labels=np.concatenate([first.labels, second.labels]),
         sizes=np.concatenate([first.sizes, second.sizes]),
+        digests=_known_of_both(first, second, "digests"),
+        groups=_known_of_both(first, second, "groups"),
         locations=locations,
     )
+
+
+def _known_of_both(
+    first: Split, second: Split, field: Literal["digests", "groups"]
+) -> Int64[np.ndarray, "photos"] | None:
+    if getattr(first, field) is None and getattr(second, field) is None:
+        return None
+    parts = [(getattr(split, field), len(split)) for split in (first, second)]
+    return np.concatenate([np.zeros(n, np.int64) if part is None else part for part, n in parts])

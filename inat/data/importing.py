@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from inat.data.annotation_cache import digest
+from inat.data.annotation_files import DIGEST
+from inat.data.grouping import hold_share, joined
+from inat.data.parts import in_order, usable_processors
 from inat.data.photos import PHOTO_ENDINGS
 from inat.errors import InputError
 from inat.files import atomic_file, write_json
+from inat.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Imported:
         n_train: photos to train on.
         n_val: photos kept for validation.
         n_test: photos of the test split; 0 without one.
+        notes: sentences about photos with the same bytes.
     """
 
     root: Path
@@ -33,6 +39,7 @@ class Imported:
     n_train: int
     n_val: int
     n_test: int
+    notes: list[str]
 
 
 def import_folders(
@@ -47,7 +54,8 @@ def import_folders(
     """Makes a data set in the iNat layout from folders `train/<species>/<photo>`.
 
     Photos are hard-linked where the disk allows it, else copied; their format stays. Category
-    ids are 0, 1, ... in the order of the folders' names.
+    ids are 0, 1, ... in the order of the folders' names. Every file is read once for its digest,
+    which the annotations keep: photos with the same bytes stay on one side of every cut.
 
     Args:
         train: a folder a species, named as the species; photos may lie in folders below.
@@ -74,9 +82,11 @@ def import_folders(
     classes = _class_folders(train)
     if imbalance_factor is not None:
         classes = _imbalanced(classes, imbalance_factor, rng)
-    kept, held = _cut_val(classes, val_share, rng)
     tested, labelled = _test_photos(Path(test), list(classes)) if test else ([], False)
-    writer = _Writer(out)
+    given = [(label, photo) for label, photos in enumerate(classes.values()) for photo in photos]
+    digests = _digests([photo for _, photo in [*given, *tested]])
+    kept, held = _cut_val(given, digests, val_share, rng)
+    writer = _Writer(out, digests)
     categories = [
         {"id": label, "name": name, "supercategory": train.resolve().name}
         for label, name in enumerate(classes)
@@ -86,7 +96,8 @@ def import_folders(
     writer.test([tested[i] for i in rng.permutation(len(tested))], labelled=labelled)
     n_val = writer.split("val", "train_val2018", held, categories)
     n_train = writer.split("train", "train_val2018", kept, categories)
-    return Imported(out, len(classes), n_train, n_val, len(tested))
+    notes = _notes_on_copies(given, tested, digests)
+    return Imported(out, len(classes), n_train, n_val, len(tested), notes)
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
@@ -131,17 +142,59 @@ def _imbalanced(
     return kept
 
 
+def _digests(photos: Sequence[Path]) -> dict[Path, str]:
+    """The XXH3-128 of each file."""
+    digests = {}
+    with progress_bar("digests", len(photos), "photos") as bar:
+        found = in_order(digest, photos, usable_processors())
+        for photo, found_digest in zip(photos, found, strict=True):
+            digests[photo] = found_digest
+            bar.advance(1)
+    return digests
+
+
 def _cut_val(
-    classes: Mapping[str, Sequence[Path]], share: float, rng: np.random.Generator
+    given: Sequence[tuple[int, Path]],
+    digests: Mapping[Path, str],
+    share: float,
+    rng: np.random.Generator,
 ) -> tuple[list[tuple[int, Path]], list[tuple[int, Path]]]:
-    kept: list[tuple[int, Path]] = []
-    held: list[tuple[int, Path]] = []
-    for label, photos in enumerate(classes.values()):
-        n_held = min(int(share * len(photos) + rng.random()), len(photos) - 1)
-        chosen = set(rng.permutation(len(photos))[:n_held].tolist())
-        for place, photo in enumerate(photos):
-            (held if place in chosen else kept).append((label, photo))
-    return kept, held
+    labels = np.array([label for label, _ in given])
+    draws, dither = np.empty(len(given)), np.empty(labels[-1] + 1)
+    for label in range(len(dither)):
+        of_species = np.flatnonzero(labels == label)
+        dither[label] = rng.random()
+        draws[of_species[rng.permutation(len(of_species))]] = np.arange(len(of_species))
+    _, content = np.unique([digests[photo] for _, photo in given], return_inverse=True)
+    is_held = hold_share(labels, draws, joined(content + 1), share, dither)
+    kept = [one for one, held in zip(given, is_held, strict=True) if not held]
+    return kept, [one for one, held in zip(given, is_held, strict=True) if held]
+
+
+def _notes_on_copies(
+    given: Sequence[tuple[int, Path]],
+    tested: Sequence[tuple[int, Path]],
+    digests: Mapping[Path, str],
+) -> list[str]:
+    first_of: dict[str, tuple[int, Path]] = {}
+    again: list[tuple[Path, Path]] = []
+    torn: list[tuple[Path, Path]] = []
+    for label, photo in given:
+        of_first, first = first_of.setdefault(digests[photo], (label, photo))
+        if photo != first:
+            (again if label == of_first else torn).append((photo, first))
+    seen = [(photo, first_of[digests[photo]][1]) for _, photo in tested
+            if digests[photo] in first_of]  # fmt: skip
+    sentences = {
+        "photos have the bytes of another photo of their species": again,
+        "photos have the bytes of a photo of another species; remove the wrong ones": torn,
+        "of the test photos have the bytes of a photo of train or val": seen,
+    }
+    return [
+        f"{len(pairs):,} {what} (first: {pairs[0][0]} is {pairs[0][1]})"
+        for what, pairs in sentences.items()
+        if pairs
+    ]
 
 
 def _test_photos(folder: Path, names: Sequence[str]) -> tuple[list[tuple[int, Path]], bool]:
@@ -164,8 +217,9 @@ def _test_photos(folder: Path, names: Sequence[str]) -> tuple[list[tuple[int, Pa
 class _Writer:
     """Places photos and writes the annotation files; image ids count up over all splits."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, digests: Mapping[Path, str]) -> None:
         self.out = out
+        self._digests = digests
         self._next_id = 1
 
     def split(
@@ -217,7 +271,13 @@ class _Writer:
         image_id, self._next_id = self._next_id, self._next_id + 1
         file_name = f"{folder}/{_free_name(self.out / folder, photo)}"
         _place(photo, self.out / file_name)
-        return {"id": image_id, "width": width, "height": height, "file_name": file_name}
+        return {
+            "id": image_id,
+            "width": width,
+            "height": height,
+            "file_name": file_name,
+            DIGEST: self._digests[photo],
+        }
 
 
 def _free_name(folder: Path, photo: Path) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from inat.adjusting.adjust import carried_prior
 from inat.errors import InputError
-from inat.prediction_file import LOG_PRESENCE, PredictionFile
+from inat.prediction_file import LOG_PRESENCE, PredictionFile, refuse_other_photos
 from inat.priors import tau_shift
 
 
@@ -90,6 +90,7 @@ def align(
         for prediction in predictions
     ]
     for member in members[1:]:
+        refuse_other_photos(member.prediction, first)
         _refuse_another_truth(member, members[0])
     return members
 

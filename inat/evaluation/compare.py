@@ -15,7 +15,7 @@ from inat.evaluation.evaluate import Evaluation, evaluate
 from inat.evaluation.sentence import comparison_sentence
 from inat.files import write_json
 from inat.metrics import shot_bands
-from inat.prediction_file import PredictionFile, read_prediction
+from inat.prediction_file import PredictionFile, read_prediction, refuse_other_photos
 
 FORMAT = 1
 N_SPECIES = 10
@@ -131,6 +131,7 @@ def _refuse_others(one: PredictionFile, other: PredictionFile) -> None:
                 f"{one.path} and {other.path} are of other {what}: {len(apart)} stand in one of "
                 f"them alone (first: {apart[0]}); predict the same split with both"
             )
+    refuse_other_photos(other, one)
     counts, new_counts = (
         p.species.set_index("category_id")["train_count"].sort_index() for p in (one, other)
     )

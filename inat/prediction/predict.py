@@ -214,7 +214,7 @@ def predict(
     path = opened.prediction(name)
     meta = _meta(job) | (SEEN if opened.is_geo_prior else {})
     if (path / "meta.json").is_file() and not overwrite:
-        return _same_or_refused(path, meta, float32=float32)
+        return _same_or_refused(path, meta, job)
     if opened.is_geo_prior:
         return _write_presence(job, path, meta, process)
     kept = "the parts made so far are whole: make room and run the same command again"
@@ -408,6 +408,7 @@ def _digest(job: _Job, model: TrainedModel, meta: dict[str, Any]) -> str:
     decides = {
         **{key: value for key, value in meta.items() if key != "run"},  # a path may be spelt anew
         "ids": hashlib.sha256(job.photos.image_ids.tobytes()).hexdigest(),
+        "keys": hashlib.sha256(job.photos.keys.tobytes()).hexdigest(),
         "files": hashlib.sha256("\n".join(job.photos.file_names.to_pylist()).encode()).hexdigest(),
         "batch": job.photos_a_batch,
         "part": job.photos_a_part,
@@ -444,7 +445,7 @@ def _meta(job: _Job) -> dict[str, Any]:
     }
 
 
-def _same_or_refused(path: Path, meta: dict[str, Any], *, float32: bool) -> PredictionFile:
+def _same_or_refused(path: Path, meta: dict[str, Any], job: _Job) -> PredictionFile:
     """The prediction that is there already, if it is the one asked for."""
     there = read_prediction(path)
     if there.meta.get("views") != meta["views"]:
@@ -458,7 +459,15 @@ def _same_or_refused(path: Path, meta: dict[str, Any], *, float32: bool) -> Pred
                 f"{path}: there is a prediction with another {key} ({there.meta.get(key)}); "
                 "give another --name, or --overwrite"
             )
-    if (there.logits.dtype == np.float32) != float32:
+    if not (
+        np.array_equal(there.ids, job.photos.image_ids)
+        and np.array_equal(there.photos["key"], job.photos.keys)
+    ):
+        raise InputError(
+            f"{path}: there is a prediction of other photos than {job.photos.root} has now; give "
+            "another --name, or --overwrite"
+        )
+    if there.logits.dtype != job.dtype:
         raise InputError(
             f"{path}: there is a prediction in {there.logits.dtype}; give another --name, or "
             "--overwrite"
@@ -470,32 +479,35 @@ def _is_made(path: Path, meta: dict[str, Any], job: _Job) -> bool:
     if not (path / "meta.json").is_file():
         return False
     try:
-        _same_or_refused(path, meta, float32=job.dtype == np.float32)
+        _same_or_refused(path, meta, job)
     except InputError:  # the one that is to be replaced
         return False
     return True
 
 
 def _photo_table(job: _Job) -> pd.DataFrame:
-    """What the run's training made of each photo: unseen, trained on, held out, chosen on."""
+    """What the run's training made of each photo: unseen, trained on, held out, chosen on.
+
+    A photo is known by its key: one of val whose bytes were trained on, under whatever name, is
+    trained on.
+    """
     run, photos, data = job.run, job.photos, job.config.data
     trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
     role = np.full(len(photos), "unseen", object)
     if data.holdout != "none":
         trained, held = cut_holdout(trained, data.holdout, data.holdout_seed)
-        role[np.isin(photos.image_ids, held.image_ids)] = (
-            "chosen on" if job.checkpoint.chosen else "held out"
-        )
+        role[np.isin(photos.keys, held.keys)] = "chosen on" if job.checkpoint.chosen else "held out"
     if trained.fingerprint != run.model["trained"]:
         raise InputError(
             f"{data.root}: its {data.train_on} photos are not those that {run.path} was trained "
             "on, so which photos it has seen cannot be told; give the data set it was trained on "
             "(--data.root)"
         )
-    role[np.isin(photos.image_ids, trained.image_ids)] = "trained on"
+    role[np.isin(photos.keys, trained.keys)] = "trained on"
     return pd.DataFrame(
         {
             "id": photos.image_ids,
+            "key": photos.keys,
             "file_name": photos.file_names.to_pylist(),
             "role": pd.array(role, "str"),
         }

@@ -99,7 +99,7 @@ def _key(body: Body, photos: Split, n_views: int) -> dict[str, Any]:
         "data_root": str(photos.root.resolve()),
         "photos": photos.fingerprint,
         # The fingerprint is that of a set, and the features are a list.
-        "order": hashlib.sha256(photos.image_ids.tobytes()).hexdigest(),
+        "order": hashlib.sha256(np.stack([photos.image_ids, photos.keys]).tobytes()).hexdigest(),
         "views": n_views,
     }
 
