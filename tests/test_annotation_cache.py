@@ -79,11 +79,22 @@ def add_categories(root: Path) -> None:
     (root / "categories.json").write_bytes(orjson.dumps(real))
 
 
+def add_identity(root: Path) -> None:
+    """Digests and observations, of some photos."""
+    for split in ("train", "val", "test"):
+        document = orjson.loads((root / f"{split}2018.json").read_bytes())
+        for n, row in enumerate(document["images"]):
+            if n % 3:
+                row.update(xxh3_128=f"{7 * n:032x}"[::-1], observation_id=n // 2)
+        (root / f"{split}2018.json").write_bytes(orjson.dumps(document))
+
+
 KINDS: dict[str, Callable[[Path], object]] = {
     "plain": lambda root: None,
     "locations": add_locations,
     "date_c": lambda root: add_locations(root, with_date_c=True),
     "categories": add_categories,
+    "identity": add_identity,
 }
 
 
@@ -98,6 +109,12 @@ def assert_same(one: Split, other: Split) -> None:
         assert ours.dtype == theirs.dtype
         assert ours.flags.writeable and theirs.flags.writeable
         np.testing.assert_array_equal(ours, theirs)
+    for field in ("digests", "groups"):
+        ours, theirs = getattr(one, field), getattr(other, field)
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert ours.dtype == theirs.dtype == np.int64
+            np.testing.assert_array_equal(ours, theirs)
     assert one.sizes.dtype == np.int32 and one.labels.dtype == one.image_ids.dtype == np.int64
     pd.testing.assert_frame_equal(one.taxonomy.table, other.taxonomy.table, check_exact=True)
     assert (one.locations is None) == (other.locations is None)
@@ -412,6 +429,88 @@ def test_a_well_formed_cache_with_another_number_in_it_is_ignored(root: Path) ->
     assert pq.read_schema(path).metadata[b"inat"] == table.schema.metadata[b"inat"]
     assert_same(load_split(root), before)
     assert pq.read_table(path)["label"].to_pylist() == before.labels.tolist()
+
+
+def forge(path: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
+    """Changes a kept table and gives it the hash of its new content, as its owner could."""
+    table = pq.read_table(path)
+    key = table.schema.metadata[b"inat"].split()[0].decode()
+    forged = edit(table.replace_schema_metadata()).combine_chunks()
+    stamp = annotation_cache._stamp(key, forged)
+    pq.write_table(forged.replace_schema_metadata({b"inat": stamp}), path)
+
+
+def with_value(table: pa.Table, name: str, row: int, value: object) -> pa.Table:
+    values = table[name].to_pylist()
+    values[row] = value
+    at = table.column_names.index(name)
+    return table.set_column(at, name, pa.array(values, table[name].type))
+
+
+BAD_PHOTOS: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "leads out": lambda t: with_value(t, "file_name", 1, "../private/passport.png"),
+    "leads out further on": lambda t: with_value(t, "file_name", 1, "a/../../passport.png"),
+    "absolute": lambda t: with_value(t, "file_name", 0, "/etc/passwd"),
+    "drive": lambda t: with_value(t, "file_name", 0, "C:/a.jpg"),
+    "backslashes": lambda t: with_value(t, "file_name", 0, "..\\a.jpg"),
+    "no name": lambda t: with_value(t, "file_name", 2, ""),
+    "NUL": lambda t: with_value(t, "file_name", 2, "a\0.jpg"),
+    "unknown species": lambda t: with_value(t, "label", 0, 4),
+    "label below 0": lambda t: with_value(t, "label", 0, -2),
+    "one id twice": lambda t: with_value(t, "image_id", 0, t["image_id"][1].as_py()),
+    "no label": lambda t: t.drop_columns("label"),
+    "another column": lambda t: t.append_column("more", t["label"]),
+    "another type": lambda t: t.set_column(1, "label", t["label"].cast(pa.int32())),
+    "empty": lambda t: t.slice(0, 0),
+}
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+@pytest.mark.parametrize("kind", BAD_PHOTOS)
+def test_a_table_that_no_annotation_file_gives_is_ignored_though_its_hash_is_right(
+    root: Path, kind: str, name: str
+) -> None:
+    before = load_split(root, name)
+    path = root / ".inat" / f"{name}2018.parquet"
+    forge(path, BAD_PHOTOS[kind])
+    assert_same(load_split(root, name), before)
+    assert pq.read_table(path)["file_name"].to_pylist() == before.file_names.to_pylist()
+
+
+def test_a_forged_table_that_an_annotation_file_could_give_is_read(root: Path) -> None:
+    load_split(root)
+    forge(root / ".inat" / "train2018.parquet", lambda t: with_value(t, "file_name", 0, "b.jpg"))
+    assert load_split(root).file_names[0].as_py() == "b.jpg"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: with_value(t, "category_id", 0, t["category_id"][1].as_py()),
+        lambda t: with_value(t, "train_count", 0, 0),
+        lambda t: t.drop_columns("genus"),
+        lambda t: t.slice(0, 3),
+    ],
+)
+def test_a_table_of_species_that_no_annotation_file_gives_is_ignored(
+    root: Path, edit: Callable[[pa.Table], pa.Table]
+) -> None:
+    before = load_split(root, "val")
+    forge(root / ".inat" / "train2018_species.parquet", edit)
+    assert_same(load_split(root, "val"), before)
+
+
+def test_a_table_of_places_that_no_file_gives_is_ignored(root: Path) -> None:
+    add_locations(root)
+    before = load_split(root)
+    edits: list[Callable[[pa.Table], pa.Table]] = [
+        lambda t: t.slice(0, 5),
+        lambda t: t.drop_columns("lat"),
+        lambda t: t.set_column(0, "lat", t["date"]),
+    ]
+    for edit in edits:
+        forge(root / ".inat" / "train2018_locations.parquet", edit)
+        assert_same(load_split(root), before)
 
 
 def test_a_file_that_changes_between_look_up_and_read_is_kept_as_what_was_read(

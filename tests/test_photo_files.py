@@ -66,6 +66,11 @@ def test_a_photo_right_below_the_root_may_not_be_a_link_out_of_it(root: Path) ->
     assert refusal(root, "s.jpg") == f"a link leads out of {root}; put the photo in its place"
 
 
+@pytest.mark.parametrize("name", ["../secret/s.jpg", "top/../../secret/s.jpg", ".."])
+def test_a_name_that_leads_out_of_the_root_is_not_read(root: Path, name: str) -> None:
+    assert refusal(root, name) == f"its name leads out of {root}"
+
+
 def test_a_photo_that_is_not_there_is_told_in_the_words_of_the_system(root: Path) -> None:
     assert refusal(root, "top/sub/none.jpg") == "No such file or directory"
     assert refusal(root, "none/none.jpg") == "No such file or directory"

@@ -349,9 +349,25 @@ def _file_names(values: Sequence[Any], place: str) -> pa.StringArray:
         at = next(i for i, value in enumerate(values) if not isinstance(value, str))
         raise InputError(f"{place}[{at}]: 'file_name' is {values[at]!r:.80}, no path")
     names = pa.array(values, pa.string())
-    for at in np.flatnonzero(pc.match_substring_regex(names, SUSPICIOUS)).tolist():
-        _refuse_unsafe(values[at], f"{place}[{at}]")
+    refuse_unsafe_names(names, place)
     return names
+
+
+def refuse_unsafe_names(names: pa.StringArray, place: str) -> None:
+    """Stops where a file name is no path below the data root.
+
+    Raises:
+        InputError: one is empty, absolute, or leads out.
+    """
+    # Half the time of the regex alone, which matters where a kept table is read.
+    text = (names.buffers()[2] or pa.py_buffer(b"")).to_pybytes()
+    starts = (pc.starts_with(names, "."), pc.starts_with(names, "/"), pc.equal(names, ""))
+    if not any(mark in text for mark in (b"..", b"\\", b":", b"\0")) and not any(
+        pc.any(found).as_py() for found in starts
+    ):
+        return
+    for at in np.flatnonzero(pc.match_substring_regex(names, SUSPICIOUS)).tolist():
+        _refuse_unsafe(str(names[at]), f"{place}[{at}]")
 
 
 def _refuse_unsafe(file_name: str, place: str) -> None:

@@ -1,5 +1,6 @@
 """The tables of a data set, photos, places and species: from its JSON once, then from a cache."""
 
+from collections.abc import Mapping
 from datetime import UTC
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,27 @@ from inat.data.annotation_files import (
     parse_places,
     read_content,
     refuse_duplicates,
+    refuse_unsafe_names,
 )
 from inat.data.annotation_layouts import in_inat_layout
 from inat.data.taxonomy import COLUMNS, Taxonomy, read_taxonomy
 from inat.errors import InputError
+
+
+PHOTO_TYPES = {
+    **dict.fromkeys(("image_id", "label", "digest", "group"), pa.int64()),
+    "file_name": pa.string(),
+    **dict.fromkeys(("height", "width"), pa.int32()),
+}
+SPECIES_TYPES = {
+    **dict.fromkeys(COLUMNS, pa.string()),
+    **dict.fromkeys(("category_id", "train_count"), pa.int64()),
+}
+PLACE_TYPES = {
+    **dict.fromkeys(("lat", "lon", "date_c"), pa.float64()),
+    "date": pa.int64(),
+}
+OPTIONAL = ("digest", "group", "date_c")
 
 
 class AnnotationTables:
@@ -71,7 +89,8 @@ class AnnotationTables:
         photos = self._cache.find(_table_name(path, self._root), key)
         species = self._cache.find(self._species_name, train_key)
         if photos is not None and species is not None:
-            return photos, species, key
+            if _are_sound(photos, species, first_label=-1 if name == "test" else 0):
+                return photos, species, key
         return self._parse_train() if name == "train" else self._parse_other(name, path)
 
     def places(self, name: str, photos: pa.Table, key: str) -> pa.Table | None:
@@ -82,7 +101,7 @@ class AnnotationTables:
             return None
         path = self._root / file_name
         table = self._cache.find(path.stem, key_of(key, digest(path)))
-        if table is None:
+        if table is None or not _is_sound(table, PLACE_TYPES) or len(table) != len(photos):
             content = read_content(path)
             table = _place_table(parse_places(path, content), photos["image_id"].to_numpy())
             self._cache.add(path.stem, key_of(key, digest_of(content)), table)
@@ -148,6 +167,36 @@ class AnnotationTables:
         key = key_of(name, train_key, digest_of(content))
         self._cache.add(_table_name(path, self._root), key, photos)
         return photos, species, key
+
+
+def _are_sound(photos: pa.Table, species: pa.Table, first_label: int) -> bool:
+    """Whether kept tables are such as this module makes: whoever gave the data set may have
+    written them, and their hash shows only that they are whole."""
+    if not _is_sound(photos, PHOTO_TYPES) or not _is_sound(species, SPECIES_TYPES):
+        return False
+    try:
+        refuse_unsafe_names(photos["file_name"].chunk(0), "")
+    except InputError:
+        return False
+    labels, ids = photos["label"].to_numpy(), np.sort(photos["image_id"].to_numpy())
+    return bool(
+        first_label <= labels.min()
+        and labels.max() < len(species)
+        and (ids[1:] != ids[:-1]).all()
+        and (np.diff(species["category_id"].to_numpy()) > 0).all()
+        and species["train_count"].to_numpy().min() > 0
+    )
+
+
+def _is_sound(table: pa.Table, types: Mapping[str, pa.DataType]) -> bool:
+    names = table.column_names
+    required = [name for name in types if name not in OPTIONAL]
+    return (
+        len(table) > 0
+        and len(set(names)) == len(names)
+        and set(required) <= set(names) <= set(types)
+        and all(table[name].type == types[name] and not table[name].null_count for name in names)
+    )
 
 
 def taxonomy_of(species: pa.Table) -> Taxonomy:

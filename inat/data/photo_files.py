@@ -53,8 +53,8 @@ class PhotoFiles:
         """The file's bytes.
 
         Raises:
-            BadPhoto: there is no such file, a link leads out of the top folder, or the disk
-                gives an error.
+            BadPhoto: there is no such file, its name leads out of the root, a link leads out of
+                the top folder, or the disk gives an error.
             OSError: this process has too many open files, which says nothing of the photo.
         """
         path = self.path(index)
@@ -70,6 +70,8 @@ class PhotoFiles:
     def _refuse_link_out(self, path: str, name: str) -> None:
         # To follow all links of every path would cost 40 us a photo; this costs 2.
         folders, _, _ = name.rpartition("/")
+        if ".." in name and ".." in name.split("/"):
+            raise BadPhoto(f"its name leads out of {self._root}")
         top = f"{self._root}/{folders.partition('/')[0]}".rstrip("/")
         if folders not in self._leads_out:
             self._leads_out[folders] = leads_out(f"{self._root}/{folders}", top)
