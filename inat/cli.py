@@ -25,7 +25,7 @@ from inat.config import (
     Weights,
     WeightSearch,
 )
-from inat.errors import FaultsFound, InatError, InputError, one_line
+from inat.errors import FaultsFound, InatError, InputError, WorldError, one_line
 
 if TYPE_CHECKING:
     from inat.prediction_file import PredictionFile
@@ -142,22 +142,31 @@ def import_(
     train: Path,
     out: Path,
     test: Path | None = None,
+    species: Literal["top", "leaf"] | None = None,
     val_share: float = 0.1,
     imbalance_factor: float | None = None,
     seed: int = 0,
 ) -> None:
-    """Turn folders of photos, one a species, into a data set in the iNat layout.
+    """Turn folders of photos, one per species, into a data set in the iNat layout.
+
+    The content of a file decides whether it is a photo. Links are followed; hidden and system
+    folders are not searched. Photos are hard-linked where the disk allows it, else copied; their
+    pixels and color profile stay as they are. HEIC photos become JPEG with the extra heic (pip
+    install 'inat[heic]'). Whatever is passed over is counted, and listed in OUT/passed_over.csv.
 
     From Python: inat.data.import_folders.
 
     Parameters
     ----------
     train
-        Folder with one folder of photos a species.
+        Folder with one folder of photos per species.
     out
         Folder of the new data set.
     test
         Folder of test photos, or of species' folders; labels then go to solution.csv.
+    species
+        Which folders are species where they are nested: top, those directly in TRAIN; leaf, each
+        folder that holds photos. Unset: folders that hold only folders of photos are refused.
     val_share
         Share of each species' photos that becomes val; 0 makes none.
     imbalance_factor
@@ -169,14 +178,16 @@ def import_(
     from inat.data.importing import import_folders
 
     made = import_folders(
-        train, out, test=test, val_share=val_share, imbalance_factor=imbalance_factor, seed=seed
+        train,
+        out,
+        test=test,
+        species=species,
+        val_share=val_share,
+        imbalance_factor=imbalance_factor,
+        seed=seed,
     )
-    print(
-        f"{made.root}: {made.n_species:,} species, {made.n_train:,} train, {made.n_val:,} val, "
-        f"{made.n_test:,} test"
-    )
-    for note in made.notes:
-        print(note)
+    for line in made.lines():
+        print(line)
 
 
 @data.command
@@ -536,7 +547,7 @@ def predict(
         test, val, train, holdout or fold:i/K; of folds oof too, all photos of train in one
         prediction, each by the run that had held it out.
     photos
-        A folder of photos: print the three likeliest species of each instead.
+        A photo, or a folder of photos: print the three likeliest species of each instead.
     checkpoint
         last, or best on the held-out part of train.
     weights
@@ -566,6 +577,7 @@ def predict(
     overwrite
         Replace a prediction of that name that was made with other settings.
     """
+    from inat.data.photo_search import readable
     from inat.fold_runs import holds_folds
     from inat.prediction.folds import OUT_OF_FOLD, predict_folds, predict_out_of_fold
     from inat.prediction.predict import predict as predict_split
@@ -577,9 +589,14 @@ def predict(
         )
         for guess in guesses:
             likely = zip(guess.names, guess.probabilities, strict=True)
-            print(f"{guess.path}: " + ", ".join(f"{who} {share:.1%}" for who, share in likely))
+            print(
+                f"{readable(guess.path)}: "
+                + ", ".join(f"{who} {share:.1%}" for who, share in likely)
+            )
         for event in unreadable:
             print(f"not read: {event}", file=sys.stderr)
+        if not guesses:
+            raise WorldError(f"{photos}: none of its {len(unreadable):,} photos could be read")
         return
     options: dict[str, Any] = {
         "checkpoint": checkpoint,

@@ -209,7 +209,7 @@ def test_an_empty_file_is_refused() -> None:
 
 @pytest.mark.parametrize("content", [b"hello", b"\0" * 1000, b"<html>gone</html>", b"%PDF-1.4"])
 def test_a_file_that_is_no_photo_is_refused(content: bytes) -> None:
-    assert refusal(content) == "no photo of a known format (JPEG, PNG, WEBP, TIFF, BMP, GIF)"
+    assert refusal(content) == "no photo of a known format (JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF)"
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])

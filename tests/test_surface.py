@@ -102,7 +102,9 @@ def test_import_synth_and_describe(
     monkeypatch.chdir(place)
     words = ["--train", "DATA/train_val2018", "--out", "mine", "--val-share", "0"]
     assert run("data", "import", *words) == 0
-    assert capsys.readouterr().out == "mine: 2 species, 80 train, 0 val, 0 test\n"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "mine: 2 species, 80 train, 0 val, 0 test"
+    assert printed[-1].startswith("next: inat train ")
     assert run("data", "describe", "mine", "--plot", "tail.png") == 0
     assert "photos            train 80" in capsys.readouterr().out
     assert Path("tail.png").read_bytes()[:4] == b"\x89PNG"

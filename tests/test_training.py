@@ -1,5 +1,6 @@
 """Training, resume and prediction on a tiny world with a tiny network."""
 
+import io
 import os
 import random
 from pathlib import Path
@@ -9,10 +10,12 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import log_lines, same, tiny_config, train_tiny, weights
 from worlds import category_id, make_world
 
 import inat
+from inat.cli import main
 from inat.data.annotations import cut_holdout, load_split
 from inat.errors import InputError, WorldError
 from inat.files import read_json
@@ -351,6 +354,8 @@ def test_photos_of_a_folder_get_three_names_and_probabilities(
     guesses, unreadable = inat.predict_photos(held_out_run.path, folder)
     assert [guess.path.name for guess in guesses] == ["a.jpg", "b.JPG"]
     assert [event.path for event in unreadable] == [str(folder / "c.png")]
+    single, _ = inat.predict_photos(held_out_run.path, folder / "a.jpg")
+    assert [(guess.path.name, guess.names) for guess in single] == [("a.jpg", guesses[0].names)]
     for guess in guesses:
         assert guess.probabilities == sorted(guess.probabilities, reverse=True)
         assert sum(guess.probabilities) <= 1
@@ -359,8 +364,49 @@ def test_photos_of_a_folder_get_three_names_and_probabilities(
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="there is no photo in it"):
         inat.predict_photos(held_out_run.path, tmp_path / "empty")
-    with pytest.raises(InputError, match="nowhere: there is no such folder"):
+    with pytest.raises(InputError, match="nowhere: there is no such photo or folder"):
         inat.predict_photos(held_out_run.path, tmp_path / "nowhere")
+
+
+def test_photos_of_ones_own_are_read_through_links_under_any_name(
+    held_out_run: Run, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = sorted((world / "test2018").iterdir())[:2]
+    folder, other = tmp_path / "photos", tmp_path / "other"
+    (folder / ".hidden").mkdir(parents=True)
+    (folder / ".hidden" / "0.jpg").write_bytes(some[0].read_bytes())
+    other.mkdir()
+    (other / "deep.jfif").write_bytes(some[1].read_bytes())
+    (folder / "a.jpg").symlink_to(some[0])
+    (folder / "linked").symlink_to(other)
+    with open(os.fsencode(folder) + b"/Ma\xf1ana", "wb") as file:  # noqa: PTH123
+        file.write(some[0].read_bytes())
+    (folder / "notes.txt").write_text("text")
+    words = ["predict", str(held_out_run.path), "--photos"]
+    assert main([*words, str(folder)]) == 0
+    told = capsys.readouterr()
+    assert [line.split(": ")[0] for line in told.out.splitlines()] == [
+        f"{folder}/Ma%F1ana", f"{folder}/a.jpg", f"{folder}/linked/deep.jfif",
+    ]  # fmt: skip
+    assert "not read" not in told.err
+    guesses, _ = inat.predict_photos(held_out_run.path, folder)
+    assert guesses[0].probabilities == guesses[1].probabilities
+
+
+def test_it_is_an_error_when_no_photo_was_read(
+    held_out_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", str(held_out_run.path), "--photos"]
+    content, noise = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(noise).save(content, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(content.getvalue()[:-200])
+    for path in (tmp_path, tmp_path / "cut.jpg"):
+        assert main([*words, str(path)]) == 1
+        assert "none of its 1 photos could be read" in capsys.readouterr().err
+    (tmp_path / "cut.jpg").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "cut.jpg"):
+        assert main([*words, str(path)]) == 2
+        assert "1 photo that cannot be read" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(world: Path, tmp_path: Path) -> None:

@@ -1,24 +1,57 @@
-"""Turns folders of photos, one a species, into a data set in the iNat layout."""
+"""Turns folders of photos, one per species, into a data set in the iNat layout."""
 
-import itertools
+import csv
+import difflib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from inat.data.annotation_cache import digest
 from inat.data.annotation_files import DIGEST
 from inat.data.grouping import hold_share, joined
 from inat.data.parts import in_order, usable_processors
-from inat.data.photos import PHOTO_ENDINGS
+from inat.data.photo_search import (
+    FoundPhoto,
+    PassedOver,
+    PhotoFolder,
+    is_system,
+    jpeg_of_heic,
+    passed_over_lines,
+    readable,
+    same_name,
+    search_photos,
+)
 from inat.errors import InputError
-from inat.files import atomic_file, write_json
+from inat.files import atomic_file, disk_remedies, locked, write_json
 from inat.progress import progress_bar
+
+WORK = ".importing"
+"""Folder in `out` in which the data set is made; what a killed import left in it is removed."""
+
+PASSED_OVER = "passed_over.csv"
+
+SPLIT_WORDS = {"train", "training", "val", "valid", "validation", "test", "testing", "eval"}
+
+LONGEST_NAME = 255
+"""Bytes of a file name, on nearly every file system."""
+
+MOST_LISTED = 20
+"""Species that are listed one by one."""
+
+
+class SpeciesCount(NamedTuple):
+    """Photos of one species; `test` is 0 where the test photos have no labels."""
+
+    name: str
+    train: int
+    val: int
+    test: int
 
 
 @dataclass(frozen=True)
@@ -27,19 +60,73 @@ class Imported:
 
     Attributes:
         root: the data set's folder.
-        n_species: number of class folders.
+        species: the photos of each species, by label.
         n_train: photos to train on.
         n_val: photos kept for validation.
         n_test: photos of the test split; 0 without one.
+        n_linked: photos that are links or lie below one.
+        n_converted: HEIC photos that were converted to JPEG.
+        passed_over: files and folders that were not taken; ROOT/passed_over.csv lists them too.
         notes: sentences about photos with the same bytes.
     """
 
     root: Path
-    n_species: int
+    species: list[SpeciesCount]
     n_train: int
     n_val: int
     n_test: int
+    n_linked: int
+    n_converted: int
+    passed_over: list[PassedOver]
     notes: list[str]
+
+    @property
+    def n_species(self) -> int:
+        """Number of species."""
+        return len(self.species)
+
+    def lines(self) -> list[str]:
+        """The import for a terminal."""
+        lines = [
+            f"{self.root}: {self.n_species:,} species, {self.n_train:,} train, {self.n_val:,} val, "
+            f"{self.n_test:,} test",
+            *self._table(),
+        ]
+        if self.n_linked:
+            lines.append(f"links         {self.n_linked:,} photos were reached through links")
+        if self.n_converted:
+            lines.append(f"converted     {self.n_converted:,} HEIC photos, to JPEG")
+        lines += [f"passed over   {line}" for line in passed_over_lines(self.passed_over)]
+        if self.passed_over:
+            lines.append(f"              all are listed in {self.root / PASSED_OVER}")
+        lines += [f"copies        {note}" for note in self.notes]
+        lines.append(
+            f"next: inat train configs/mini_inat/lite0_la.yaml --data.root {self.root} "
+            "--run runs/mine"
+        )
+        return lines
+
+    def _table(self) -> Iterator[str]:
+        """The species with the most photos first; the middle of a long list is left out."""
+        rows = sorted(self.species, key=lambda row: -row.train)
+        shown = rows
+        if len(rows) > MOST_LISTED:
+            shown = rows[: MOST_LISTED // 2] + rows[-(MOST_LISTED // 2) :]
+        width = max(len("species"), *(len(row.name) for row in shown))
+        yield f"  {'species':{width}}  {'train':>7}  {'val':>7}  {'test':>7}"
+        for place, row in enumerate(shown):
+            if len(rows) > MOST_LISTED and place == MOST_LISTED // 2:
+                yield f"  ... {len(rows) - len(shown):,} more species"
+            yield f"  {row.name:{width}}  {row.train:>7,}  {row.val:>7,}  {row.test:>7,}"
+
+
+class _Species(NamedTuple):
+    """A class folder."""
+
+    name: str
+    supercategory: str
+    folder: PhotoFolder
+    photos: list[FoundPhoto]
 
 
 def import_folders(
@@ -47,21 +134,29 @@ def import_folders(
     out: Path | str,
     *,
     test: Path | str | None = None,
+    species: Literal["top", "leaf"] | None = None,
     val_share: float = 0.1,
     imbalance_factor: float | None = None,
     seed: int = 0,
 ) -> Imported:
     """Makes a data set in the iNat layout from folders `train/<species>/<photo>`.
 
-    Photos are hard-linked where the disk allows it, else copied; their format stays. Category
-    ids are 0, 1, ... in the order of the folders' names. Every file is read once for its digest,
-    which the annotations keep: photos with the same bytes stay on one side of every cut.
+    Photos are hard-linked where the disk allows it, else copied; their format, pixels and color
+    profile stay. HEIC photos become JPEG files, where pillow-heif is installed. Which files are
+    photos is decided by their content; links are followed; hidden and system folders are not
+    searched. Category ids are 0, 1, ... in the order of the folders' names. Every file is read once
+    for its digest, which the annotations keep: photos with the same bytes stay on one side of every
+    cut.
+
+    `out` is filled only when everything is ready: an error or Ctrl-C leaves it as it was.
 
     Args:
-        train: a folder a species, named as the species; photos may lie in folders below.
+        train: one folder per species, named as the species; photos may lie in folders below.
         out: the data set's folder; must not exist or be empty.
         test: a folder of photos (test split without labels), or of species' folders as in
             `train`: its labels then become solution.csv.
+        species: which folders are species where a folder holds only folders of photos: top, the
+            folders directly in `train`; leaf, each folder that holds photos. None refuses that.
         val_share: share of every species' photos that becomes val, its fraction rounded up or
             down by a draw, so that rare species are held out at the same rate; each keeps at
             least one to train on.
@@ -71,65 +166,193 @@ def import_folders(
         seed: of the val share and of the photos that an imbalance factor keeps.
 
     Raises:
-        InputError: no class folders, a species without enough photos, `out` in use.
+        InputError: no class folders, folders whose species are ambiguous, a species without
+            photos, `out` in use.
+        WorldError: another import fills `out`, or the disk is full.
     """
-    train, out = Path(train), Path(out)
+    train, out, test = Path(train), Path(out), Path(test) if test else None
     if not 0 <= val_share < 1:
         raise InputError(f"--val-share {val_share:g} is not from 0 up to 1")
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: the folder is not empty; give a new --out")
-    rng = np.random.default_rng(seed)
-    classes = _class_folders(train)
-    if imbalance_factor is not None:
-        classes = _imbalanced(classes, imbalance_factor, rng)
-    tested, labelled = _test_photos(Path(test), list(classes)) if test else ([], False)
-    given = [(label, photo) for label, photos in enumerate(classes.values()) for photo in photos]
-    digests = _digests([photo for _, photo in [*given, *tested]])
-    kept, held = _cut_val(given, digests, val_share, rng)
-    writer = _Writer(out, digests)
-    categories = [
-        {"id": label, "name": name, "supercategory": train.resolve().name}
-        for label, name in enumerate(classes)
+    for option, source in (("--train", train), ("--test", test)):
+        if source is not None:
+            _refuse_no_folder(source, option)
+            if out.resolve().is_relative_to(source.resolve()):
+                raise InputError(
+                    f"{out}: lies in the {option} folder {source}; move --out elsewhere"
+                )
+    if test is not None and train.resolve() in test.resolve().parents:
+        raise InputError(f"{test}: lies in the --train folder {train}; move it elsewhere")
+    with _filled_when_ready(out) as building:
+        rng = np.random.default_rng(seed)
+        found = search_photos(train)
+        listed = _species_of(found, species)
+        classes = {one.name: one.photos for one in listed}
+        if imbalance_factor is not None:
+            classes = _imbalanced(classes, imbalance_factor, rng)
+        test_found = search_photos(test) if test else None
+        tested, labelled = (
+            _test_photos(test_found, species, list(classes)) if test_found else ([], False)
+        )
+        given = [(label, one) for label, photos in enumerate(classes.values()) for one in photos]
+        digests = _digests([photo.path for _, photo in [*given, *tested]])
+        kept, held = _cut_val(given, digests, val_share, rng)
+        writer = _Writer(building, digests)
+        categories = [
+            {"id": label, "name": one.name, "supercategory": one.supercategory}
+            for label, one in enumerate(listed)
+        ]
+        # The test photos shuffled, so that neither ids nor rows tell the species.
+        tested = [tested[i] for i in rng.permutation(len(tested))]
+        writer.test(tested, labelled=labelled)
+        writer.split("val", "train_val2018", held, categories)
+        writer.split("train", "train_val2018", kept, categories)
+        passed_over = found.all_passed_over() + (test_found.all_passed_over() if test_found else [])
+        writer.passed_over(passed_over)
+    counts = [
+        np.bincount([label for label, _ in rows if label >= 0], minlength=len(listed)).tolist()
+        for rows in (kept, held, tested)
     ]
-    # The test photos shuffled, so that neither ids nor rows tell the species; train last: a data
-    # set with train2018.json is whole.
-    writer.test([tested[i] for i in rng.permutation(len(tested))], labelled=labelled)
-    n_val = writer.split("val", "train_val2018", held, categories)
-    n_train = writer.split("train", "train_val2018", kept, categories)
-    notes = _notes_on_copies(given, tested, digests)
-    return Imported(out, len(classes), n_train, n_val, len(tested), notes)
+    placed = [photo for _, photo in (*kept, *held, *tested)]
+    return Imported(
+        root=out,
+        species=[SpeciesCount(*row) for row in zip(classes, *counts, strict=True)],
+        n_train=len(kept),
+        n_val=len(held),
+        n_test=len(tested),
+        n_linked=sum(photo.linked for photo in placed),
+        n_converted=sum(photo.is_heic for photo in placed),
+        passed_over=passed_over,
+        notes=_notes_on_copies(given, tested, digests),
+    )
 
 
-def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder")
-    _refuse_loose(folder)
-    classes = {sub.name: _photos(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
-    if not classes:
-        raise InputError(f"{folder}: has no folders; it needs one folder of photos a species")
-    for name, photos in classes.items():
-        if not photos:
-            raise InputError(f"{folder / name}: there is no photo in it; remove it or add one")
-    return classes
-
-
-def _refuse_loose(folder: Path) -> None:
-    """Photos beside the species' folders would be left out without a word."""
-    loose = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in PHOTO_ENDINGS]
-    if loose and any(sub.is_dir() for sub in folder.iterdir()):
+def _refuse_no_folder(path: Path, option: str) -> None:
+    if path.is_file():
         raise InputError(
-            f"{folder}: {len(loose)} photos lie beside the species' folders (first: "
-            f"{loose[0].name}); put them into one or elsewhere"
+            f"{path}: is a file, and {option} takes a folder with one folder of photos per "
+            "species; unpack an archive, or sort the photos of a table into such folders, first"
+        )
+    if not path.is_dir():
+        raise InputError(f"{path}: there is no such folder")
+
+
+@contextmanager
+def _filled_when_ready(out: Path) -> Iterator[Path]:
+    """Gives a folder inside `out`; on leaving without an error its content moves up into `out`.
+
+    Inside, for `out` may be a mount point, or a link, or lie in a folder that is not ours.
+    """
+    _refuse_in_use(out)
+    is_new, work = not out.exists(), out / WORK
+    remedy = "nothing was imported: make room, or give another --out, and run it again"
+    with disk_remedies(out, remedy):
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(work / "lock", f"{out}: another import fills it; give another --out"):
+                _refuse_in_use(out)
+                try:
+                    building = work / "data"
+                    shutil.rmtree(building, ignore_errors=True)
+                    building.mkdir()
+                    yield building
+                    # train2018.json last: a data set that has it is whole.
+                    made = sorted(building.iterdir(), key=lambda path: "train2018" in path.name)
+                    for path in made:
+                        path.rename(out / path.name)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
+        finally:
+            if is_new and not any(out.iterdir()):
+                out.rmdir()
+
+
+def _refuse_in_use(out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise InputError(f"{out}: is a file; give another --out")
+    if any(not is_system(path.name, folder=path.is_dir()) for path in out.iterdir()):
+        raise InputError(f"{out}: the folder is not empty; give a new --out")
+
+
+def _species_of(root: PhotoFolder, choice: Literal["top", "leaf"] | None) -> list[_Species]:
+    """The species of a folder of training photos, in the order of their folders' names.
+
+    Raises:
+        InputError: there are none, one has no photos, two have the same name, or it is ambiguous
+            which folders are species.
+    """
+    if not root.folders:
+        raise InputError(f"{root.path}: has no folders; it needs one folder of photos per species")
+    _refuse_loose(root)
+    if choice is None:
+        _refuse_ambiguous(root)
+    folders = root.folders
+    if choice == "leaf":
+        folders = [one for top in folders for one in top.below() if one.photos]
+    species: dict[str, _Species] = {}
+    for folder in sorted(folders, key=lambda folder: same_name(folder.path.name)):
+        name = same_name(folder.path.name)
+        photos = folder.photos if choice == "leaf" else folder.all_photos()
+        if not photos:
+            raise InputError(_without_photos(folder))
+        if name in species:
+            raise InputError(
+                f"{readable(folder.path)} and {readable(species[name].folder.path)}: two folders "
+                f"have the species name {name!r}; put their photos into one, or rename one"
+            )
+        above = folder.path.parent
+        group = same_name((above.resolve() if above == root.path else above).name)
+        species[name] = _Species(name, group or "species", folder, photos)
+    if not species:
+        raise InputError(f"{root.path}: there is no photo in its folders")
+    return list(species.values())
+
+
+def _refuse_loose(folder: PhotoFolder) -> None:
+    """Photos beside the species' folders would be left out without a word."""
+    if folder.photos:
+        raise InputError(
+            f"{folder.path}: {len(folder.photos)} photos lie beside the species' folders (first: "
+            f"{readable(folder.photos[0].path.name)}); put them into one or elsewhere"
         )
 
 
-def _photos(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file())
+def _refuse_ambiguous(root: PhotoFolder) -> None:
+    """Folders that hold only folders of photos: groups of species, splits, or parts of one?"""
+    names = {folder.path.name.lower() for folder in root.folders}
+    deep = [
+        folder
+        for folder in root.folders
+        if not folder.photos and any(below.photos for below in folder.below())
+    ]
+    if names <= SPLIT_WORDS:
+        first, *others = [str(folder.path) for folder in root.folders]
+        raise InputError(
+            f"{root.path}: its folders are splits, not species ({', '.join(sorted(names))}); give "
+            f"one of them: --train {first}"
+            + (f" --test {others[-1]}" if others else "")
+            + " (or --species top, if they are species)"
+        )
+    if deep:
+        inner = next(below for below in deep[0].below() if below.photos)
+        raise InputError(
+            f"{readable(deep[0].path)}: has no photos of its own, only folders of photos (such as "
+            f"{readable(inner.path.relative_to(root.path))}), as {len(deep):,} of "
+            f"{len(root.folders):,} folders; give --species leaf if {readable(inner.path.name)!r} "
+            f"is a species, --species top if {readable(deep[0].path.name)!r} is one"
+        )
+
+
+def _without_photos(folder: PhotoFolder) -> str:
+    text = f"{readable(folder.path)}: there is no photo in it"
+    lines = passed_over_lines(folder.all_passed_over())
+    return f"{text} ({'; '.join(lines)})" if lines else f"{text}; remove it or add one"
 
 
 def _imbalanced(
-    classes: Mapping[str, Sequence[Path]], factor: float, rng: np.random.Generator
-) -> dict[str, list[Path]]:
+    classes: Mapping[str, Sequence[FoundPhoto]], factor: float, rng: np.random.Generator
+) -> dict[str, list[FoundPhoto]]:
     if factor < 1:
         raise InputError(f"--imbalance-factor {factor:g} is less than 1; 100 is the usual one")
     largest = max(map(len, classes.values()))
@@ -154,64 +377,77 @@ def _digests(photos: Sequence[Path]) -> dict[Path, str]:
 
 
 def _cut_val(
-    given: Sequence[tuple[int, Path]],
+    given: Sequence[tuple[int, FoundPhoto]],
     digests: Mapping[Path, str],
     share: float,
     rng: np.random.Generator,
-) -> tuple[list[tuple[int, Path]], list[tuple[int, Path]]]:
+) -> tuple[list[tuple[int, FoundPhoto]], list[tuple[int, FoundPhoto]]]:
     labels = np.array([label for label, _ in given])
     draws, dither = np.empty(len(given)), np.empty(labels[-1] + 1)
     for label in range(len(dither)):
         of_species = np.flatnonzero(labels == label)
         dither[label] = rng.random()
         draws[of_species[rng.permutation(len(of_species))]] = np.arange(len(of_species))
-    _, content = np.unique([digests[photo] for _, photo in given], return_inverse=True)
+    _, content = np.unique([digests[photo.path] for _, photo in given], return_inverse=True)
     is_held = hold_share(labels, draws, joined(content + 1), share, dither)
     kept = [one for one, held in zip(given, is_held, strict=True) if not held]
     return kept, [one for one, held in zip(given, is_held, strict=True) if held]
 
 
 def _notes_on_copies(
-    given: Sequence[tuple[int, Path]],
-    tested: Sequence[tuple[int, Path]],
+    given: Sequence[tuple[int, FoundPhoto]],
+    tested: Sequence[tuple[int, FoundPhoto]],
     digests: Mapping[Path, str],
 ) -> list[str]:
     first_of: dict[str, tuple[int, Path]] = {}
     again: list[tuple[Path, Path]] = []
     torn: list[tuple[Path, Path]] = []
     for label, photo in given:
-        of_first, first = first_of.setdefault(digests[photo], (label, photo))
-        if photo != first:
-            (again if label == of_first else torn).append((photo, first))
-    seen = [(photo, first_of[digests[photo]][1]) for _, photo in tested
-            if digests[photo] in first_of]  # fmt: skip
+        of_first, first = first_of.setdefault(digests[photo.path], (label, photo.path))
+        if photo.path != first:
+            (again if label == of_first else torn).append((photo.path, first))
+    seen = [
+        (photo.path, first_of[digests[photo.path]][1])
+        for _, photo in tested
+        if digests[photo.path] in first_of
+    ]
     sentences = {
         "photos have the bytes of another photo of their species": again,
         "photos have the bytes of a photo of another species; remove the wrong ones": torn,
         "of the test photos have the bytes of a photo of train or val": seen,
     }
     return [
-        f"{len(pairs):,} {what} (first: {pairs[0][0]} is {pairs[0][1]})"
+        f"{len(pairs):,} {what} (first: {readable(pairs[0][0])} is {readable(pairs[0][1])})"
         for what, pairs in sentences.items()
         if pairs
     ]
 
 
-def _test_photos(folder: Path, names: Sequence[str]) -> tuple[list[tuple[int, Path]], bool]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder")
-    subfolders = sorted(sub for sub in folder.iterdir() if sub.is_dir())
-    if not subfolders:
-        photos = _photos(folder)
-        if not photos:
-            raise InputError(f"{folder}: there is no photo in it")
-        return [(-1, photo) for photo in photos], False
-    _refuse_loose(folder)
+def _test_photos(
+    root: PhotoFolder, choice: Literal["top", "leaf"] | None, names: Sequence[str]
+) -> tuple[list[tuple[int, FoundPhoto]], bool]:
+    """(label, photo) of each test photo, and whether the labels are known; else they are -1."""
+    if not root.folders:
+        if not root.photos:
+            raise InputError(_without_photos(root))
+        return [(-1, photo) for photo in root.photos], False
+    _refuse_loose(root)
+    folders = root.folders
+    if choice == "leaf":
+        folders = [one for top in folders for one in top.below() if one.photos]
     label_of = {name: label for label, name in enumerate(names)}
-    for sub in subfolders:
-        if sub.name not in label_of:
-            raise InputError(f"{sub}: no folder of that name is among the training folders")
-    return [(label_of[sub.name], photo) for sub in subfolders for photo in _photos(sub)], True
+    labelled = []
+    for folder in folders:
+        name = same_name(folder.path.name)
+        if name not in label_of:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise InputError(
+                f"{readable(folder.path)}: no folder of that name is among the training folders"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        photos = folder.photos if choice == "leaf" else folder.all_photos()
+        labelled += [(label_of[name], photo) for photo in photos]
+    return labelled, True
 
 
 class _Writer:
@@ -221,21 +457,23 @@ class _Writer:
         self.out = out
         self._digests = digests
         self._next_id = 1
+        self._names = _FreeNames()
 
     def split(
         self,
         name: str,
         folder: str,
-        photos: Sequence[tuple[int, Path]],
+        photos: Sequence[tuple[int, FoundPhoto]],
         categories: Sequence[Mapping[str, Any]],
-    ) -> int:
+    ) -> None:
         """Writes one labelled split; an empty one is not written."""
         if not photos:
-            return 0
+            return
         images, annotations = [], []
         for label, photo in photos:
             category = categories[label]
-            image = self._image(photo, f"{folder}/{category['supercategory']}/{category['id']}")
+            group = fitting(category["supercategory"])
+            image = self._image(photo, f"{folder}/{group}/{category['id']}")
             images.append(image)
             annotations.append(
                 {"id": image["id"], "image_id": image["id"], "category_id": category["id"]}
@@ -245,9 +483,8 @@ class _Writer:
             {"images": images, "annotations": annotations, "categories": categories},
             indent=False,
         )
-        return len(images)
 
-    def test(self, photos: Sequence[tuple[int, Path]], *, labelled: bool) -> None:
+    def test(self, photos: Sequence[tuple[int, FoundPhoto]], *, labelled: bool) -> None:
         """Writes the test split, and solution.csv where its labels are known."""
         if not photos:
             return
@@ -258,7 +495,7 @@ class _Writer:
                 partial.write_text("\n".join(self._solution(images, photos)) + "\n")
 
     def _solution(
-        self, images: Sequence[Mapping[str, Any]], photos: Sequence[tuple[int, Path]]
+        self, images: Sequence[Mapping[str, Any]], photos: Sequence[tuple[int, FoundPhoto]]
     ) -> Iterator[str]:
         yield "id,expected,usage"
         for image, (label, _) in zip(images, photos, strict=True):
@@ -266,40 +503,64 @@ class _Writer:
             usage = "Public" if image["id"] % 3 == 0 else "Private"
             yield f"{image['id']},{label},{usage}"
 
-    def _image(self, photo: Path, folder: str) -> dict[str, Any]:
-        height, width = _size(photo)
-        image_id, self._next_id = self._next_id, self._next_id + 1
-        file_name = f"{folder}/{_free_name(self.out / folder, photo)}"
+    def passed_over(self, passed_over: Sequence[PassedOver]) -> None:
+        """Lists what was not taken; nothing is written where that is nothing."""
+        if not passed_over:
+            return
+        with (
+            atomic_file(self.out / PASSED_OVER) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
+            rows = csv.writer(file)
+            rows.writerow(["path", "kind", "reason"])
+            rows.writerows((readable(one.path), one.kind, one.reason) for one in passed_over)
+
+    def _image(self, photo: FoundPhoto, folder: str) -> dict[str, Any]:
+        name = f"{photo.path.stem}.jpg" if photo.is_heic else photo.path.name
+        file_name = f"{folder}/{self._names.take(folder, name)}"
         _place(photo, self.out / file_name)
-        return {
-            "id": image_id,
-            "width": width,
-            "height": height,
-            "file_name": file_name,
-            DIGEST: self._digests[photo],
-        }
+        image_id, self._next_id = self._next_id, self._next_id + 1
+        sides = {"width": photo.width, "height": photo.height}
+        found = digest(self.out / file_name) if photo.is_heic else self._digests[photo.path]
+        return {"id": image_id, **sides, "file_name": file_name, DIGEST: found}
 
 
-def _free_name(folder: Path, photo: Path) -> str:
-    """The photo's name, or the first of name-2, name-3 ... that is not taken."""
-    names = itertools.chain(
-        [photo.name], (f"{photo.stem}-{n}{photo.suffix}" for n in itertools.count(2))
-    )
-    return next(name for name in names if not (folder / name).exists())
+class _FreeNames:
+    """Names for the files of folders: a photo's own, or the first of name-2, name-3 ... that is
+    free, also where A.jpg and a.jpg are one file."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._last: dict[str, int] = {}
+
+    def take(self, folder: str, name: str) -> str:
+        stem, ending = os.path.splitext(name)  # noqa: PTH122
+        if len(ending) > 16:  # no ending, but a dot in a name
+            stem, ending = name, ""
+        wanted = f"{folder}/{fitting(stem, ending)}".casefold()
+        number, free = self._last.get(wanted, 1), fitting(stem, ending)
+        while (key := f"{folder}/{free}".casefold()) in self._taken:
+            number += 1
+            free = fitting(stem, f"-{number}{ending}")
+        # Not from the start for every photo: in each species' folder there may be a 001.jpg.
+        self._last[wanted] = number
+        self._taken.add(key)
+        return free
 
 
-def _place(photo: Path, target: Path) -> None:
+def fitting(stem: str, ending: str = "") -> str:
+    """A portable name of a file: in UTF-8, without backslashes, and not too long."""
+    stem, ending = (same_name(part).replace("\\", "%5C") for part in (stem, ending))
+    room = LONGEST_NAME - len(ending.encode())
+    return stem.encode()[:room].decode(errors="ignore") + ending
+
+
+def _place(photo: FoundPhoto, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    if photo.is_heic:
+        target.write_bytes(jpeg_of_heic(photo.path))
+        return
     try:
-        os.link(photo.resolve(), target)
+        os.link(photo.path.resolve(), target)
     except OSError:  # another disk, or one without hard links
-        shutil.copyfile(photo, target)
-
-
-def _size(photo: Path) -> tuple[int, int]:
-    """Height and width as the header has them; 0 where it cannot be read."""
-    try:
-        with Image.open(photo) as image:
-            return image.height, image.width
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return 0, 0
+        shutil.copyfile(photo.path, target)

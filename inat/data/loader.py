@@ -26,7 +26,7 @@ from inat.data.annotations import Split
 from inat.data.kept_memory import KeptMemory
 from inat.data.kept_photos import KeptPhotos, keep_photos, refuse_too_many
 from inat.data.parts import usable_processors
-from inat.data.photo_files import open_photos
+from inat.data.photo_files import PhotoSource, open_photos
 from inat.data.photos import SLOW_SECONDS, BadPhoto, Crop, Crops
 from inat.data.samplers import Sampler, build_sampler, epoch_order
 from inat.data.shared_arrays import SharedArray
@@ -56,7 +56,8 @@ class PhotoEvent:
     kind: Literal["bad", "recovered", "slow"]
 
     def __str__(self) -> str:
-        return f"{self.path} (image {self.image_id}): {self.reason}"
+        image = f" (image {self.image_id})" if self.image_id >= 0 else ""
+        return f"{self.path}{image}: {self.reason}"
 
 
 class BatchReader:
@@ -64,9 +65,13 @@ class BatchReader:
     the split it keeps what a batch needs, in memory that they share."""
 
     def __init__(
-        self, split: Split, transform: TrainTransform | EvalTransform | ViewTransform, seed: int
+        self,
+        split: Split,
+        transform: TrainTransform | EvalTransform | ViewTransform,
+        seed: int,
+        source: PhotoSource | None = None,
     ) -> None:
-        self.source = open_photos(split.root, split.file_names)
+        self.source = source or open_photos(split.root, split.file_names)
         self.transform = transform
         self.seed = seed
         self._labels = SharedArray(split.labels)
@@ -470,6 +475,7 @@ def build_loader(
     worker_kind: WorkerKind = "auto",
     on_bad_photo: Literal["stop", "skip"] = "stop",
     keep_photos: bool = False,
+    source: PhotoSource | None = None,
 ) -> Loader:
     """A loader of batches: dicts with `image` uint8 `[B, H, W, C]`, `label` int64 `[B]` (-1
     where unknown) and `image_id` int64 `[B]`.
@@ -503,6 +509,7 @@ def build_loader(
             its batch and lists it in `loader.bad_photos`.
         keep_photos: decode every photo once, by threads, and keep it in memory; training needs a
             recipe of crop pad for that. The batches are the same.
+        source: the bytes of each photo; None: what lies below the split's root.
 
     Raises:
         InputError: a batch size below 1, an unknown sampler, no labels to draw by, draws that
@@ -527,7 +534,7 @@ def build_loader(
             f"{batch_size * world_size}; lower batch_size or raise sampler.epoch_size"
         )
     return Loader(
-        BatchReader(split, transform, seed),
+        BatchReader(split, transform, seed, source),
         _order(drawn, n_draws, seed, epochs, first_epoch),
         n_draws=n_draws,
         n_classes=split.n_classes,

@@ -1,14 +1,17 @@
 """Where the bytes of a split's photos come from: files below a folder, or a pack of them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from inat.data.pack import PackedPhotos, is_pack
+from inat.data.photo_search import FoundPhoto, jpeg_of_heic, readable
 from inat.data.photos import BadPhoto
 from inat.data.shared_arrays import SharedStrings
+from inat.errors import WorldError
 from inat.files import TOO_MANY_FILES, leads_out
 
 
@@ -78,6 +81,37 @@ class PhotoFiles:
         is_link = os.path.islink(path)  # noqa: PTH114
         if self._leads_out[folders] or (is_link and leads_out(path, top)):
             raise BadPhoto(f"a link leads out of {top}; put the photo in its place")
+
+
+class OwnPhotos:
+    """Photos that a person has, anywhere on the machine: links are followed, any name will do.
+
+    Args:
+        photos: as a search found them.
+    """
+
+    def __init__(self, photos: Sequence[FoundPhoto]) -> None:
+        self._photos = photos
+
+    def path(self, index: int) -> str:
+        """The file's path, in UTF-8."""
+        return readable(self._photos[index].path)
+
+    def read(self, index: int) -> bytes:
+        """The file's bytes; those of a HEIC photo as a JPEG.
+
+        Raises:
+            BadPhoto: the file is gone, the disk gives an error, or a HEIC photo is damaged.
+        """
+        photo = self._photos[index]
+        try:
+            return jpeg_of_heic(photo.path) if photo.is_heic else photo.path.read_bytes()
+        except WorldError:
+            raise BadPhoto("the HEIC photo is damaged") from None
+        except OSError as error:
+            if error.errno in TOO_MANY_FILES:
+                raise
+            raise BadPhoto(error.strerror or str(error)) from None
 
 
 def open_photos(root: Path, file_names: pa.StringArray) -> PhotoSource:

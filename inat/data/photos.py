@@ -13,6 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
+from inat.data.photo_search import FORMATS
+
 LARGEST_PHOTO = 80_000_000
 """Pixels; a photo whose header asks for more is refused before it is decoded. The largest
 camera photos have 60 million, and Pillow warns from 89 million on."""
@@ -25,12 +27,6 @@ LARGEST_ROOM = 16_000_000
 
 SLOW_SECONDS = 1.0
 """A photo that takes longer to read and decode is reported: an epoch of such ones would crawl."""
-
-# An MPO is opened by the JPEG reader; Pillow has none of that name and would raise at it.
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
-"""Endings, in lower case, of the files that a search for photos takes."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
 # Height and width have no names: a crop comes out of its function in another size.
 Pixels = UInt8[np.ndarray, "_ _ 3"]

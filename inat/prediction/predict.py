@@ -19,7 +19,17 @@ from torch import Tensor
 from inat.config import CheckpointName, Config, ViewMean, Weights
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, worker_deaths
-from inat.data.photos import PHOTO_ENDINGS, SLOW_SECONDS
+from inat.data.photo_files import OwnPhotos, PhotoSource
+from inat.data.photo_search import (
+    FoundPhoto,
+    PassedOver,
+    PhotoFolder,
+    look_at_photo,
+    passed_over_lines,
+    readable,
+    search_photos,
+)
+from inat.data.photos import SLOW_SECONDS
 from inat.data.taxonomy import Taxonomy
 from inat.data.views import View, parse_views
 from inat.errors import InputError, WorldError
@@ -96,7 +106,12 @@ class _Job:
         batch = self.photos_a_batch
         return batch * max(1, PART_IMAGES // (batch * len(self.parsed_views)))
 
-    def loader(self, photos: Split, on_bad_photo: Literal["stop", "skip"] | None = None) -> Loader:
+    def loader(
+        self,
+        photos: Split,
+        on_bad_photo: Literal["stop", "skip"] | None = None,
+        source: PhotoSource | None = None,
+    ) -> Loader:
         config = self.config
         return build_loader(
             photos,
@@ -108,6 +123,7 @@ class _Job:
             views=self.views,
             worker_kind=config.data.worker_kind,
             on_bad_photo=on_bad_photo or config.data.on_bad_photo,
+            source=source,
         )
 
     def logits(
@@ -224,7 +240,7 @@ def predict(
 
 def predict_photos(
     run: Path | str,
-    folder: Path | str,
+    photos: Path | str,
     *,
     k: int = 3,
     checkpoint: CheckpointName = "last",
@@ -232,40 +248,60 @@ def predict_photos(
     views: str = "centre",
     view_mean: ViewMean = "logprob",
 ) -> tuple[list[Guess], list[PhotoEvent]]:
-    """The k likeliest species of each photo below a folder, and the photos that were unreadable.
+    """The k likeliest species of a photo, or of each photo in a folder and below it, and the
+    photos that were unreadable. Links are followed; hidden and system folders are not searched.
 
     Raises:
-        InputError: no such run or folder, no photo in it, or a bad spec of views.
+        InputError: no such run, photo or folder, no photo in it, or a bad spec of views.
     """
     opened = open_run(run)
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS)
-    if not found:
-        raise InputError(f"{folder}: there is no photo in it ({' '.join(sorted(PHOTO_ENDINGS))})")
-    photos = _split_of_files(opened, folder, found)
+    found, unreadable = _own_photos(Path(photos))
+    table = _split_of_files(opened, Path(photos), found)
     chosen = find_checkpoint(opened, checkpoint, weights)
     config = stage_at(opened.config, chosen.epoch)
     job = _Job(
-        opened, config, chosen, photos, views, view_mean, config.batch_size, config.data.workers
+        opened, config, chosen, table, views, view_mean, config.batch_size, config.data.workers
     )
-    loader = job.loader(photos, "skip")
+    loader = job.loader(table, "skip", OwnPhotos(found))
     guesses = []
     for batch, logits in job.logits(job.model(), loader):
         likely = top_k(logits.numpy(), k)
         probabilities = np.exp(np.take_along_axis(log_softmax(logits.numpy()), likely, axis=1))
         for row, photo in enumerate(batch["image_id"].tolist()):
-            species = photos.taxonomy.table.iloc[likely[row]]
+            species = table.taxonomy.table.iloc[likely[row]]
             guesses.append(
                 Guess(
-                    found[photo],
+                    found[photo].path,
                     list(species["name"]),
                     species["category_id"].tolist(),
                     probabilities[row].tolist(),
                 )
             )
-    return guesses, loader.bad_photos
+    return guesses, unreadable + loader.bad_photos
+
+
+def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoEvent]]:
+    """The photos at or below a path, and those that cannot be read."""
+    if not path.exists():
+        raise InputError(f"{readable(path)}: there is no such photo or folder")
+    if path.is_dir():
+        folder = search_photos(path)
+    elif isinstance(seen := look_at_photo(path), PassedOver):
+        folder = PhotoFolder(path.parent, passed_over=[seen])
+    else:
+        folder = PhotoFolder(path.parent, [seen])
+    found, passed_over = folder.all_photos(), folder.all_passed_over()
+    if not found:
+        lines = "; ".join(passed_over_lines(passed_over))
+        reason = f" ({lines})" if lines else ""
+        raise InputError(f"{readable(path)}: there is no photo in it{reason}")
+    meant = ("unreadable", "heic", "raw", "broken link")
+    unread = [
+        PhotoEvent(-1, readable(one.path), one.reason or one.kind, "bad")
+        for one in passed_over
+        if one.kind in meant
+    ]
+    return found, unread
 
 
 def _write(job: _Job, path: Path, meta: dict[str, Any], process: Process) -> PredictionFile:
@@ -522,14 +558,14 @@ def _refuse_other_species(run: Run, photos: Split) -> None:
         )
 
 
-def _split_of_files(run: Run, folder: Path, found: list[Path]) -> Split:
+def _split_of_files(run: Run, root: Path, found: list[FoundPhoto]) -> Split:
     n_photos = len(found)
     species = run.species
     return Split(
         name="photos",
-        root=folder,
+        root=root,
         competition=run.config.data.competition,
-        file_names=pa.array([p.relative_to(folder).as_posix() for p in found], pa.string()),
+        file_names=pa.array([readable(photo.path) for photo in found], pa.string()),
         image_ids=np.arange(n_photos),
         labels=np.full(n_photos, -1),
         sizes=np.zeros((n_photos, 2), np.int32),
