@@ -19,6 +19,7 @@ from inat.config import (
     CheckpointName,
     Config,
     EnsembleRule,
+    Precision,
     SoupRecipe,
     StageTwoMethod,
     ViewMean,
@@ -377,6 +378,7 @@ def stage_two(
     weights: Weights = "auto",
     root: Annotated[Path | None, Parameter(name="--data.root")] = None,
     workers: int | None = None,
+    precision: Precision | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Give a trained run a new head, in a run of its own that every verb takes.
@@ -429,6 +431,9 @@ def stage_two(
         Folder of the data set, where it is another than the run's.
     workers
         Threads or processes that read photos; unset: the run's.
+    precision
+        Of the forward passes; auto: what the device does best; unset: the run's, where the device
+        has it.
     overwrite
         Throw away the run that is at --out.
     """
@@ -451,6 +456,7 @@ def stage_two(
         weights=weights,
         root=root,
         workers=workers,
+        precision=precision,
         overwrite=overwrite,
     )
     split = "val" if made.is_geo_prior else "test"
@@ -467,6 +473,7 @@ def soup(
     weights: Weights = "auto",
     root: Annotated[Path | None, Parameter(name="--data.root")] = None,
     workers: int | None = None,
+    precision: Precision | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Average the weights of runs of one architecture into a run that every verb takes.
@@ -493,6 +500,9 @@ def soup(
         Folder of the data set, where it is another than the first run's.
     workers
         Threads or processes that read photos; unset: the first run's.
+    precision
+        Of the forward passes; auto: what the device does best; unset: the first run's, where the
+        device has it.
     overwrite
         Throw away the run that is at --out.
     """
@@ -506,6 +516,7 @@ def soup(
         weights=weights,
         root=root,
         workers=workers,
+        precision=precision,
         overwrite=overwrite,
     )
     used = [one["run"] for one in made.model["soup"]["runs"] if one["used"]]
@@ -528,6 +539,7 @@ def predict(
     root: Annotated[Path | None, Parameter(name="--data.root")] = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    precision: Precision | None = None,
     float32: Annotated[bool, Parameter(negative="")] = False,
     rank: int | None = None,
     world_size: int | None = None,
@@ -567,6 +579,9 @@ def predict(
         Images a forward pass, views counted; unset: twice the run's.
     workers
         Threads or processes that read photos; unset: the run's.
+    precision
+        Of the forward passes; auto: what the device does best; unset: the run's, where the device
+        has it.
     float32
         Keep the logits as float32 instead of float16, in twice the space.
     rank
@@ -585,7 +600,13 @@ def predict(
 
     if photos is not None:
         guesses, unreadable = predict_photos(
-            run, photos, checkpoint=checkpoint, weights=weights, views=views, view_mean=view_mean
+            run,
+            photos,
+            checkpoint=checkpoint,
+            weights=weights,
+            views=views,
+            view_mean=view_mean,
+            precision=precision,
         )
         for guess in guesses:
             likely = zip(guess.names, guess.probabilities, strict=True)
@@ -607,6 +628,7 @@ def predict(
         "root": root,
         "batch_size": batch_size,
         "workers": workers,
+        "precision": precision,
         "float32": float32,
         "rank": rank,
         "world_size": world_size,

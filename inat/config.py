@@ -24,6 +24,7 @@ from inat.errors import InputError, unknown_name
 
 CheckpointName = Literal["last", "best"]
 Weights = Literal["auto", "ema", "raw"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 StageTwoMethod = Literal["crt", "lws", "tau_norm", "ncm", "geo_prior"]
 ViewMean = Literal["logprob", "prob"]
 EnsembleRule = Literal["mean_logprob", "mean_prob", "rank"]
@@ -475,12 +476,13 @@ class RuntimeConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """auto: CUDA, then Apple's MPS, then the CPU. CUDA_VISIBLE_DEVICES chooses among several."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the forward pass. auto: bf16 where the processor has instructions for it,
-    else fp32."""
+    else fp16 on CUDA cards from compute capability 7.0 (V100, T4), else fp32."""
 
     channels_last: bool = True
-    """Keep images and convolutions in the channels-last memory format."""
+    """Keep images and convolutions in the channels-last memory format, except where it is slower
+    (fp32 on CUDA cards before compute capability 8.0) or wrong (MPS); false: contiguous."""
 
     fast_kernels: bool = True
     """On CUDA: time the convolutions and take the fastest (cudnn.benchmark), multiply float32 in

@@ -475,7 +475,8 @@ def test_auto_precision_on_cuda_asks_for_real_bf16_and_not_for_an_emulation(
         return supported or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
-    expected = "bf16" if supported else "fp32"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    expected = "bf16" if supported else "fp16"
     assert resolve_precision("auto", torch.device("cuda")) == expected
 
 

@@ -584,8 +584,8 @@ def _order(
 def default_workers() -> int:
     """One worker for each processor that this process may use, at most 16; the processes of a
     machine (LOCAL_WORLD_SIZE, which torchrun sets) share its processors."""
-    together = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, min(usable_processors(), MOST_WORKERS) // max(1, int(together)))
+    together = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, min(usable_processors() // together, MOST_WORKERS))
 
 
 def to_device(
@@ -593,16 +593,19 @@ def to_device(
     device: torch.device | str,
     mean: Sequence[float],
     std: Sequence[float],
+    *,
+    channels_last: bool = True,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """The batch's images on `device`, normalised, float32, in channels_last memory.
+    """The batch's images on `device`, normalised, float32.
 
     Args:
         batch: from a loader; `image` is uint8 `[B, H, W, 3]`.
         device: where to; the copy does not block from pinned memory.
         mean: of each channel, as a share of 255.
         std: of each channel, as a share of 255.
+        channels_last: their memory format; else contiguous.
     """
-    return normalise(batch["image"], device, mean, std)
+    return normalise(batch["image"], device, mean, std, channels_last=channels_last)
 
 
 def normalise(
@@ -610,6 +613,8 @@ def normalise(
     device: torch.device | str,
     mean: Sequence[float],
     std: Sequence[float],
+    *,
+    channels_last: bool = True,
 ) -> Float[Tensor, "batch 3 height width"]:
     """Images on `device`, normalised as `to_device` does a batch's."""
     # uint8 crosses the bus. A row of the image is one run of numbers with one run of factors:
@@ -621,7 +626,8 @@ def normalise(
     rows = _as_floats(images.view(n_images * height, width * channels))
     torch.addcmul(shift.repeat(width), rows, scale, out=rows)
     # Seen as [B, 3, H, W] the same bytes are channels_last.
-    return rows.view(images.shape).permute(0, 3, 1, 2)
+    normalised = rows.view(images.shape).permute(0, 3, 1, 2)
+    return normalised if channels_last else normalised.contiguous()
 
 
 def _constants(values: Sequence[float], device: torch.device) -> Tensor:

@@ -36,14 +36,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16; auto is bf16 where the processor has instructions for it, else fp32.
+    """fp32, bf16 or fp16. auto is bf16 where the processor has instructions for it, else fp16 on
+    CUDA cards with tensor cores for it (V100, T4), else fp32.
 
     Asked of the processor, not measured: the same machine must always give the same answer.
     """
     if name != "auto":
         return name
+    if can_run("bf16", device) and device.type == "cuda":
+        return "bf16"
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
     if device.type == "cpu":
         has_bf16 = (
             getattr(torch.cpu, "_is_avx512_bf16_supported", bool),
@@ -51,6 +54,30 @@ def resolve_precision(name: str, device: torch.device) -> str:
         )
         return "bf16" if any(has() for has in has_bf16) else "fp32"
     return "fp32"
+
+
+def can_run(precision: str, device: torch.device) -> bool:
+    """Whether networks run at `precision` on `device`, if slowly.
+
+    CUDA cards before compute capability 8.0 emulate bf16 in matrix products alone; cuDNN has no
+    convolutions for it there.
+    """
+    if precision == "fp32":
+        return True
+    if device.type == "cuda":
+        return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and precision == "bf16"
+
+
+def prefers_channels_last(device: torch.device, precision: str) -> bool:
+    """Whether convolutions at `precision` are as fast and as right in channels_last.
+
+    On MPS the gradients of batch norm are wrong there (pytorch#175189). In float32 without TF32,
+    which compute capability 8.0 brings, it is slower (pytorch#44943: 1.6 times on a V100).
+    """
+    if device.type == "cuda" and precision == "fp32":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type != "mps"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ def iterate_logits(
     mean: Triple,
     std: Triple,
     precision: str,
+    channels_last: bool = True,
     view_mean: ViewMean = "logprob",
 ) -> Iterator[tuple[Batch, Float[Tensor, "batch classes"]]]:
     """Each batch with its logits, float32 on the CPU; those of several views are averaged.
@@ -34,10 +35,15 @@ def iterate_logits(
             if not len(batch["label"]):  # all its photos were unreadable; ViTs take no empty batch
                 logits = torch.empty(0, loader.n_classes)
             elif "image" in batch:
-                logits = network(to_device(batch, device, mean, std)).float()
+                images = to_device(batch, device, mean, std, channels_last=channels_last)
+                logits = network(images).float()
             else:
                 of_views = view_logits(
-                    network, batch, lambda images: normalise(images, device, mean, std)
+                    network,
+                    batch,
+                    lambda images: normalise(
+                        images, device, mean, std, channels_last=channels_last
+                    ),
                 )
                 logits = mean_logits(of_views, view_mean)
         yield batch, logits.cpu()

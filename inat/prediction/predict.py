@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from inat.config import CheckpointName, Config, ViewMean, Weights
+from inat.config import CheckpointName, Config, Precision, ViewMean, Weights
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.loader import Batch, Loader, PhotoEvent, build_loader, worker_deaths
 from inat.data.photo_files import OwnPhotos, PhotoSource
@@ -35,7 +35,7 @@ from inat.data.views import View, parse_views
 from inat.errors import InputError, WorldError
 from inat.files import disk_remedies, locked, remove_leftovers
 from inat.metrics import top_k
-from inat.models.device import freed_memory_kept
+from inat.models.device import freed_memory_kept, pick_device, resolve_precision
 from inat.prediction.forward import iterate_logits
 from inat.prediction.log_presence import SEEN, write_log_presence
 from inat.prediction.parts import PART_IMAGES, Parts, Troubles, parts_folder
@@ -85,6 +85,7 @@ class _Job:
     batch_size: int
     workers: int | None
     dtype: npt.DTypeLike = np.float16
+    precision: Precision | None = None
 
     @property
     def parsed_views(self) -> tuple[View, ...]:
@@ -135,11 +136,12 @@ class _Job:
             mean=model.mean,
             std=model.std,
             precision=model.precision,
+            channels_last=model.channels_last,
             view_mean=self.view_mean,
         )
 
     def model(self) -> TrainedModel:
-        config, model = self.config, load_model(self.run, self.checkpoint)
+        config, model = self.config, load_model(self.run, self.checkpoint, self.precision)
         refuse_sizes(
             model.network, self.parsed_views, config.transforms.test_size, config.model.backbone
         )
@@ -165,6 +167,7 @@ def predict(
     root: Path | str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    precision: Precision | None = None,
     float32: bool = False,
     rank: int | None = None,
     world_size: int | None = None,
@@ -189,6 +192,8 @@ def predict(
         root: data folder, where it is another than the run's.
         batch_size: images a forward pass, views counted; None: twice the run's.
         workers: threads or processes that read photos; None: the run's.
+        precision: of the forward passes: fp32, bf16, fp16, or auto, what the device does best;
+            None: the run's, where the device has it.
         float32: keep the logits as float32 instead of float16, in twice the space.
         rank: number of this process among those that predict together; None, and no world_size:
             RANK and WORLD_SIZE of the environment, which torchrun sets, or else the only one.
@@ -225,6 +230,7 @@ def predict(
         batch_size=2 * config.batch_size if batch_size is None else batch_size,
         workers=config.data.workers if workers is None else workers,
         dtype=np.float32 if float32 else np.float16,
+        precision=precision,
     )
     _refuse_other_species(opened, job.photos)
     path = opened.prediction(name)
@@ -247,6 +253,7 @@ def predict_photos(
     weights: Weights = "auto",
     views: str = "centre",
     view_mean: ViewMean = "logprob",
+    precision: Precision | None = None,
 ) -> tuple[list[Guess], list[PhotoEvent]]:
     """The k likeliest species of a photo, or of each photo in a folder and below it, and the
     photos that were unreadable. Links are followed; hidden and system folders are not searched.
@@ -260,7 +267,15 @@ def predict_photos(
     chosen = find_checkpoint(opened, checkpoint, weights)
     config = stage_at(opened.config, chosen.epoch)
     job = _Job(
-        opened, config, chosen, table, views, view_mean, config.batch_size, config.data.workers
+        opened,
+        config,
+        chosen,
+        table,
+        views,
+        view_mean,
+        config.batch_size,
+        config.data.workers,
+        precision=precision,
     )
     loader = job.loader(table, "skip", OwnPhotos(found))
     guesses = []
@@ -307,6 +322,7 @@ def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoEvent]]:
 def _write(job: _Job, path: Path, meta: dict[str, Any], process: Process) -> PredictionFile:
     photo_table = _photo_table(job)
     model = job.model()
+    meta["precision"] = model.precision
     length = job.photos_a_part
     parts = Parts(parts_folder(path), _digest(job, model, meta), len(job.photos), length)
     if process.rank and not process.share(len(parts)):
@@ -448,7 +464,6 @@ def _digest(job: _Job, model: TrainedModel, meta: dict[str, Any]) -> str:
         "files": hashlib.sha256("\n".join(job.photos.file_names.to_pylist()).encode()).hexdigest(),
         "batch": job.photos_a_batch,
         "part": job.photos_a_part,
-        "precision": model.precision,
         "dtype": np.dtype(job.dtype).name,
         "device": next(model.network.parameters()).device.type,
     }
@@ -503,6 +518,13 @@ def _same_or_refused(path: Path, meta: dict[str, Any], job: _Job) -> PredictionF
             f"{path}: there is a prediction of other photos than {job.photos.root} has now; give "
             "another --name, or --overwrite"
         )
+    if job.precision is not None:
+        asked = resolve_precision(job.precision, pick_device(job.config.runtime.device))
+        if there.meta.get("precision") != asked:
+            raise InputError(
+                f"{path}: there is a prediction in precision {there.meta.get('precision')}, not "
+                f"{asked}; give another --name, or --overwrite"
+            )
     if there.logits.dtype != job.dtype:
         raise InputError(
             f"{path}: there is a prediction in {there.logits.dtype}; give another --name, or "

@@ -4,13 +4,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
-from inat.config import CheckpointName, Weights
+from inat.config import CheckpointName, Precision, Weights
 from inat.errors import InputError, one_line
 from inat.files import sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
-from inat.models.device import pick_device, resolve_precision, to_device_format
+from inat.models.device import (
+    can_run,
+    pick_device,
+    prefers_channels_last,
+    resolve_precision,
+    to_device_format,
+)
+from inat.progress import say
 from inat.run_folder import Run, read_epoch
 from inat.stages import stage_at
 
@@ -48,6 +56,7 @@ class TrainedModel:
     mean: Triple
     std: Triple
     precision: str
+    channels_last: bool
 
 
 def find_checkpoint(
@@ -82,8 +91,15 @@ def find_checkpoint(
     return Checkpoint(name, kind, folder / file_name, epoch, chosen)
 
 
-def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
+def load_model(
+    run: Run, checkpoint: Checkpoint, precision: Precision | None = None
+) -> TrainedModel:
     """Builds the run's network with the weights of `checkpoint`.
+
+    Args:
+        run: the run.
+        checkpoint: whose weights.
+        precision: of the forward passes; None: the run's, where the device has it.
 
     Raises:
         InputError: it is a geo prior, which has no use for photos; the weights are damaged, or
@@ -109,14 +125,35 @@ def load_model(run: Run, checkpoint: Checkpoint) -> TrainedModel:
             "again"
         ) from None
     device = pick_device(config.runtime.device)
+    chosen = _precision(run, device, precision)
+    channels_last = config.runtime.channels_last and prefers_channels_last(device, chosen)
     return TrainedModel(
-        network=to_device_format(
-            backbone.network, device, channels_last=config.runtime.channels_last
-        ).eval(),
+        network=to_device_format(backbone.network, device, channels_last=channels_last).eval(),
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
-        # The decision is kept with the run; on a device of another kind it is taken anew.
-        precision=facts["precision"]
-        if device.type == facts["device"]
-        else resolve_precision(config.runtime.precision, device),
+        precision=chosen,
+        channels_last=channels_last,
     )
+
+
+def _precision(run: Run, device: torch.device, asked: Precision | None) -> str:
+    """The run's own precision, or the nearest to it on this device, unless another is asked for."""
+    if asked is not None:
+        found = resolve_precision(asked, device)
+        if not can_run(found, device):
+            raise InputError(
+                f"--precision {asked}: this {device.type} device has none; give auto, which is "
+                f"{resolve_precision('auto', device)} here"
+            )
+        return found
+    kept, kind = str(run.model["precision"]), run.model["device"]
+    configured = resolve_precision(run.config.runtime.precision, device)
+    nearest = configured if can_run(configured, device) else resolve_precision("auto", device)
+    if device.type == kind and can_run(kept, device):
+        return kept
+    if nearest != kept:
+        say(
+            f"precision  {run.path} was trained in {kept} on {kind}; on this {device.type} device "
+            f"it runs in {nearest} (--precision chooses)"
+        )
+    return nearest

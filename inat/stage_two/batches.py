@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inat.data.loader import to_device
 from inat.data.samplers import FEATURE_VIEWS, build_sampler, epoch_order, stream
 from inat.priors import Prior
 from inat.stage_two.body import Body
@@ -128,6 +127,6 @@ class LiveBatches:
             # What is dropped depends on (seed, epoch, step) alone.
             key = np.random.SeedSequence((self._seed, epoch, step)).generate_state(1, np.uint64)
             torch.manual_seed(int(key[0] >> 1))
-            images = to_device(batch, body.device, body.model.mean, body.model.std)
+            images = body.images(batch)
             yield body(images), batch["label"].to(body.device)
         body.refuse_too_many(self.bad_photos, len(body.trained))

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from inat.config import Config
+from inat.config import Config, Precision
 from inat.data.annotations import Split, cut_holdout, load_split
-from inat.data.loader import Loader, build_loader
+from inat.data.loader import Batch, Loader, build_loader, to_device
 from inat.errors import InputError, WorldError
 from inat.models.device import autocast
 from inat.models.heads import put_classifier, single_classifier
@@ -61,6 +61,13 @@ class Body:
         assert isinstance(weight, Tensor)
         return weight.shape[1]
 
+    def images(self, batch: Batch) -> Float[Tensor, "batch 3 height width"]:
+        """A batch's images, as the network takes them."""
+        model = self.model
+        return to_device(
+            batch, self.device, model.mean, model.std, channels_last=model.channels_last
+        )
+
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
@@ -109,6 +116,7 @@ def take_body(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
+    precision: Precision | None = None,
 ) -> Body:
     """Loads a run's network and takes its classifier out.
 
@@ -118,13 +126,14 @@ def take_body(
         checkpoint: whose weights.
         batch_size: photos a forward pass; None: twice the run's.
         workers: threads or processes that read photos; None: the run's.
+        precision: of the forward passes; None: the run's, where the device has it.
 
     Raises:
         InputError: the network's classifier is not one linear layer; the data's photos are not
             those that the run was trained on.
     """
     trained, held_out = photos_of(run, config)
-    model = load_model(run, checkpoint)
+    model = load_model(run, checkpoint, precision)
     head = single_classifier(model.network, "inat stage-two")
     put_classifier(model.network, nn.Identity())
     return Body(

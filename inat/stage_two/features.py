@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inat.binary_files import read_array
 from inat.data.annotations import Split
-from inat.data.loader import Loader, PhotoEvent, to_device
+from inat.data.loader import Loader, PhotoEvent
 from inat.errors import WorldError
 from inat.files import atomic_folder, read_json, reserve, write_json
 from inat.models.device import freed_memory_kept
@@ -159,7 +159,7 @@ def _fill_centre(
     """The centre crop and, where two views are wanted, its mirror image: a photo is read once."""
     places = _Places(photos)
     for batch in loader:
-        images = to_device(batch, body.device, body.model.mean, body.model.std)
+        images = body.images(batch)
         rows = places.of(batch["image_id"])
         for view, seen in zip(values, (images, images.flip(3)), strict=False):
             view[rows] = _as_stored(body(seen))
@@ -179,7 +179,7 @@ def _fill_augmented(
     places = _Places(photos)
     is_new = np.ones(len(photos), bool)
     for batch in loader:
-        images = to_device(batch, body.device, body.model.mean, body.model.std)
+        images = body.images(batch)
         rows = places.of(batch["image_id"])
         first = np.unique(rows, return_index=True)[1]
         first = first[is_new[rows[first]]]

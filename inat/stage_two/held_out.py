@@ -38,6 +38,7 @@ def score_live(body: Body, head: nn.Module) -> Validation:
         mean=body.model.mean,
         std=body.model.std,
         precision=body.model.precision,
+        channels_last=body.model.channels_last,
         train_counts=body.trained.train_counts,
         band_edges=body.config.data.band_edges,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from inat.config import CheckpointName, Config, LossConfig, Weights
+from inat.config import CheckpointName, Config, LossConfig, Precision, Weights
 from inat.errors import InputError
 from inat.files import atomic_folder, write_json
 from inat.models.heads import put_classifier
@@ -76,6 +76,7 @@ def train_stage_two(
     weights: Weights = "auto",
     root: Path | str | None = None,
     workers: int | None = None,
+    precision: Precision | None = None,
     overwrite: bool = False,
 ) -> Run:
     """Gives a trained run a new head, and leaves a run that all verbs take (Kang et al. 2020);
@@ -111,6 +112,8 @@ def train_stage_two(
         weights: ema or raw; auto: the moving average where the run kept one.
         root: data folder, where it is another than the run's.
         workers: threads or processes that read photos; None: the run's.
+        precision: of the backbone's forward passes: fp32, bf16, fp16, or auto, what the device
+            does best; None: the run's, where the device has it.
         overwrite: throw away the run that `out` holds.
 
     Raises:
@@ -139,7 +142,7 @@ def train_stage_two(
     config = stage_at(with_root(opened.config, root), start.epoch)
     if method == "geo_prior":
         return make_geo_run(opened, config, out, options)
-    body = take_body(opened, config, start, workers=workers)
+    body = take_body(opened, config, start, workers=workers, precision=precision)
     say(f"stage two  {method} on {opened.path} ({checkpoint}, {body.checkpoint.weights})")
     cuda = [body.device] if body.device.type == "cuda" else []
     # Whole or not at all: what is interrupted leaves nothing at `out`.

@@ -117,7 +117,7 @@ def _train(
         say(line)
     trainer = build_trainer(plan, accelerator, precision)
     say(f"weights    {trainer.backbone.source}")
-    say(f"device     {describe_device(accelerator, precision)}")
+    say(f"device     {describe_device(trainer)}")
     with _memory_remedies():
         try_later_stages(trainer, plan)
         # Not before here: what is wrong with model or weights must not cost the old run.
@@ -137,7 +137,7 @@ def dry_run(
         lines = [
             *plan.describe(),
             f"weights    {trainer.backbone.source}",
-            f"device     {describe_device(accelerator, precision)}",
+            f"device     {describe_device(trainer)}",
             _one_step(trainer),
         ]
         for stage in plan.stages[1:]:
@@ -440,6 +440,7 @@ def _validate(trainer: Trainer, stops: StopSignals) -> Validation | None:
             mean=trainer.backbone.mean,
             std=trainer.backbone.std,
             precision=trainer.precision,
+            channels_last=trainer.channels_last,
             train_counts=trainer.plan.trained.train_counts,
             band_edges=trainer.plan.config.data.band_edges,
         )

@@ -57,7 +57,7 @@ def mixed(
     """The batch after mixup or CutMix, with soft targets; as it was where the recipe has neither.
 
     Args:
-        images: normalised, in channels_last; may be written to.
+        images: normalised, in channels_last or contiguous, as they stay; may be written to.
         labels: of the images.
         n_classes: width of the soft targets.
         recipe: `mixup` and `cutmix` are the alphas of their Beta(alpha, alpha); with both each
@@ -68,8 +68,8 @@ def mixed(
     mix = draw_mix(recipe, part.n_images, images.shape[-1], rng)
     if mix is None:
         return images, labels
-    # Seen as [B, H, W, 3] the images are contiguous, and stay so.
-    rows = images.permute(0, 2, 3, 1)
+    # Seen as [B, H, W, 3] channels_last images are contiguous.
+    layout, rows = _layout(images), images.permute(0, 2, 3, 1)
     if mix.box is None:
         rows = part.partners(rows, mix.partner).lerp_(rows, mix.share)
     else:
@@ -77,7 +77,8 @@ def mixed(
         box = rows[:, top : top + height, left : left + width]
         box.copy_(part.partners(box, mix.partner))
     others = one_hot(part.partners(labels, mix.partner), n_classes)
-    return rows.permute(0, 3, 1, 2), others.lerp_(one_hot(labels, n_classes), mix.share)
+    images = rows.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    return images, others.lerp_(one_hot(labels, n_classes), mix.share)
 
 
 def draw_mix(
@@ -119,7 +120,10 @@ def erased(
     if recipe.erasing:
         boxes = draw_erasing(recipe.erasing, n_images, size, rng)
         # The loop seeds torch by (seed, step, rank), so the noise is a pure function too.
-        images = torch.where(_inside(boxes, images, part), torch.randn_like(images), images)
+        # Drawn in one order of the pixels, so that the layout does not change it.
+        noise = torch.randn_like(images, memory_format=torch.channels_last)
+        noise = noise.contiguous(memory_format=_layout(images))
+        images = torch.where(_inside(boxes, images, part), noise, images)
     if recipe.cutout:
         boxes = draw_cutout(recipe.cutout, n_images, size, rng)
         images = torch.where(_inside(boxes, images, part), 0.0, images)
@@ -149,6 +153,11 @@ def draw_cutout(side: int, n_images: int, size: int, rng: np.random.Generator) -
     last = np.minimum(first + side, size)
     first = np.maximum(first, 0)
     return Boxes(first[0], first[1], last[0] - first[0], last[1] - first[1])
+
+
+def _layout(images: Images) -> torch.memory_format:
+    is_last = images.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def _inside(boxes: Boxes, images: Images, part: BatchPart) -> Tensor:

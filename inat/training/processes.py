@@ -84,7 +84,9 @@ class BatchPart:
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:
     """The array as a tensor; a copy to a GPU does not wait for it."""
     tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def n_processes() -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from inat.config import CheckpointName, Config, SoupRecipe, Weights
+from inat.config import CheckpointName, Config, Precision, SoupRecipe, Weights
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.loader import Loader, build_loader, to_device
 from inat.errors import InputError, unknown_name
@@ -75,6 +75,7 @@ class Kitchen:
             mean=self.model.mean,
             std=self.model.std,
             precision=self.model.precision,
+            channels_last=self.model.channels_last,
             train_counts=self.trained.train_counts,
             band_edges=self.config.data.band_edges,
         )
@@ -104,7 +105,10 @@ class Kitchen:
     def _images(self, device: torch.device) -> Iterator[Tensor]:
         for batch in self._loader(self.trained, training=True):
             if len(batch["label"]):  # else all its photos were unreadable
-                yield to_device(batch, device, self.model.mean, self.model.std)
+                model = self.model
+                yield to_device(
+                    batch, device, model.mean, model.std, channels_last=model.channels_last
+                )
 
     def _loader(self, photos: Split, *, training: bool) -> Loader:
         config = self.config
@@ -134,6 +138,7 @@ def soup(
     weights: Weights = "auto",
     root: Path | str | None = None,
     workers: int | None = None,
+    precision: Precision | None = None,
     overwrite: bool = False,
 ) -> Run:
     """Averages the weights of runs of one architecture, and leaves a run that all verbs take.
@@ -153,6 +158,8 @@ def soup(
         weights: ema or raw; auto: the moving average where a run kept one.
         root: data folder, where it is another than the first run's.
         workers: threads or processes that read photos; None: the first run's.
+        precision: of the forward passes: fp32, bf16, fp16, or auto, what the device does best;
+            None: the first run's, where the device has it.
         overwrite: throw away the run that `out` holds.
 
     Raises:
@@ -175,7 +182,7 @@ def soup(
             "to be greedy on; use --how uniform"
         )
     ingredients = [Ingredient(run, find_checkpoint(run, checkpoint, weights)) for run in opened]
-    kitchen = _kitchen(ingredients[0], root, workers)
+    kitchen = _kitchen(ingredients[0], root, workers, precision)
     with atomic_folder(out) as partial:
         log = MetricsLog(partial / "metrics.jsonl")
         try:
@@ -257,7 +264,9 @@ def _refuse_another_kind(run: Run, first: Run) -> None:
             )
 
 
-def _kitchen(first: Ingredient, root: Path | str | None, workers: int | None) -> Kitchen:
+def _kitchen(
+    first: Ingredient, root: Path | str | None, workers: int | None, precision: Precision | None
+) -> Kitchen:
     config = stage_at(with_root(first.run.config, root), first.checkpoint.epoch)
     data, held_out = config.data, None
     trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
@@ -269,7 +278,7 @@ def _kitchen(first: Ingredient, root: Path | str | None, workers: int | None) ->
             "trained on; give the data set it was trained on (--data.root)"
         )
     return Kitchen(
-        model=load_model(first.run, first.checkpoint),
+        model=load_model(first.run, first.checkpoint, precision),
         config=config,
         trained=trained,
         held_out=held_out,

@@ -80,7 +80,13 @@ def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int, weight: 
     own_block = block * len(part.sizes) + part.rank
     torch.manual_seed(_block_seed(config.seed, own_block, trainer.plan.number - 1))
     rng = stream(config.seed, state.epoch, BATCHES, block)
-    images = to_device(batch, device, trainer.backbone.mean, trainer.backbone.std)
+    images = to_device(
+        batch,
+        device,
+        trainer.backbone.mean,
+        trainer.backbone.std,
+        channels_last=trainer.channels_last,
+    )
     labels = batch["label"].to(device, non_blocking=True)
     images = erased(images, config.transforms, rng, part)
     n_classes = trainer.plan.trained.n_classes

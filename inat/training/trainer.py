@@ -31,9 +31,11 @@ from inat.models.backbone import (
     try_image_size,
 )
 from inat.models.device import (
+    can_run,
     fast_kernels,
     freed_memory_kept,
     pick_device,
+    prefers_channels_last,
     resolve_precision,
     to_device_format,
 )
@@ -53,6 +55,7 @@ class Trainer:
         plan: of the stage.
         network: as accelerate prepared it; the bare one is `backbone.network`.
         ema: moving average of the weights, or None.
+        channels_last: memory format of images and convolutions; else they are contiguous.
         validated: the last validation of this process, or None.
     """
 
@@ -67,6 +70,7 @@ class Trainer:
     loader: Loader
     held_out_loader: Loader | None
     precision: str
+    channels_last: bool
     validated: Validation | None = None
 
     @property
@@ -126,28 +130,52 @@ def engine(config: Config, begun: Run | None = None) -> Iterator[tuple[Accelerat
 
 
 def _precision(config: Config, device: torch.device, begun: Run | None) -> str:
-    precision = resolve_precision(config.runtime.precision, device)
-    if precision == "fp16" and device.type == "cpu":
+    precision = _precision_here(config, device, begun)
+    if precision == "fp16" and config.runtime.shard:
         raise InputError(
-            "runtime.precision: a CPU trains in bf16 or fp32, not fp16; give one of them, or auto"
-        )
-    if begun is None or config.runtime.precision != "auto":
-        return precision
-    kept, kind = str(begun.model["precision"]), begun.model["device"]
-    if device.type == kind:
-        return kept
-    if precision != kept:
-        say(
-            f"warning: {begun.path} was begun on {kind} in {kept}, and goes on on {device.type} in "
-            f"{precision}; runtime.precision {kept} would keep it"
+            "runtime.shard spreads the weights over processes, which fp16 cannot go with, and auto "
+            "is fp16 on this GPU; set runtime.precision fp32, or runtime.shard false"
         )
     return precision
 
 
-def describe_device(accelerator: Accelerator, precision: str) -> str:
+def _precision_here(config: Config, device: torch.device, begun: Run | None) -> str:
+    asked = config.runtime.precision
+    if asked != "auto" and can_run(asked, device):
+        return asked
+    if begun is None:
+        if asked == "fp16" and device.type == "cpu":
+            raise InputError(
+                "runtime.precision: a CPU trains in bf16 or fp32, not fp16; give one of them, or "
+                "auto"
+            )
+        if asked != "auto":
+            raise InputError(
+                f"runtime.precision: this {device.type} device has no {asked}; give auto, which is "
+                f"{resolve_precision('auto', device)} here"
+            )
+        return resolve_precision("auto", device)
+    kept, kind = str(begun.model["precision"]), begun.model["device"]
+    if device.type == kind and can_run(kept, device):
+        return kept
+    precision = resolve_precision("auto", device)
+    if precision != kept:
+        remedy = f"; runtime.precision {kept} would keep it" if can_run(kept, device) else ""
+        say(
+            f"warning: {begun.path} was begun on {kind} in {kept}, and goes on on {device.type} in "
+            f"{precision}{remedy}"
+        )
+    return precision
+
+
+def describe_device(trainer: "Trainer") -> str:
+    """Device, precision, memory format and number of processes, as they were chosen."""
+    accelerator, device = trainer.accelerator, trainer.accelerator.device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    layout = "channels_last" if trainer.channels_last else "contiguous"
     count = accelerator.num_processes
     each = f", {count} processes" if count > 1 else ""
-    return f"{accelerator.device.type}, {precision}{each}"
+    return f"{device.type}{name}, {trainer.precision}, {layout}{each}"
 
 
 def build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trainer:
@@ -162,15 +190,20 @@ def build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Train
     if config.runtime.gradient_checkpointing:
         _checkpoint_gradients(backbone.network, config.model.backbone)
     sharded = config.runtime.shard and accelerator.num_processes > 1
+    channels_last = config.runtime.channels_last and prefers_channels_last(
+        accelerator.device, precision
+    )
     to_device_format(
         backbone.network,
         accelerator.device,
         # fully_shard takes contiguous weights alone.
-        channels_last=config.runtime.channels_last and not sharded,
+        channels_last=channels_last and not sharded,
     )
     if sharded:
         shard(backbone.network, accelerator.device)
-    trainer = _stage_trainer(plan.stages[0], accelerator, backbone, None, precision)
+    trainer = _stage_trainer(
+        plan.stages[0], accelerator, backbone, None, precision, channels_last=channels_last
+    )
     if config.optim.ema_decay is not None:
         trainer.ema = ModelEmaV3(backbone.network, decay=config.optim.ema_decay)
     return trainer
@@ -193,6 +226,7 @@ def next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
         frozen(backbone, config.model.freeze),
         trainer.ema,
         trainer.precision,
+        channels_last=trainer.channels_last,
     )
     for loader, before in zip(started.loaders, trainer.loaders, strict=True):
         loader.take_events(before)
@@ -220,6 +254,8 @@ def _stage_trainer(
     backbone: Backbone,
     ema: ModelEmaV3 | None,
     precision: str,
+    *,
+    channels_last: bool,
 ) -> Trainer:
     config = stage.config
     bare_optimizer = build_optimizer(config.optim, backbone, stage.learning_rate)
@@ -246,6 +282,7 @@ def _stage_trainer(
         loader=_loader(stage, accelerator, training=True),
         held_out_loader=_loader(stage, accelerator, training=False) if stage.held_out else None,
         precision=precision,
+        channels_last=channels_last,
     )
 
 

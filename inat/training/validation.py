@@ -60,6 +60,7 @@ def validate(
     mean: Triple,
     std: Triple,
     precision: str,
+    channels_last: bool,
     train_counts: np.ndarray,
     band_edges: tuple[int, int],
     check: Callable[[], None] = lambda: None,
@@ -67,7 +68,9 @@ def validate(
     """Scores every photo of the processes' loaders once; keeps guesses, not logits, so memory
     stays small. `check` is called after each batch that all processes have."""
     guesses, labels = [np.empty((0, 3), np.int64)], [np.empty(0, np.int64)]
-    found = iterate_logits(network, loader, mean=mean, std=std, precision=precision)
+    found = iterate_logits(
+        network, loader, mean=mean, std=std, precision=precision, channels_last=channels_last
+    )
     for place, (batch, logits) in enumerate(found, start=1):
         guesses.append(top_k(logits.numpy(), 3))
         labels.append(batch["label"].numpy())

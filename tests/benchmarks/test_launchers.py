@@ -38,4 +38,4 @@ def test_it_trains_in_two_processes_of_which_one_speaks(tmp_path: Path, launcher
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == "run: trained; next: inat predict run --split test\n"
-    assert done.stderr.count("device     cpu, fp32, 2 processes\n") == 1
+    assert done.stderr.count("device     cpu, fp32, channels_last, 2 processes\n") == 1
