@@ -379,6 +379,7 @@ def stage_two(
     root: Annotated[Path | None, Parameter(name="--data.root")] = None,
     workers: int | None = None,
     precision: Precision | None = None,
+    feature_batch_size: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Give a trained run a new head, in a run of its own that every verb takes.
@@ -434,6 +435,9 @@ def stage_two(
     precision
         Of the forward passes; auto: what the device does best; unset: the run's, where the device
         has it.
+    feature_batch_size
+        Photos a forward pass of the backbone while features are extracted or the head is scored;
+        unset: twice those of a process of the training, at most 512.
     overwrite
         Throw away the run that is at --out.
     """
@@ -457,6 +461,7 @@ def stage_two(
         root=root,
         workers=workers,
         precision=precision,
+        feature_batch_size=feature_batch_size,
         overwrite=overwrite,
     )
     split = "val" if made.is_geo_prior else "test"
@@ -474,6 +479,7 @@ def soup(
     root: Annotated[Path | None, Parameter(name="--data.root")] = None,
     workers: int | None = None,
     precision: Precision | None = None,
+    batch_size: int | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Average the weights of runs of one architecture into a run that every verb takes.
@@ -503,6 +509,9 @@ def soup(
     precision
         Of the forward passes; auto: what the device does best; unset: the first run's, where the
         device has it.
+    batch_size
+        Photos a forward pass; unset: twice those of a process of the first run's training, at most
+        512.
     overwrite
         Throw away the run that is at --out.
     """
@@ -517,6 +526,7 @@ def soup(
         root=root,
         workers=workers,
         precision=precision,
+        batch_size=batch_size,
         overwrite=overwrite,
     )
     used = [one["run"] for one in made.model["soup"]["runs"] if one["used"]]
@@ -576,7 +586,8 @@ def predict(
     root
         Folder of the data set, where it is another than the run's.
     batch_size
-        Images a forward pass, views counted; unset: twice the run's.
+        Images a forward pass, views counted; unset: twice those of a process of the training, at
+        most 512.
     workers
         Threads or processes that read photos; unset: the run's.
     precision

@@ -486,7 +486,12 @@ class RuntimeConfig:
 
     fast_kernels: bool = True
     """On CUDA: time the convolutions and take the fastest (cudnn.benchmark), multiply float32 in
-    TF32. Two trainings then differ by rounding."""
+    TF32."""
+
+    deterministic: bool = False
+    """On CUDA: use algorithms that give the same bits every time, and time no convolutions, at a
+    cost of some 5 to 15 %; without it two trainings, and a resumed one, differ by rounding. A CPU
+    gives the same bits either way."""
 
     gradient_checkpointing: bool = False
     """Compute the network's inner results again in the backward pass in place of keeping them:

@@ -1,11 +1,13 @@
 """What a device can do and what is chosen for it, by the answers of devices that are not here."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from tiny_runs import tiny_config, train_tiny
 
@@ -14,9 +16,17 @@ from inat.cli import main
 from inat.config import TransformConfig
 from inat.data import parts
 from inat.data.loader import default_workers, to_device
-from inat.errors import InputError
-from inat.models.device import can_run, prefers_channels_last, resolve_precision
-from inat.prediction import trained_model
+from inat.errors import InputError, WorldError
+from inat.models.device import (
+    can_run,
+    fast_kernels,
+    memory_remedies,
+    prefers_channels_last,
+    resolve_precision,
+)
+from inat.models.heads import classifiers_in_float32
+from inat.prediction import forward, trained_model
+from inat.prediction.forward import iterate_logits
 from inat.run_folder import Run
 from inat.training import trainer
 from inat.training.mixing import erased, mixed
@@ -223,13 +233,13 @@ def test_the_network_sees_images_in_the_memory_format_of_its_weights(
 ) -> None:
     seen = set()
 
-    def forward(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+    def looking(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
             memory = torch.channels_last
             tensors = (inputs[0], module.weight)
             seen.add(tuple(one.is_contiguous(memory_format=memory) for one in tensors))
 
-    handle = torch.nn.modules.module.register_module_forward_hook(forward)
+    handle = torch.nn.modules.module.register_module_forward_hook(looking)
     try:
         run = train_tiny(tmp_path / "run", world, **fields)
         inat.predict(run.path, "test")
@@ -314,3 +324,194 @@ def test_a_container_s_share_of_the_processors_is_what_its_control_groups_say(
     if own is not None:
         (tmp_path / "own").write_text(f"7:name=systemd:/\n{own}\n")
     assert parts.usable_processors() == usable
+
+
+# --- kernels ---------------------------------------------------------------------------------
+
+
+def switches() -> tuple[Any, ...]:
+    cudnn = torch.backends.cudnn
+    return (
+        cudnn.benchmark,
+        cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        torch.get_float32_matmul_precision(),
+    )
+
+
+def test_a_deterministic_training_says_so_to_cuda_before_it_starts_and_puts_all_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before, seen, real = switches(), [], trainer.Accelerator
+
+    def started(*arguments: Any, **options: Any) -> Any:
+        seen.append(switches())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "Accelerator", started)
+    for deterministic in (True, False):
+        config = tiny_config(**{"runtime.deterministic": deterministic, "runtime.device": "cpu"})
+        with trainer.engine(config):
+            assert switches() == seen[-1]
+        assert switches() == before
+    assert seen[0] == (False, True, True, True, False, ":4096:8", "high")
+    assert seen[1] == (True, *before[1:6], "high")
+
+
+def test_a_workspace_that_the_user_chose_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with fast_kernels(True, deterministic=True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_predictions_soups_and_second_stages_run_with_the_kernels_of_the_training(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_tiny(tmp_path / "run", world)
+    other = train_tiny(tmp_path / "other", world, seed=1)
+    seen, real = [], torch.nn.Linear.forward
+
+    def multiply(self: torch.nn.Linear, features: torch.Tensor) -> torch.Tensor:
+        seen.append(switches()[0])
+        return real(self, features)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", multiply)
+    inat.predict(run.path, "test")
+    inat.soup([run.path, other.path], tmp_path / "soup")
+    inat.train_stage_two(run.path, tmp_path / "two", method="tau_norm", tau=1)
+    assert len(seen) > 3 and all(seen)
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+FULL = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"
+    ),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB)"),
+    MemoryError("Unable to allocate 3.2 GiB for an array"),
+)
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_full_memory_is_a_sentence_with_a_remedy(error: Exception) -> None:
+    with pytest.raises(WorldError, match=r"^memory is full \(.*\); eat less$"):  # noqa: SIM117
+        with memory_remedies("eat less"):
+            raise error
+    with pytest.raises(WorldError, match="memory is full"), memory_remedies("eat less"):
+        torch.empty(2**50)
+
+
+def test_other_errors_are_not_of_memory() -> None:
+    with pytest.raises(RuntimeError, match=r"^shapes$"), memory_remedies("eat less"):
+        raise RuntimeError("shapes")
+
+
+def test_every_verb_that_passes_photos_through_a_network_names_its_remedy_for_full_memory(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [train_tiny(tmp_path / f"{seed}", world, seed=seed) for seed in range(2)]
+    paths = [str(run.path) for run in runs]
+    (tmp_path / "a.yaml").write_text(runs[0].config.to_yaml())
+
+    def full(self: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        raise FULL[1]
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", full)
+    train = ["train", str(tmp_path / "a.yaml"), "--run", str(tmp_path / "new")]
+    for words, remedy in (
+        (train, "halve batch_size"),
+        ([*train, "--dry-run"], "halve batch_size"),
+        (["predict", paths[0]], "--batch-size than 16"),
+        (["predict", paths[0], "--photos", str(world / "test2018")], "--batch-size"),
+        (["soup", *paths, "--out", str(tmp_path / "soup")], "--batch-size"),
+        (["stage-two", paths[0], "--method", "ncm", "--out", str(tmp_path / "ncm")],
+         "--feature-batch-size"),
+    ):  # fmt: skip
+        capsys.readouterr()
+        assert main(words) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "inat: " in line]
+        assert "memory is full" in line and remedy in line, line
+
+
+# --- predictions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("process_batch", "expected"), [(4, 8), (None, 16), (256, 512), (1024, 512)]
+)
+def test_a_forward_pass_has_twice_what_a_process_of_the_training_took_and_at_most_512(
+    tmp_path: Path, process_batch: int | None, expected: int
+) -> None:
+    run: Any = SimpleNamespace(
+        model={} if process_batch is None else {"process_batch": process_batch}
+    )
+    assert trained_model.forward_batch(run, tiny_config()) == expected
+
+
+def test_a_run_says_how_many_processes_trained_it_and_with_how_many_photos_each(
+    tmp_path: Path, world: Path
+) -> None:
+    run = train_tiny(tmp_path / "run", world)
+    assert (run.model["world_size"], run.model["process_batch"]) == (1, 8)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext"])
+def test_a_classifier_multiplies_in_float32_what_the_body_gives_in_bf16(backbone: str) -> None:
+    network: Any = timm.create_model(backbone, num_classes=40).eval()
+    images = torch.randn(4, 3, 96, 96) if "vit" not in backbone else torch.randn(4, 3, 160, 160)
+    names, before = list(network.state_dict()), network(images)
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            features = network.forward_head(network.forward_features(images), pre_logits=True)
+        expected = network.get_classifier()(features.float())
+    batch = {
+        "image": images.permute(0, 2, 3, 1),
+        "label": torch.zeros(4, dtype=torch.long),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "to_device", lambda *_, **__: images)
+        ((_, logits),) = iterate_logits(
+            network, [batch], n_classes=40, mean=(0.5,) * 3, std=(0.5,) * 3, precision="bf16"
+        )
+    assert torch.equal(logits, expected)
+    assert not torch.equal(logits, logits.bfloat16().float())
+    assert torch.equal(network(images), before) and list(network.state_dict()) == names
+
+
+def test_both_classifiers_of_a_distilled_network_multiply_in_float32() -> None:
+    network = timm.create_model(
+        "deit_tiny_distilled_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=2,
+        num_classes=5,
+    ).eval()  # fmt: skip
+    with classifiers_in_float32(network), torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.randn(2, 3, 32, 32)).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.randn(2, 3, 32, 32)).dtype == torch.bfloat16
+
+
+def test_a_prediction_made_one_batch_late_as_on_a_gpu_is_the_same_byte_for_byte(
+    tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_tiny(tmp_path / "run", world)
+    monkeypatch.setattr("inat.prediction.predict.PART_IMAGES", 4)
+    order: list[str] = []
+    sent, landed = forward._sent, forward._landed
+    monkeypatch.setattr(forward, "_sent", lambda x: order.append("sent") or sent(x))
+    monkeypatch.setattr(forward, "_landed", lambda *x: order.append("landed") or landed(*x))
+    made = {}
+    for late in (0, 1):
+        monkeypatch.setattr(forward, "batches_late", lambda device, late=late: late)
+        order.clear()
+        made[late] = inat.predict(run.path, "test", name=f"late-{late}", batch_size=2)
+        # Four parts of two batches; none is worked on before the one before is whole.
+        part = ["sent", "landed"] * 2 if not late else ["sent", "sent", "landed", "landed"]
+        assert order == part * 2
+    assert made[0].logits.tobytes() == made[1].logits.tobytes()
+    assert made[0].ids.tolist() == made[1].ids.tolist()

@@ -1,13 +1,25 @@
 """Which device and which arithmetic a model runs with."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+import torch.utils.deterministic
 from torch import nn
 
-from inat.errors import InputError
+from inat.errors import InputError, WorldError, one_line
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+SIGNS_OF_FULL_MEMORY = (
+    "can't allocate memory",
+    "enforce fail at alloc_cpu",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -94,22 +106,53 @@ def to_device_format(network: nn.Module, device: torch.device, *, channels_last:
 
 
 @contextmanager
-def fast_kernels(on: bool) -> Iterator[None]:
-    """Lets CUDA time its convolutions and take the fastest, and multiply float32 in TF32.
+def fast_kernels(on: bool, *, deterministic: bool = False) -> Iterator[None]:
+    """Lets CUDA time its convolutions and take the fastest, and multiply float32 in TF32; or, with
+    `deterministic`, has it take algorithms that give the same bits every time.
 
-    Of use where all batches are of one size, as in training. On leaving, all is as before; other
-    devices are left alone.
+    Timing is of use where all batches are of one size, as in training. On leaving, all is as
+    before; other devices are left alone.
     """
     cudnn, multiply = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    before = cudnn.benchmark, cudnn.allow_tf32
+    before = cudnn.benchmark, cudnn.allow_tf32, cudnn.deterministic
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fills, workspace = memory.fill_uninitialized_memory, os.environ.get(WORKSPACE)
     if on:
         cudnn.benchmark = cudnn.allow_tf32 = True
         torch.set_float32_matmul_precision("high")
+    if deterministic:
+        cudnn.benchmark, cudnn.deterministic = False, True
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False  # the kit reads none
+        os.environ.setdefault(WORKSPACE, ":4096:8")  # cuBLAS reads it when it starts
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.allow_tf32 = before
+        cudnn.benchmark, cudnn.allow_tf32, cudnn.deterministic = before
         torch.set_float32_matmul_precision(multiply)
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        memory.fill_uninitialized_memory = fills
+        if workspace is None:
+            os.environ.pop(WORKSPACE, None)
+
+
+@contextmanager
+def memory_remedies(remedy: str) -> Iterator[None]:
+    """Says in a sentence that the memory of the device, or of the host, is full.
+
+    Raises:
+        WorldError: it is; ends with `remedy`.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        text = one_line(error)
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_memory and not any(sign in text for sign in SIGNS_OF_FULL_MEMORY):
+            raise
+        raise WorldError(f"memory is full ({text:.100}); {remedy}") from None
 
 
 @contextmanager

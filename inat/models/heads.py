@@ -3,12 +3,15 @@
 Each takes features `[batch, features]` and gives logits `[batch, classes]`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 
 from inat.errors import InputError, unknown_name
@@ -148,6 +151,27 @@ def single_classifier(network: nn.Module, asker: str) -> nn.Module:
         f"{asker} needs a network whose classifier is one linear layer; that of "
         f"{timm_network.pretrained_cfg['architecture']} is {kinds}; take another model.backbone"
     )
+
+
+@contextmanager
+def classifiers_in_float32(network: nn.Module) -> Iterator[None]:
+    """Has the network's classifiers multiply in float32 amid whatever autocast is on: bfloat16
+    would round a logit near 10 to the next sixteenth, and tie neighbours."""
+    modules = [network.get_submodule(name) for name in classifier_names(network)]
+    # Sharded weights are gathered in the precision of the forward pass alone.
+    modules = [] if isinstance(network, FSDPModule) else modules
+    for module in modules:
+        module.forward = partial(_in_float32, module.forward)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    with torch.autocast(features.device.type, enabled=False):
+        return forward(features.float())
 
 
 def put_classifier(network: nn.Module, head: nn.Module) -> None:

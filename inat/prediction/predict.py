@@ -2,7 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,7 +37,13 @@ from inat.data.views import View, parse_views
 from inat.errors import InputError, WorldError
 from inat.files import disk_remedies, locked, remove_leftovers
 from inat.metrics import top_k
-from inat.models.device import freed_memory_kept, pick_device, resolve_precision
+from inat.models.device import (
+    fast_kernels,
+    freed_memory_kept,
+    memory_remedies,
+    pick_device,
+    resolve_precision,
+)
 from inat.prediction.forward import iterate_logits
 from inat.prediction.log_presence import SEEN, write_log_presence
 from inat.prediction.parts import PART_IMAGES, Parts, Troubles, parts_folder
@@ -44,6 +52,7 @@ from inat.prediction.trained_model import (
     Checkpoint,
     TrainedModel,
     find_checkpoint,
+    forward_batch,
     load_model,
 )
 from inat.prediction.views import refuse_sizes
@@ -128,11 +137,12 @@ class _Job:
         )
 
     def logits(
-        self, model: TrainedModel, loader: Loader
+        self, model: TrainedModel, batches: Iterable[Batch]
     ) -> Iterator[tuple[Batch, Float[Tensor, "batch classes"]]]:
         return iterate_logits(
             model.network,
-            loader,
+            batches,
+            n_classes=self.photos.n_classes,
             mean=model.mean,
             std=model.std,
             precision=model.precision,
@@ -146,6 +156,17 @@ class _Job:
             model.network, self.parsed_views, config.transforms.test_size, config.model.backbone
         )
         return model
+
+    @contextmanager
+    def machine(self) -> Iterator[None]:
+        """The settings of CUDA that forward passes want, and a sentence where memory is full."""
+        runtime = self.config.runtime
+        remedy = f"give a smaller --batch-size than {self.batch_size}"
+        with (
+            memory_remedies(remedy),
+            fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic),
+        ):
+            yield
 
     def refuse_too_many(self, bad_photos: list[str]) -> None:
         if len(bad_photos) > self.config.data.bad_photo_limit * len(self.photos):
@@ -190,7 +211,8 @@ def predict(
         view_mean: logprob: their log-probabilities are averaged; prob: their probabilities.
         name: of the prediction; None: the split's.
         root: data folder, where it is another than the run's.
-        batch_size: images a forward pass, views counted; None: twice the run's.
+        batch_size: images a forward pass, views counted; None: twice those of a process of the
+            training, at most 512.
         workers: threads or processes that read photos; None: the run's.
         precision: of the forward passes: fp32, bf16, fp16, or auto, what the device does best;
             None: the run's, where the device has it.
@@ -227,7 +249,7 @@ def predict(
         ),
         views=views,
         view_mean=view_mean,
-        batch_size=2 * config.batch_size if batch_size is None else batch_size,
+        batch_size=forward_batch(opened, config) if batch_size is None else batch_size,
         workers=config.data.workers if workers is None else workers,
         dtype=np.float32 if float32 else np.float16,
         precision=precision,
@@ -240,7 +262,7 @@ def predict(
     if opened.is_geo_prior:
         return _write_presence(job, path, meta, process)
     kept = "the parts made so far are whole: make room and run the same command again"
-    with process.on_device(), disk_remedies(path, kept), worker_deaths():
+    with process.on_device(), disk_remedies(path, kept), worker_deaths(), job.machine():
         return _write(job, path, meta, process)
 
 
@@ -273,25 +295,26 @@ def predict_photos(
         table,
         views,
         view_mean,
-        config.batch_size,
+        forward_batch(opened, config),
         config.data.workers,
         precision=precision,
     )
     loader = job.loader(table, "skip", OwnPhotos(found))
     guesses = []
-    for batch, logits in job.logits(job.model(), loader):
-        likely = top_k(logits.numpy(), k)
-        probabilities = np.exp(np.take_along_axis(log_softmax(logits.numpy()), likely, axis=1))
-        for row, photo in enumerate(batch["image_id"].tolist()):
-            species = table.taxonomy.table.iloc[likely[row]]
-            guesses.append(
-                Guess(
-                    found[photo].path,
-                    list(species["name"]),
-                    species["category_id"].tolist(),
-                    probabilities[row].tolist(),
+    with job.machine():
+        for batch, logits in job.logits(job.model(), loader):
+            likely = top_k(logits.numpy(), k)
+            probabilities = np.exp(np.take_along_axis(log_softmax(logits.numpy()), likely, axis=1))
+            for row, photo in enumerate(batch["image_id"].tolist()):
+                species = table.taxonomy.table.iloc[likely[row]]
+                guesses.append(
+                    Guess(
+                        found[photo].path,
+                        list(species["name"]),
+                        species["category_id"].tolist(),
+                        probabilities[row].tolist(),
+                    )
                 )
-            )
     return guesses, unreadable + loader.bad_photos
 
 
@@ -376,21 +399,29 @@ def _make_parts(job: _Job, model: TrainedModel, parts: Parts, process: Process) 
     places = np.arange(len(job.photos))
     photos = job.photos.select(np.concatenate([places[parts.rows(number)] for number in pending]))
     loader = job.loader(photos)
-    batches = job.logits(model, loader)
+    batches = iter(loader)
     with (
         progress_bar(f"predict {photos.name}", len(photos), "photos") as bar,
         freed_memory_kept(),
+        ThreadPoolExecutor(1, "inat-parts") as writer,
     ):
+        written: Future[None] | None = None
         for number in pending:
             ids = job.photos.image_ids[parts.rows(number)]
-            parts.write(number, *_part(job, batches, loader, ids))
+            made = _part(job, model, batches, loader, ids)
+            if written is not None:
+                written.result()
+            written = writer.submit(parts.write, number, *made)
             job.refuse_too_many([str(event) for event in loader.bad_photos])
             bar.advance(len(ids))
+        if written is not None:
+            written.result()
 
 
 def _part(
     job: _Job,
-    batches: Iterator[tuple[Batch, Float[Tensor, "batch classes"]]],
+    model: TrainedModel,
+    batches: Iterator[Batch],
     loader: Loader,
     ids: Int64[np.ndarray, "photos"],
 ) -> tuple[Float[np.ndarray, "photos classes"], Troubles]:
@@ -399,7 +430,9 @@ def _part(
     before = [len(events) for events in told]
     rows = np.repeat(store(_untold(job.run)[None], job.dtype), len(ids), axis=0)
     place_of = {image_id: place for place, image_id in enumerate(ids.tolist())}
-    for batch, logits in islice(batches, -(-len(ids) // loader.batch_size)):
+    # No further, though a GPU works ahead: troubles of later photos are of the parts with those.
+    of_part = islice(batches, -(-len(ids) // loader.batch_size))
+    for batch, logits in job.logits(model, of_part):
         if not bool(logits.isfinite().all()):
             raise WorldError(
                 f"the logits of image {batch['image_id'][0]} or a neighbour are not finite; "

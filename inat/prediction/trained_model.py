@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from inat.config import CheckpointName, Precision, Weights
+from inat.config import CheckpointName, Config, Precision, Weights
 from inat.errors import InputError, one_line
 from inat.files import sha256
 from inat.models.backbone import Triple, build_backbone, read_weights
@@ -89,6 +89,17 @@ def find_checkpoint(
     if name == "best":
         chosen |= {"epoch": "mean class accuracy on the held-out part of train"}
     return Checkpoint(name, kind, folder / file_name, epoch, chosen)
+
+
+MOST_IMAGES = 512
+"""Images of a forward pass where nobody says how many: more make no GPU faster."""
+
+
+def forward_batch(run: Run, config: Config) -> int:
+    """Images of a forward pass: twice what a process of the training passed at once, since there
+    are no gradients to keep."""
+    # An older run does not say.
+    return min(MOST_IMAGES, 2 * int(run.model.get("process_batch", config.batch_size)))
 
 
 def load_model(

@@ -14,7 +14,12 @@ from inat.data.loader import Batch, Loader, build_loader, to_device
 from inat.errors import InputError, WorldError
 from inat.models.device import autocast
 from inat.models.heads import put_classifier, single_classifier
-from inat.prediction.trained_model import Checkpoint, TrainedModel, load_model
+from inat.prediction.trained_model import (
+    Checkpoint,
+    TrainedModel,
+    forward_batch,
+    load_model,
+)
 from inat.run_folder import Run
 
 
@@ -124,7 +129,8 @@ def take_body(
         run: the run.
         config: its config, with the data root that is used.
         checkpoint: whose weights.
-        batch_size: photos a forward pass; None: twice the run's.
+        batch_size: photos a forward pass; None: twice those of a process of the training, at
+            most 512.
         workers: threads or processes that read photos; None: the run's.
         precision: of the forward passes; None: the run's, where the device has it.
 
@@ -144,7 +150,7 @@ def take_body(
         head=head,
         trained=trained,
         held_out=held_out,
-        batch_size=2 * config.batch_size if batch_size is None else batch_size,
+        batch_size=forward_batch(run, config) if batch_size is None else batch_size,
         workers=config.data.workers if workers is None else workers,
     )
 

@@ -12,6 +12,7 @@ from torch import nn
 from inat.config import CheckpointName, Config, LossConfig, Precision, Weights
 from inat.errors import InputError
 from inat.files import atomic_folder, write_json
+from inat.models.device import fast_kernels, memory_remedies
 from inat.models.heads import put_classifier
 from inat.prediction.trained_model import find_checkpoint
 from inat.priors import Prior
@@ -77,6 +78,7 @@ def train_stage_two(
     root: Path | str | None = None,
     workers: int | None = None,
     precision: Precision | None = None,
+    feature_batch_size: int | None = None,
     overwrite: bool = False,
 ) -> Run:
     """Gives a trained run a new head, and leaves a run that all verbs take (Kang et al. 2020);
@@ -114,6 +116,8 @@ def train_stage_two(
         workers: threads or processes that read photos; None: the run's.
         precision: of the backbone's forward passes: fp32, bf16, fp16, or auto, what the device
             does best; None: the run's, where the device has it.
+        feature_batch_size: photos a forward pass of the backbone while features are extracted or
+            the head is scored; None: twice those of a process of the training, at most 512.
         overwrite: throw away the run that `out` holds.
 
     Raises:
@@ -142,8 +146,26 @@ def train_stage_two(
     config = stage_at(with_root(opened.config, root), start.epoch)
     if method == "geo_prior":
         return make_geo_run(opened, config, out, options)
-    body = take_body(opened, config, start, workers=workers, precision=precision)
-    say(f"stage two  {method} on {opened.path} ({checkpoint}, {body.checkpoint.weights})")
+    runtime = config.runtime
+    with (
+        memory_remedies("give a smaller --feature-batch-size, with --live a smaller --batch-size"),
+        fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic),
+    ):
+        body = take_body(
+            opened,
+            config,
+            start,
+            batch_size=feature_batch_size,
+            workers=workers,
+            precision=precision,
+        )
+        _make_run(body, out, options)
+    return Run(out)
+
+
+def _make_run(body: Body, out: Path, options: Options) -> None:
+    start = body.checkpoint
+    say(f"stage two  {options.method} on {body.run.path} ({start.name}, {start.weights})")
     cuda = [body.device] if body.device.type == "cuda" else []
     # Whole or not at all: what is interrupted leaves nothing at `out`.
     with atomic_folder(out) as partial, torch.random.fork_rng(devices=cuda):
@@ -158,7 +180,6 @@ def train_stage_two(
         made = create_run(partial, _config_with(body.config, head))
         _write_facts(made, body, head, options)
         write_checkpoint(made, body.network, head.epochs, head.steps)
-    return Run(out)
 
 
 def _config_with(config: Config, head: NewHead) -> Config:

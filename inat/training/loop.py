@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from inat.config import MAY_DIFFER, Config
 from inat.config_files import build, read_config
 from inat.config_values import merge
 from inat.data.loader import worker_deaths
-from inat.errors import InputError, WorldError
+from inat.errors import InputError
 from inat.files import (
     atomic_file,
     atomic_folder,
@@ -26,6 +26,7 @@ from inat.files import (
     write_bytes,
     write_json,
 )
+from inat.models.device import memory_remedies
 from inat.prediction.processes import this_process
 from inat.progress import progress_bar, say, silence
 from inat.run_folder import Run, create_run, differing_fields, is_run
@@ -52,6 +53,11 @@ from inat.training.trainer import (
 )
 from inat.training.validation import Validation, validate
 from inat.training.window import LossNotFinite, Window
+
+SMALLER_BATCHES = (
+    "halve batch_size and double optim.accumulate, or set runtime.gradient_checkpointing true; "
+    "--resume goes on from the last checkpoint"
+)
 
 
 def train(
@@ -115,10 +121,10 @@ def _train(
 ) -> None:
     for line in plan.describe():
         say(line)
-    trainer = build_trainer(plan, accelerator, precision)
-    say(f"weights    {trainer.backbone.source}")
-    say(f"device     {describe_device(trainer)}")
-    with _memory_remedies():
+    with memory_remedies(SMALLER_BATCHES):
+        trainer = build_trainer(plan, accelerator, precision)
+        say(f"weights    {trainer.backbone.source}")
+        say(f"device     {describe_device(trainer)}")
         try_later_stages(trainer, plan)
         # Not before here: what is wrong with model or weights must not cost the old run.
         by_first(lambda: _make_run(path, plan.config, overwrite=overwrite))
@@ -132,7 +138,11 @@ def dry_run(
     each of its later stages."""
     config, _ = resolved(config, None, overrides)
     plan = make_plan(config)
-    with others_alive(), engine(config) as (accelerator, precision):
+    with (
+        others_alive(),
+        memory_remedies(SMALLER_BATCHES),
+        engine(config) as (accelerator, precision),
+    ):
         trainer = build_trainer(plan, accelerator, precision)
         lines = [
             *plan.describe(),
@@ -153,24 +163,11 @@ def _one_step(trainer: Trainer) -> str:
     began = time.monotonic()
     trainer.loader.set_epoch(trainer.plan.first_epoch)
     batches, _ = next(accumulated(trainer))
-    with _memory_remedies():
-        loss = take_step(trainer, batches, LoopState(epoch=trainer.plan.first_epoch)).loss.item()
+    loss = take_step(trainer, batches, LoopState(epoch=trainer.plan.first_epoch)).loss.item()
     return (
         f"one batch  loss {loss:.3f} after {time.monotonic() - began:.1f} s, "
         f"peak memory {_peak_memory(trainer.accelerator.device)}"
     )
-
-
-@contextmanager
-def _memory_remedies() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise WorldError(
-            f"the device's memory is full ({str(error).splitlines()[0]:.100}); halve batch_size "
-            "and double optim.accumulate, or set runtime.gradient_checkpointing true; --resume "
-            "goes on from the last checkpoint"
-        ) from None
 
 
 def resolved(
@@ -270,6 +267,8 @@ def _write_facts(run: Run, trainer: Trainer) -> None:
             "weights_source": backbone.source,
             "precision": trainer.precision,
             "device": trainer.accelerator.device.type,
+            "world_size": trainer.accelerator.num_processes,
+            "process_batch": trainer.loader.batch_size,
             "trained": plan.trained.fingerprint,
             "learning_rate": plan.learning_rate,
             "category_ids": plan.trained.taxonomy.category_ids,

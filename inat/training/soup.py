@@ -19,8 +19,15 @@ from inat.data.loader import Loader, build_loader, to_device
 from inat.errors import InputError, unknown_name
 from inat.files import atomic_file, atomic_folder, write_json
 from inat.models.backbone import read_weights
+from inat.models.device import fast_kernels, memory_remedies
 from inat.models.heads import classifier_names
-from inat.prediction.trained_model import Checkpoint, TrainedModel, find_checkpoint, load_model
+from inat.prediction.trained_model import (
+    Checkpoint,
+    TrainedModel,
+    find_checkpoint,
+    forward_batch,
+    load_model,
+)
 from inat.progress import say
 from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
 from inat.stages import stage_at
@@ -52,6 +59,7 @@ class Kitchen:
         trained: photos that the runs were trained on.
         held_out: photos that the runs held out; None with holdout none.
         workers: threads or processes that read photos; None: one a processor.
+        batch_size: photos a forward pass; half as many where batch norm's statistics are gathered.
     """
 
     model: TrainedModel
@@ -59,6 +67,7 @@ class Kitchen:
     trained: Split
     held_out: Split | None
     workers: int | None
+    batch_size: int
 
     def fill(self, ingredients: Sequence[Ingredient]) -> None:
         """Gives the network the mean weights, and batch norm statistics that fit them."""
@@ -117,7 +126,7 @@ class Kitchen:
             photos,
             image_size=config.transforms.image_size if training else config.transforms.test_size,
             training=training,
-            batch_size=min(config.batch_size, n_draws) if training else 2 * config.batch_size,
+            batch_size=min(max(1, self.batch_size // 2), n_draws) if training else self.batch_size,
             workers=self.workers,
             seed=config.seed,
             sampler=config.sampler,
@@ -139,6 +148,7 @@ def soup(
     root: Path | str | None = None,
     workers: int | None = None,
     precision: Precision | None = None,
+    batch_size: int | None = None,
     overwrite: bool = False,
 ) -> Run:
     """Averages the weights of runs of one architecture, and leaves a run that all verbs take.
@@ -160,6 +170,8 @@ def soup(
         workers: threads or processes that read photos; None: the first run's.
         precision: of the forward passes: fp32, bf16, fp16, or auto, what the device does best;
             None: the first run's, where the device has it.
+        batch_size: photos a forward pass; None: twice those of a process of the first run's
+            training, at most 512.
         overwrite: throw away the run that `out` holds.
 
     Raises:
@@ -182,18 +194,23 @@ def soup(
             "to be greedy on; use --how uniform"
         )
     ingredients = [Ingredient(run, find_checkpoint(run, checkpoint, weights)) for run in opened]
-    kitchen = _kitchen(ingredients[0], root, workers, precision)
-    with atomic_folder(out) as partial:
-        log = MetricsLog(partial / "metrics.jsonl")
-        try:
-            used = ingredients if how == "uniform" else _greedy(kitchen, ingredients, log)
-            kitchen.fill(used)
-            _log_taste(kitchen, log, how)
-        finally:
-            log.close()
-        made = create_run(partial, kitchen.config)
-        _write_facts(made, ingredients, used, how)
-        _write_checkpoint(made, kitchen.model.network, ingredients[0])
+    runtime = opened[0].config.runtime
+    with (
+        memory_remedies("give a smaller --batch-size"),
+        fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic),
+    ):
+        kitchen = _kitchen(ingredients[0], root, workers, precision, batch_size)
+        with atomic_folder(out) as partial:
+            log = MetricsLog(partial / "metrics.jsonl")
+            try:
+                used = ingredients if how == "uniform" else _greedy(kitchen, ingredients, log)
+                kitchen.fill(used)
+                _log_taste(kitchen, log, how)
+            finally:
+                log.close()
+            made = create_run(partial, kitchen.config)
+            _write_facts(made, ingredients, used, how)
+            _write_checkpoint(made, kitchen.model.network, ingredients[0])
     return Run(out)
 
 
@@ -265,7 +282,11 @@ def _refuse_another_kind(run: Run, first: Run) -> None:
 
 
 def _kitchen(
-    first: Ingredient, root: Path | str | None, workers: int | None, precision: Precision | None
+    first: Ingredient,
+    root: Path | str | None,
+    workers: int | None,
+    precision: Precision | None,
+    batch_size: int | None,
 ) -> Kitchen:
     config = stage_at(with_root(first.run.config, root), first.checkpoint.epoch)
     data, held_out = config.data, None
@@ -283,6 +304,7 @@ def _kitchen(
         trained=trained,
         held_out=held_out,
         workers=data.workers if workers is None else workers,
+        batch_size=forward_batch(first.run, config) if batch_size is None else batch_size,
     )
 
 

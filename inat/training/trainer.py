@@ -108,25 +108,24 @@ def engine(config: Config, begun: Run | None = None) -> Iterator[tuple[Accelerat
     Raises:
         InputError: the device has no such precision, or is not there.
     """
-    device = pick_device(config.runtime.device)
+    runtime = config.runtime
+    device = pick_device(runtime.device)
     precision = _precision(config, device, begun)
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        cpu=device.type == "cpu",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
-    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
-    try:
-        # The loop seeds torch's generators anew each step.
-        with (
-            torch.random.fork_rng(devices=cuda),
-            freed_memory_kept(),
-            fast_kernels(config.runtime.fast_kernels),
-        ):
-            yield accelerator, precision
-    finally:
-        # A second training of another precision in this process would be refused otherwise.
-        AcceleratorState._reset_state(False)
+    # Before CUDA starts, which then reads what is wanted of it.
+    with fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic):
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=device.type == "cpu",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+        cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
+        try:
+            # The loop seeds torch's generators anew each step.
+            with torch.random.fork_rng(devices=cuda), freed_memory_kept():
+                yield accelerator, precision
+        finally:
+            # A second training of another precision in this process would be refused otherwise.
+            AcceleratorState._reset_state(False)
 
 
 def _precision(config: Config, device: torch.device, begun: Run | None) -> str:

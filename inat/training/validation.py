@@ -69,7 +69,13 @@ def validate(
     stays small. `check` is called after each batch that all processes have."""
     guesses, labels = [np.empty((0, 3), np.int64)], [np.empty(0, np.int64)]
     found = iterate_logits(
-        network, loader, mean=mean, std=std, precision=precision, channels_last=channels_last
+        network,
+        loader,
+        n_classes=loader.n_classes,
+        mean=mean,
+        std=std,
+        precision=precision,
+        channels_last=channels_last,
     )
     for place, (batch, logits) in enumerate(found, start=1):
         guesses.append(top_k(logits.numpy(), 3))

@@ -76,7 +76,12 @@ def test_views_together_cost_less_than_one_by_one(
 
     def predict(views: str, n_views: int = 1) -> None:
         for _ in iterate_logits(
-            network, loader(views, n_views), mean=MEAN, std=STD, precision="fp32"
+            network,
+            loader(views, n_views),
+            n_classes=8142,
+            mean=MEAN,
+            std=STD,
+            precision="fp32",
         ):
             pass
 
