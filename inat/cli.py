@@ -339,6 +339,7 @@ def train(
     from inat import training
     from inat.config_files import with_canonical_stages
     from inat.training.folds import fold_config
+    from inat.training.processes import leave_processes
 
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes one does
     settings = with_canonical_stages(settings, str(config))
@@ -355,6 +356,7 @@ def train(
         print(f"{run}: {folds} folds trained; next: inat evaluate {run}/predictions/oof")
         return
     training.train(settings, run, resume=resume, overwrite=overwrite)
+    leave_processes()
     if speaks:
         print(f"{run}: trained; next: inat predict {run} --split test")
 

@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -167,10 +167,11 @@ def refuse_run_place(out: Path, sources: Sequence[Run], *, overwrite: bool) -> N
         )
 
 
-def create_run(path: Path, config: Config) -> Run:
-    """Makes the folder of a new run and writes its config and environment."""
+def create_run(path: Path, config: Config, devices: Mapping[str, Any] | None = None) -> Run:
+    """Makes the folder of a new run and writes its config and environment, with what is known of
+    its devices."""
     write_bytes(path / "config.yaml", config.to_yaml().encode())
-    write_json(path / "environment.json", environment())
+    write_json(path / "environment.json", {**environment(), **(devices or {})})
     return Run(path)
 
 

@@ -115,7 +115,8 @@ def test_after_a_signal_to_one_process_all_leave_with_a_checkpoint_and_go_on_to_
     }
     checkpoints = tmp_path / "cut" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["last"]
-    assert (last_state(tmp_path / "cut")["step"], last_state(tmp_path / "cut")["batches"]) == (2, 2)
+    # Sent amid step 2, heard by all one step later.
+    assert (last_state(tmp_path / "cut")["step"], last_state(tmp_path / "cut")["batches"]) == (3, 3)
     ended(ranks(2).train(tmp_path / "cut", world, resume=True, **OWN))
     assert digests(tmp_path / "cut") == digests(tmp_path / "peace")
     assert log_lines(tmp_path / "cut") == log_lines(tmp_path / "peace")
@@ -139,7 +140,7 @@ def test_a_checkpoint_that_is_due_in_one_process_is_written_at_the_same_step_by_
     ended(ranks(2).train(tmp_path / "often", world, events={(1, 2): DUE}, **settings))
     ended(ranks(2).train(tmp_path / "once", world, **settings))
     before = read_json(tmp_path / "often" / "checkpoints" / "previous" / "state.json")
-    assert (before["step"], before["batches"]) == (2, 2)
+    assert (before["step"], before["batches"]) == (3, 3)  # one step after it was due
     assert not (tmp_path / "once" / "checkpoints" / "previous").exists()
     assert digests(tmp_path / "often") == digests(tmp_path / "once")
 
@@ -228,10 +229,10 @@ def test_a_process_that_dies_ends_the_others_with_a_sentence(tmp_path: Path, wor
     (told,) = ranks.train(tmp_path / "run", world, events={(1, 2): DIE})
     ranks.stop()
     assert ranks.processes[1].exitcode == 9
-    assert (told.status, told.text) == (
-        1,
+    assert told.status == 1
+    assert told.text.startswith(
         "rank 0: another process has stopped, or has not answered for 10 minutes; see what it "
-        "said itself, and start all with --resume, which goes on from the last checkpoint",
+        "said itself, and start all with --resume, which goes on from the last checkpoint ("
     )
 
 

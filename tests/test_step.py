@@ -124,7 +124,11 @@ def test_a_compiled_network_has_the_same_losses(world: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # Tracing alone: inductor needs a compiler, and a minute.
         compiled = torch.compile
-        patch.setattr(torch, "compile", lambda network: compiled(network, backend="aot_eager"))
+        patch.setattr(
+            torch,
+            "compile",
+            lambda network, **options: compiled(network, backend="aot_eager", **options),
+        )
         with trainer_of(world, **{"runtime.compile": True}) as trainer:
             assert isinstance(trainer.network, torch._dynamo.OptimizedModule)
             assert losses(trainer) == pytest.approx(plain, abs=1e-4)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -208,6 +208,7 @@ class Loader:
         worker_kind: WorkerKind,
         on_bad_photo: Literal["stop", "skip"],
         keep_photos: bool,
+        pin_memory: bool | None,
         prior: np.ndarray | None,
     ) -> None:
         self._reader = reader
@@ -222,6 +223,7 @@ class Loader:
         self.worker_kind = "threads" if worker_kind == "auto" else worker_kind
         self.on_bad_photo = on_bad_photo
         self.keep_photos = keep_photos
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.prior = prior
         self.bad_photos: list[PhotoEvent] = []
         self.recovered_photos: list[PhotoEvent] = []
@@ -296,7 +298,8 @@ class Loader:
 
     def _read_here(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Batch, list[PhotoEvent]]]:
         for stretch in stretches:
-            yield read_stretch(self._reader, stretch, empty_images)
+            empty = partial(empty_images, pinned=self.pin_memory)
+            yield read_stretch(self._reader, stretch, empty)
 
     def _read_in_threads(
         self, stretches: Sequence[Stretch]
@@ -306,7 +309,10 @@ class Loader:
         waiting: deque[_Pending] = deque()
         try:
             for stretch in stretches:
-                waiting.append(_Pending(self._reader, stretch, pool, self.workers))
+                images = empty_images(
+                    len(stretch.photos), self._reader.transform.shape, pinned=self.pin_memory
+                )
+                waiting.append(_Pending(self._reader, stretch, images, pool, self.workers))
                 if len(waiting) > BATCHES_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -333,7 +339,7 @@ class Loader:
             batch_size=None,
             sampler=_Stretches(),
             num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
             persistent_workers=True,
             worker_init_fn=_own_group,
             # The base seed that DataLoader draws would otherwise move torch's global generator.
@@ -382,12 +388,17 @@ class _Pending:
     """A batch whose pieces are being read by threads."""
 
     def __init__(
-        self, reader: BatchReader, stretch: Stretch, pool: ThreadPoolExecutor, pieces: int
+        self,
+        reader: BatchReader,
+        stretch: Stretch,
+        images: Tensor,
+        pool: ThreadPoolExecutor,
+        pieces: int,
     ) -> None:
         self._reader = reader
         self._photos = stretch.photos
-        self._images = empty_images(len(stretch.photos), reader.transform.shape)
-        into = self._images.numpy()
+        self._images = images
+        into = images.numpy()
         edges = np.linspace(0, len(stretch.photos), pieces + 1).astype(int).tolist()
         self._pieces: list[tuple[int, Future[list[tuple[int, PhotoEvent]]]]] = [
             (
@@ -442,10 +453,11 @@ def read_stretch(
     return reader.batch(stretch.photos, images, events), [event for _, event in events]
 
 
-def empty_images(n_photos: int, shape: tuple[int, ...]) -> Tensor:
-    """Room for what each photo takes in a batch, uint8 `[n_photos, *shape]`, pinned where there
-    is a CUDA device."""
-    return torch.empty((n_photos, *shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+def empty_images(n_photos: int, shape: tuple[int, ...], *, pinned: bool | None = None) -> Tensor:
+    """Room for what each photo takes in a batch, uint8 `[n_photos, *shape]`, pinned for a CUDA
+    device; None: where there is one."""
+    pinned = torch.cuda.is_available() if pinned is None else pinned
+    return torch.empty((n_photos, *shape), dtype=torch.uint8, pin_memory=pinned)
 
 
 def shared_images(n_photos: int, shape: tuple[int, ...]) -> Tensor:
@@ -476,6 +488,7 @@ def build_loader(
     on_bad_photo: Literal["stop", "skip"] = "stop",
     keep_photos: bool = False,
     source: PhotoSource | None = None,
+    pin_memory: bool | None = None,
 ) -> Loader:
     """A loader of batches: dicts with `image` uint8 `[B, H, W, C]`, `label` int64 `[B]` (-1
     where unknown) and `image_id` int64 `[B]`.
@@ -510,6 +523,8 @@ def build_loader(
         keep_photos: decode every photo once, by threads, and keep it in memory; training needs a
             recipe of crop pad for that. The batches are the same.
         source: the bytes of each photo; None: what lies below the split's root.
+        pin_memory: lay batches in memory from which a copy to a CUDA device does not block; None:
+            where there is one.
 
     Raises:
         InputError: a batch size below 1, an unknown sampler, no labels to draw by, draws that
@@ -546,6 +561,7 @@ def build_loader(
         worker_kind=worker_kind,
         on_bad_photo=on_bad_photo,
         keep_photos=keep_photos,
+        pin_memory=pin_memory,
         prior=drawn.prior if drawn else None,
     )
 
@@ -621,21 +637,23 @@ def normalise(
     # broadcasting three of them instead takes 4 times as long on a CPU.
     images = images.to(device, non_blocking=True)
     n_images, height, width, channels = images.shape
-    scale = _constants([1 / (255 * s) for s in std], images.device).repeat(width)
-    shift = _constants([-m / s for m, s in zip(mean, std, strict=True)], images.device)
+    scale, shift = _factors(tuple(mean), tuple(std), width, images.device)
     rows = _as_floats(images.view(n_images * height, width * channels))
-    torch.addcmul(shift.repeat(width), rows, scale, out=rows)
+    torch.addcmul(shift, rows, scale, out=rows)
     # Seen as [B, 3, H, W] the same bytes are channels_last.
     normalised = rows.view(images.shape).permute(0, 3, 1, 2)
     return normalised if channels_last else normalised.contiguous()
 
 
-def _constants(values: Sequence[float], device: torch.device) -> Tensor:
-    """Numbers on the device; a copy to a GPU does not wait for it."""
-    constants = torch.tensor(values)
-    if device.type != "cuda":
-        return constants.to(device)
-    return constants.pin_memory().to(device, non_blocking=True)
+@lru_cache(maxsize=32)
+def _factors(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What a row of pixels is multiplied by, and what is added to it, on the device."""
+    with torch.inference_mode(False):  # for training too, whoever asks first
+        scale = torch.tensor([1 / (255 * s) for s in std]).repeat(width)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).repeat(width)
+        return scale.to(device), shift.to(device)
 
 
 def _as_floats(numbers: UInt8[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:

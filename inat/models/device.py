@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ import torch.utils.deterministic
 from torch import nn
 
 from inat.errors import InputError, WorldError, one_line
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -103,6 +107,18 @@ def to_device_format(network: nn.Module, device: torch.device, *, channels_last:
     """Moves a network to `device` and lays its convolutions out for images in channels_last."""
     memory = torch.channels_last if channels_last else torch.contiguous_format
     return network.to(device).to(memory_format=memory)
+
+
+def device_facts() -> dict[str, Any]:
+    """The GPUs that torch sees, their driver and the CUDA that it was built with."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    said = NVIDIA_DRIVER.read_text() if NVIDIA_DRIVER.is_file() else ""
+    driver = re.search(r"\d{3}\.[\d.]+", said)
+    return {
+        "gpus": [torch.cuda.get_device_name(number) for number in range(count)],
+        "gpu_driver": driver[0] if driver else None,
+        "cuda": torch.version.cuda,
+    }
 
 
 @contextmanager

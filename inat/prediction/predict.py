@@ -134,6 +134,7 @@ class _Job:
             worker_kind=config.data.worker_kind,
             on_bad_photo=on_bad_photo or config.data.on_bad_photo,
             source=source,
+            pin_memory=pick_device(config.runtime.device).type == "cuda",
         )
 
     def logits(

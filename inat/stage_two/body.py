@@ -103,6 +103,7 @@ class Body:
             worker_kind=self.config.data.worker_kind,
             on_bad_photo=self.config.data.on_bad_photo,
             keep_photos=training and self.config.data.keep_photos,
+            pin_memory=self.device.type == "cuda",
         )
 
     def refuse_too_many(self, bad_photos: Sequence[str], n_photos: int) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from inat.config import CheckpointName, Config, LossConfig, Precision, Weights
 from inat.errors import InputError
 from inat.files import atomic_folder, write_json
-from inat.models.device import fast_kernels, memory_remedies
+from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import put_classifier
 from inat.prediction.trained_model import find_checkpoint
 from inat.priors import Prior
@@ -177,7 +177,7 @@ def _make_run(body: Body, out: Path, options: Options) -> None:
         finally:
             log.close()
         put_classifier(body.network, head.module)
-        made = create_run(partial, _config_with(body.config, head))
+        made = create_run(partial, _config_with(body.config, head), device_facts())
         _write_facts(made, body, head, options)
         write_checkpoint(made, body.network, head.epochs, head.steps)
 

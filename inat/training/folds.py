@@ -47,8 +47,9 @@ def train_folds(
         raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
     if this_process(None, None).world_size > 1:
         raise InputError(
-            f"--folds {folds}: they are trained in one process; start it without torchrun, "
-            f"or train them one by one, --data.holdout fold:1/{folds} and on"
+            f"--folds {folds}: they are trained in one process; start it without torchrun, or give "
+            f"each GPU a fold of its own: CUDA_VISIBLE_DEVICES=0 inat train CONFIG --run "
+            f"RUN/fold_1 --data.holdout fold:1/{folds}, and so on"
         )
     _refuse_place(path)
     configs = [fold_config(config, fold, folds) for fold in range(1, folds + 1)]

@@ -26,7 +26,7 @@ from inat.files import (
     write_bytes,
     write_json,
 )
-from inat.models.device import memory_remedies
+from inat.models.device import device_facts, memory_remedies
 from inat.prediction.processes import this_process
 from inat.progress import progress_bar, say, silence
 from inat.run_folder import Run, create_run, differing_fields, is_run
@@ -53,6 +53,9 @@ from inat.training.trainer import (
 )
 from inat.training.validation import Validation, validate
 from inat.training.window import LossNotFinite, Window
+
+LIMIT_SECONDS = 2.0
+"""How long a dry run measures the network, and the loader."""
 
 SMALLER_BATCHES = (
     "halve batch_size and double optim.accumulate, or set runtime.gradient_checkpointing true; "
@@ -124,7 +127,8 @@ def _train(
     with memory_remedies(SMALLER_BATCHES):
         trainer = build_trainer(plan, accelerator, precision)
         say(f"weights    {trainer.backbone.source}")
-        say(f"device     {describe_device(trainer)}")
+        for line in describe_device(trainer):
+            say(line)
         try_later_stages(trainer, plan)
         # Not before here: what is wrong with model or weights must not cost the old run.
         by_first(lambda: _make_run(path, plan.config, overwrite=overwrite))
@@ -147,8 +151,9 @@ def dry_run(
         lines = [
             *plan.describe(),
             f"weights    {trainer.backbone.source}",
-            f"device     {describe_device(trainer)}",
+            *describe_device(trainer),
             _one_step(trainer),
+            _limits(trainer, plan),
         ]
         for stage in plan.stages[1:]:
             trainer = next_trainer(trainer, stage)
@@ -167,6 +172,37 @@ def _one_step(trainer: Trainer) -> str:
     return (
         f"one batch  loss {loss:.3f} after {time.monotonic() - began:.1f} s, "
         f"peak memory {_peak_memory(trainer.accelerator.device)}"
+    )
+
+
+def _limits(trainer: Trainer, plan: Plan) -> str:
+    """Says how fast the network takes photos and how fast the loader gives them, each alone."""
+    batches, _ = next(accumulated(trainer))
+    state = LoopState(epoch=trainer.plan.first_epoch)
+
+    def timed(n_steps: int) -> float:
+        began = time.monotonic()
+        losses = [take_step(trainer, batches, state).loss for _ in range(n_steps)]
+        losses[-1].item()  # the device is done
+        return time.monotonic() - began
+
+    first = timed(1)
+    # All processes take as many.
+    n_steps = by_first(lambda: max(1, min(20, int(LIMIT_SECONDS / first))))
+    network = n_steps * trainer.plan.global_batch / timed(n_steps)
+    began, n_photos = time.monotonic(), 0
+    for batch in trainer.loader:
+        n_photos += len(batch["label"]) * trainer.accelerator.num_processes
+        if time.monotonic() - began > LIMIT_SECONDS:
+            break
+    loader = n_photos / (time.monotonic() - began)
+    # A CPU does both in turns.
+    is_cpu = trainer.accelerator.device.type == "cpu"
+    together = 1 / (1 / network + 1 / loader) if is_cpu else min(network, loader)
+    hours = sum(stage.n_steps * stage.global_batch for stage in plan.stages) / together / 3600
+    return (
+        f"limits     the network takes {network:.0f} photos/s, the loader gives {loader:.0f}: "
+        f"about {hours:.1f} hours in all"
     )
 
 
@@ -248,7 +284,7 @@ def _refuse_another_prior(run: Run, plan: Plan) -> None:
 def _make_run(path: Path, config: Config, *, overwrite: bool) -> None:
     if overwrite or not is_run(path):
         with atomic_folder(path) as partial:
-            create_run(partial, config)
+            create_run(partial, config, device_facts())
     elif Run(path).config != config:  # in fields that may differ: predictions go by the newest
         write_bytes(path / "config.yaml", config.to_yaml().encode())
 
@@ -301,6 +337,7 @@ class _Keeper:
         """Writes the checkpoint."""
         self.log.flush()
         _save(trainer, state, self.run, is_best=is_best)
+        self.stops.forget()
         self.saved_at, self.saved_step = time.monotonic(), state.step
 
 
@@ -395,7 +432,7 @@ def _train_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: in
     trainer.loss.set_progress((state.epoch - plan.first_epoch) / config.epochs)
     title = f"epoch {state.epoch + 1}/{epochs}"
     with progress_bar(title, plan.steps_per_epoch * plan.global_batch, "images") as bar:
-        for batches, n_read in accumulated(trainer):
+        for batches, n_read in window.timed(accumulated(trainer)):
             step = take_step(trainer, batches, state)
             state.step, state.batches = step.number, state.batches + n_read
             window.add(step)
@@ -409,11 +446,14 @@ def _train_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: in
     if not window.is_empty:
         _log_window(trainer, state, keeper.log, window)
     state.losses, state.metrics_bytes = [], keeper.log.n_bytes
-    say(f"{title}  {window.note}  {window.epoch_rate:.0f} images/s")
+    say(
+        f"{title}  {window.note}  {window.epoch_rate:.0f} images/s, "
+        f"{window.epoch_waiting:.0%} of the time waiting for photos"
+    )
 
 
 def _log_window(trainer: Trainer, state: LoopState, log: MetricsLog, window: Window) -> None:
-    loss, rate = window.close()
+    loss, rate, waiting = window.close()
     learning_rate = min(group["lr"] for group in trainer.optimizer.param_groups)
     shown = "none" if loss is None else f"{loss:.3f}"
     window.note = f"loss {shown}  lr {learning_rate:.2e}"
@@ -424,6 +464,7 @@ def _log_window(trainer: Trainer, state: LoopState, log: MetricsLog, window: Win
         loss=loss,
         learning_rate=learning_rate,
         images_per_second=rate,
+        waiting_share=round(waiting, 4),
     )
 
 

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from inat.errors import InatError, InputError, WorldError
+from inat.errors import InatError, InputError, WorldError, one_line
 
 T = TypeVar("T")
 
@@ -94,6 +94,12 @@ def n_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def leave_processes() -> None:
+    """Takes leave of the other processes, at the end of a command: NCCL complains otherwise."""
+    if n_processes() > 1:
+        dist.destroy_process_group()
+
+
 def shared_batch(batch_size: int, world_size: int) -> int:
     """Photos of a global batch that each process takes.
 
@@ -160,6 +166,38 @@ def greatest(number: int) -> int:
     return int(told)
 
 
+class LateGreatest:
+    """The greatest number of all processes, as it was at the call before: the message is on its
+    way meanwhile. In one process, the number itself."""
+
+    def __init__(self) -> None:
+        self._sent: tuple[Tensor, dist.Work] | None = None
+
+    def __call__(self, number: int) -> int:
+        """All processes call it, each as often as the others."""
+        if n_processes() == 1:
+            return number
+        before, told = self._sent, torch.tensor(number)
+        work = dist.all_reduce(
+            told, dist.ReduceOp.MAX, group=_hosts(dist.group.WORLD), async_op=True
+        )
+        assert work is not None  # not so for those who stand outside of the group
+        self._sent = told, work
+        return _received(before)
+
+    def clear(self) -> None:
+        """Forgets the call before."""
+        _received(self._sent)
+        self._sent = None
+
+
+def _received(sent: tuple[Tensor, dist.Work] | None) -> int:
+    if sent is None:
+        return 0
+    sent[1].wait()
+    return int(sent[0])
+
+
 def gathered(value: T) -> list[T]:
     """The value of each process, by rank."""
     if n_processes() == 1:
@@ -189,7 +227,7 @@ def by_first(work: Callable[[], T]) -> T:
     return told[0]  # type: ignore[return-value]
 
 
-def shard(network: nn.Module, device: torch.device) -> None:
+def shard(network: nn.Module, device: torch.device, precision: str) -> None:
     """Spreads a network's parameters over the processes; the blocks of a transformer, or the
     stages of a convolutional network, are gathered one after the other when they are needed."""
     mesh = init_device_mesh(device.type, (n_processes(),))
@@ -250,5 +288,6 @@ def others_alive() -> Iterator[None]:
         raise WorldError(
             f"rank {dist.get_rank()}: another process has stopped, or has not answered for "
             f"{PATIENCE.total_seconds() / 60:g} minutes; see what it said itself, and start all "
-            "with --resume, which goes on from the last checkpoint"
+            f"with --resume, which goes on from the last checkpoint ({one_line(error):.200})"
+            + ("; NCCL_DEBUG=INFO shows more" if "nccl" in text else "")
         ) from None

@@ -19,7 +19,7 @@ from inat.data.loader import Loader, build_loader, to_device
 from inat.errors import InputError, unknown_name
 from inat.files import atomic_file, atomic_folder, write_json
 from inat.models.backbone import read_weights
-from inat.models.device import fast_kernels, memory_remedies
+from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import classifier_names
 from inat.prediction.trained_model import (
     Checkpoint,
@@ -135,6 +135,7 @@ class Kitchen:
             recipe=config.transforms,
             worker_kind=config.data.worker_kind,
             on_bad_photo=config.data.on_bad_photo,
+            pin_memory=next(self.model.network.parameters()).is_cuda,
         )
 
 
@@ -208,7 +209,7 @@ def soup(
                 _log_taste(kitchen, log, how)
             finally:
                 log.close()
-            made = create_run(partial, kitchen.config)
+            made = create_run(partial, kitchen.config, device_facts())
             _write_facts(made, ingredients, used, how)
             _write_checkpoint(made, kitchen.model.network, ingredients[0])
     return Run(out)

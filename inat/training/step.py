@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from inat.data.loader import Batch, to_device
 from inat.data.samplers import BATCHES, stream
@@ -36,8 +37,12 @@ def take_step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
     trainer.schedule.step_update(state.stage_step + 1)
     total = torch.zeros((), device=accelerator.device)
     weight = _step_weight(trainer, batches)
+    bare = trainer.backbone.network
     for place, batch in enumerate(batches):
         is_last = place == len(batches) - 1
+        if isinstance(bare, FSDPModule):  # of which accelerate's no_sync does not know
+            bare.set_requires_gradient_sync(is_last)
+            is_last = True
         with nullcontext() if is_last else accelerator.no_sync(trainer.network):
             loss = _loss(trainer, batch, state, place, weight)
             accelerator.backward(loss)

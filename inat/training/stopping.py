@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from inat.errors import InatError
-from inat.training.processes import greatest
+from inat.training.processes import LateGreatest, greatest
 
 
 class Stopped(InatError):
@@ -28,11 +28,18 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._asks = LateGreatest()
 
     def any_asks(self, is_due: bool) -> bool:
         """Whether in any process a signal has come or a checkpoint is due; all processes ask at
-        the same moment and hear the same."""
-        return greatest(int(is_due or self.received is not None)) > 0
+        the same step and hear the same. Several hear what was so at the step before, so that none
+        waits for the step of another."""
+        return self._asks(int(is_due or self.received is not None)) > 0
+
+    def forget(self) -> None:
+        """Drops what was asked for before a checkpoint that all processes have written now; a
+        signal stays."""
+        self._asks.clear()
 
     def check(self) -> None:
         """Raises Stopped in all processes if a signal has come to any; all call it at the same

@@ -1,5 +1,6 @@
 """What a training moves: network, optimiser, schedule and loaders, made anew for each stage."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 from inat.competitions import find_competition
 from inat.config import Config
 from inat.data.loader import Batch, Loader, build_loader
-from inat.errors import InputError
+from inat.errors import InputError, one_line
 from inat.losses import Loss, build_loss
 from inat.models.backbone import (
     Backbone,
@@ -45,6 +46,9 @@ from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan
 from inat.training.processes import PATIENCE, BatchPart, gathered, is_sharded, shard, shared_batch
 from inat.training.validation import Validation
+
+PART_SIZES = "part_sizes"
+"""Key of a batch under which its part's sizes are kept."""
 
 
 @dataclass
@@ -94,7 +98,9 @@ class Trainer:
         n_images, rank = len(batch["label"]), self.accelerator.process_index
         if self.loader.on_bad_photo == "stop":
             return BatchPart((n_images,) * self.accelerator.num_processes, rank)
-        return BatchPart(tuple(gathered(n_images)), rank)  # unreadable photos are left out
+        if PART_SIZES not in batch:  # unreadable photos are left out; asked for once
+            batch[PART_SIZES] = torch.tensor(gathered(n_images))
+        return BatchPart(tuple(batch[PART_SIZES].tolist()), rank)
 
 
 @contextmanager
@@ -113,11 +119,7 @@ def engine(config: Config, begun: Run | None = None) -> Iterator[tuple[Accelerat
     precision = _precision(config, device, begun)
     # Before CUDA starts, which then reads what is wanted of it.
     with fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic):
-        accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision,
-            cpu=device.type == "cpu",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-        )
+        accelerator = _accelerator(device, precision)
         cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
         try:
             # The loop seeds torch's generators anew each step.
@@ -126,6 +128,24 @@ def engine(config: Config, begun: Run | None = None) -> Iterator[tuple[Accelerat
         finally:
             # A second training of another precision in this process would be refused otherwise.
             AcceleratorState._reset_state(False)
+
+
+def _accelerator(device: torch.device, precision: str) -> Accelerator:
+    try:
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            cpu=device.type == "cpu",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except (NotImplementedError, ValueError) as error:  # of cards without P2P, of its environment
+        raise InputError(f"accelerate refuses this machine: {one_line(error):.300}") from None
+    if accelerator.gradient_accumulation_steps != 1:
+        raise InputError(
+            f"accelerate would divide every loss by {accelerator.gradient_accumulation_steps} "
+            "(--gradient_accumulation_steps, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS); leave "
+            "that out, and set optim.accumulate"
+        )
+    return accelerator
 
 
 def _precision(config: Config, device: torch.device, begun: Run | None) -> str:
@@ -167,14 +187,23 @@ def _precision_here(config: Config, device: torch.device, begun: Run | None) -> 
     return precision
 
 
-def describe_device(trainer: "Trainer") -> str:
-    """Device, precision, memory format and number of processes, as they were chosen."""
+def describe_device(trainer: "Trainer") -> list[str]:
+    """Lines for a person: device, precision, memory format and number of processes, as they were
+    chosen, and the GPUs that nothing is given to."""
     accelerator, device = trainer.accelerator, trainer.accelerator.device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     layout = "channels_last" if trainer.channels_last else "contiguous"
     count = accelerator.num_processes
     each = f", {count} processes" if count > 1 else ""
-    return f"{device.type}{name}, {trainer.precision}, {layout}{each}"
+    lines = [f"device     {device.type}{name}, {trainer.precision}, {layout}{each}"]
+    n_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    used = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if n_gpus > used:
+        lines.append(
+            f"device     {n_gpus - used} of {n_gpus} GPUs are idle; to use all: torchrun "
+            f"--nproc-per-node {n_gpus} -m -- inat train CONFIG --run RUN"
+        )
+    return lines
 
 
 def build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trainer:
@@ -199,7 +228,7 @@ def build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Train
         channels_last=channels_last and not sharded,
     )
     if sharded:
-        shard(backbone.network, accelerator.device)
+        shard(backbone.network, accelerator.device, precision)
     trainer = _stage_trainer(
         plan.stages[0], accelerator, backbone, None, precision, channels_last=channels_last
     )
@@ -286,7 +315,7 @@ def _stage_trainer(
 
 
 def _compiled(network: nn.Module) -> nn.Module:
-    compiled: Any = torch.compile(network)
+    compiled: Any = torch.compile(network, dynamic=False)
     assert isinstance(compiled, nn.Module)  # its declared type says no more than callable
     return compiled
 
@@ -332,4 +361,5 @@ def _loader(plan: StagePlan, accelerator: Accelerator, *, training: bool) -> Loa
         worker_kind=config.data.worker_kind,
         on_bad_photo=config.data.on_bad_photo,
         keep_photos=config.data.keep_photos,
+        pin_memory=accelerator.device.type == "cuda",
     )

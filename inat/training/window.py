@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,6 +13,8 @@ from torch import Tensor
 from inat.errors import WorldError
 from inat.progress import first_few
 from inat.training.processes import averaged, gathered
+
+T = TypeVar("T")
 
 MOST_IDS = 8
 
@@ -61,8 +64,22 @@ class Window:
         self._losses = list(losses)
         self._unread: list[Step] = []
         self._images = self._epoch_images = 0
+        self._waited = self._epoch_waited = 0.0
         self._began = self._epoch_began = time.monotonic()
         self.note = ""
+
+    def timed(self, items: Iterable[T]) -> Iterator[T]:
+        """The items; the window counts the time that each is waited for."""
+        iterator = iter(items)
+        while True:
+            began = time.monotonic()
+            item = next(iterator, None)
+            waited = time.monotonic() - began
+            self._waited += waited
+            self._epoch_waited += waited
+            if item is None:
+                return
+            yield item
 
     def add(self, step: Step) -> None:
         """Takes in a step."""
@@ -92,21 +109,27 @@ class Window:
             self._unread = []
         return list(self._losses)
 
-    def close(self) -> tuple[float | None, float]:
-        """Mean loss (None where every step was skipped) and images per second; the next window
-        begins."""
+    def close(self) -> tuple[float | None, float, float]:
+        """Mean loss (None where every step was skipped), images per second, and the share of the
+        time in which this process waited for photos; the next window begins."""
         losses = self.read()
         mean = math.fsum(losses) / len(losses) if losses else None
-        rate = self._images / max(time.monotonic() - self._began, 1e-9)
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        rate, waiting = self._images / seconds, self._waited / seconds
         self._losses = []
-        self._images = 0
+        self._images, self._waited = 0, 0.0
         self._began = time.monotonic()
-        return mean, rate
+        return mean, rate, waiting
 
     @property
     def epoch_rate(self) -> float:
         """Images per second since the epoch began, or was gone on with."""
         return self._epoch_images / max(time.monotonic() - self._epoch_began, 1e-9)
+
+    @property
+    def epoch_waiting(self) -> float:
+        """The share of the epoch's time in which this process waited for photos."""
+        return self._epoch_waited / max(time.monotonic() - self._epoch_began, 1e-9)
 
 
 def _not_finite(step: Step, loss: float) -> LossNotFinite:
