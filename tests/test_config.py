@@ -110,6 +110,7 @@ runtime:
   precision: fp32
   channels_last: false
   fast_kernels: false
+  deterministic: true
   gradient_checkpointing: true
   log_every: 1
   checkpoint_minutes: 2
