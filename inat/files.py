@@ -182,9 +182,19 @@ def read_json(path: Path) -> Any:
         InputError: the file is missing, or is not JSON (cut off, say).
     """
     try:
-        return orjson.loads(path.read_bytes())
+        return parse_json(path, path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
+
+
+def parse_json(path: Path, content: bytes) -> Any:
+    """The content of the JSON file `path`.
+
+    Raises:
+        InputError: it is not JSON.
+    """
+    try:
+        return orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise InputError(
             f"{path}: not JSON, or cut off: {error.msg} at line {error.lineno}, "

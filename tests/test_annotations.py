@@ -1,7 +1,9 @@
 """Annotations and taxonomy: what is read, what is refused and in which words, what is held out."""
 
 import hashlib
+import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +24,8 @@ from inat.data.taxonomy import RANKS, read_taxonomy
 from inat.errors import InputError
 
 Change = Callable[[dict[str, Any]], object]
+
+WHOLE = "; number photos and species with whole numbers, the same in all lists"
 
 
 @pytest.fixture
@@ -291,7 +295,7 @@ def test_a_locations_file_without_a_row_gives_unknown_places(papers: Path) -> No
 )
 def test_a_misshapen_locations_file_is_refused(papers: Path, content: str, sentence: str) -> None:
     (papers / "train2018_locations.json").write_text(content)
-    assert refusal(papers) == f"ROOT/train2018_locations.json:{sentence}"
+    assert refusal(papers).removesuffix(WHOLE) == f"ROOT/train2018_locations.json:{sentence}"
 
 
 def test_a_locations_file_cut_off_is_named(papers: Path) -> None:
@@ -483,7 +487,7 @@ def test_a_missing_field_is_named_with_its_row(papers: Path, rows: str, field: s
 )  # fmt: skip
 def test_a_misshapen_file_is_refused(papers: Path, change: Change, sentence: str) -> None:
     rewrite(papers, change)
-    assert refusal(papers) == f"ROOT/train2018.json: {sentence}"
+    assert refusal(papers).removesuffix(WHOLE) == f"ROOT/train2018.json: {sentence}"
 
 
 def test_an_empty_test_split_is_refused(papers: Path) -> None:
@@ -532,16 +536,36 @@ def test_an_image_without_annotation_is_named(papers: Path) -> None:
     gone: list[dict[str, int]] = []
     rewrite(papers, lambda document: gone.append(document["annotations"].pop()))
     assert refusal(papers) == (
-        f"ROOT/train2018.json: image {gone[0]['image_id']} has no annotation"
+        f"ROOT/train2018.json: 1 of 43 images have no annotation (first: image "
+        f"{gone[0]['image_id']}); annotate them or remove them from 'images'"
     )
 
 
-def test_two_annotations_for_one_photo_are_refused(papers: Path) -> None:
+def test_several_annotations_of_one_species_are_one_label(papers: Path) -> None:
+    before = load_split(papers)
+    rows = orjson.loads((papers / "train2018.json").read_bytes())["annotations"]
+    again = [{**row, "id": 1000 + n} for n, row in enumerate([rows[5], rows[5], rows[0]])]
+    rewrite(papers, lambda document: document["annotations"].extend(again))
+    split = load_split(papers)
+    assert split.image_ids.tolist() == before.image_ids.tolist()
+    assert split.labels.tolist() == before.labels.tolist()
+    assert split.train_counts.tolist() == before.train_counts.tolist()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_annotations_of_two_species_for_one_photo_are_refused(papers: Path, first: bool) -> None:
     row = orjson.loads((papers / "train2018.json").read_bytes())["annotations"][5]
-    rewrite(papers, lambda document: document["annotations"].append(row))
+    other = next(c for c in (2, 10) if c != row["category_id"])
+
+    def change(document: dict[str, Any]) -> None:
+        at = 0 if first else len(document["annotations"])
+        document["annotations"].insert(at, {**row, "category_id": other})
+
+    rewrite(papers, change)
+    low, high = sorted([other, row["category_id"]])
     assert refusal(papers) == (
-        f"ROOT/train2018.json: image {row['image_id']} stands 2 times in 'annotations'; "
-        "a photo has one species"
+        f"ROOT/train2018.json: image {row['image_id']} has annotations of several species "
+        f"(categories {low} and {high}); a photo has one species: keep one, or remove the image"
     )
 
 
@@ -656,7 +680,7 @@ def test_an_id_of_another_kind_than_a_whole_number_is_refused(
     path.write_bytes(path.read_bytes().replace(b'"HERE"', number.encode()))
     assert refusal(papers) == (
         f"ROOT/train2018.json: annotations[3]: '{field}' is {orjson.loads(number)!r}, "
-        "not a whole number"
+        f"not a whole number{WHOLE}"
     )
 
 
@@ -670,6 +694,171 @@ def test_lists_that_a_split_does_not_need_may_hold_anything(papers: Path, split:
     unneeded = {"categories": 3} if split == "val" else {"categories": 3, "annotations": [None]}
     rewrite(papers, lambda document: document.update(unneeded), split)
     assert len(load_split(papers, split)) > 0
+
+
+# How strangers write their files
+
+
+def write_as(path: Path, change: Callable[[str], bytes]) -> None:
+    path.write_bytes(change(path.read_text()))
+
+
+def test_a_byte_order_mark_is_passed_over(papers: Path) -> None:
+    before = load_split(papers, "val").labels.tolist()
+    for path in papers.glob("*2018.json"):
+        write_as(path, lambda text: text.encode("utf-8-sig"))
+    assert load_split(papers, "val").labels.tolist() == before
+    write_as(papers / "train2018.json", lambda text: text.encode("utf-8-sig"))
+    categories = [category(label) for label in range(4)]
+    text = orjson.dumps(categories).decode()
+    (papers / "categories.json").write_bytes(text.encode("utf-8-sig"))
+    (papers / "train2018_locations.json").write_bytes("[]".encode("utf-8-sig"))
+    assert load_split(papers).taxonomy.names == [row["name"] for row in categories]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["train2018", "val2018", "categories", "train2018_locations"])
+def test_text_that_is_not_utf_8_is_named(papers: Path, name: str, encoding: str) -> None:
+    path = papers / f"{name}.json"
+    text = path.read_text() if path.exists() else "[{}]"
+    path.write_bytes(text.encode(encoding))
+    sentence = refusal(papers, "val" if name == "val2018" else "train")
+    assert sentence.startswith(f"ROOT/{name}.json: is UTF-{encoding[4:6]}")
+    assert sentence.endswith("text; save it as UTF-8")
+
+
+def test_nan_and_infinity_are_null_where_nothing_depends_on_them(papers: Path) -> None:
+    before = [load_split(papers, name) for name in ("train", "val", "test")]
+    odd = [float("nan"), float("inf"), float("-inf")]
+
+    def change(document: dict[str, Any]) -> None:
+        for row, value in zip(document["images"], odd, strict=False):
+            row.update(latitude=value, license=value, width=value, observation_id=value)
+        for row in document.get("categories", []):
+            row["common_name"] = odd[0]
+            row["genus"] = odd[0]
+
+    for path in papers.glob("*2018.json"):
+        document = orjson.loads(path.read_bytes())
+        change(document)
+        path.write_text(json.dumps(document))
+    for split, old in zip(
+        [load_split(papers, name) for name in ("train", "val", "test")], before, strict=True
+    ):
+        assert split.image_ids.tolist() == old.image_ids.tolist()
+        assert split.labels.tolist() == old.labels.tolist()
+        assert split.sizes[:3].tolist() == [[48, 0]] * 3
+        assert split.sizes[3:].tolist() == old.sizes[3:].tolist()
+        assert split.groups is None
+        assert set(split.taxonomy.table["genus"]) == {""}
+
+
+@pytest.mark.parametrize(
+    ("rows", "field"),
+    [("images", "id"), ("images", "file_name"), ("annotations", "category_id"),
+     ("categories", "id")],
+)  # fmt: skip
+def test_nan_in_a_field_that_is_needed_is_named_with_its_row(
+    papers: Path, rows: str, field: str
+) -> None:
+    path = papers / "train2018.json"
+    document = orjson.loads(path.read_bytes())
+    document[rows][1][field] = float("nan")
+    path.write_text(json.dumps(document))
+    assert refusal(papers).startswith(f"ROOT/train2018.json: {rows}[1]: '{field}' is None, no")
+
+
+def test_places_and_dates_that_are_nan_are_unknown(papers: Path) -> None:
+    ids = [row["id"] for row in orjson.loads((papers / "train2018.json").read_bytes())["images"]]
+    nan = float("nan")
+    rows = [
+        {"id": ids[0], "lat": nan, "lon": nan, "date": nan},
+        {"id": ids[1], "lat": 1.5, "lon": 2, "date": "2018-01-02", "user_id": nan},
+    ]
+    (papers / "train2018_locations.json").write_text(json.dumps(rows))
+    locations = load_split(papers).locations
+    assert locations is not None
+    assert locations[["lat", "lon", "date"]].isna().to_numpy()[:2].tolist() == [
+        [True] * 3,
+        [False] * 3,
+    ]
+
+
+def test_categories_json_with_nan_is_read(papers: Path) -> None:
+    rows = [{**category(label), "rarity": float("nan")} for label in range(4)]
+    (papers / "categories.json").write_text(json.dumps(rows))
+    assert load_split(papers).taxonomy.names == [row["name"] for row in rows]
+
+
+def test_what_is_no_json_at_all_is_still_named_by_line_and_column(papers: Path) -> None:
+    path = papers / "train2018.json"
+    for text in ('{"images": [NaN', "[NaN, tru]", "\ufeff{", '{"a": 1}\n{"a": 2}'):
+        path.write_text(text)
+        sentence = refusal(papers)
+        assert sentence.startswith("ROOT/train2018.json: not JSON, or cut off: ")
+        assert " at line " in sentence
+
+
+# Species of val
+
+
+def listed(papers: Path, categories: list[dict[str, Any]]) -> None:
+    rewrite(papers, lambda document: document.update(categories=categories), "val")
+
+
+def test_val_that_lists_another_species_under_an_id_is_refused_with_the_first(papers: Path) -> None:
+    rows = [category(label) for label in range(4)]
+    for row, name in zip(rows[1:3], (rows[2]["name"], rows[1]["name"]), strict=True):
+        row["name"] = name
+    listed(papers, rows)
+    names = [category(label)["name"] for label in range(4)]
+    assert refusal(papers, "val") == (
+        f"ROOT/val2018.json: its 'categories' have {names[2]!r} as category 10, and "
+        f"train2018.json has {names[1]!r}; correct the one that is wrong, or remove 'categories' "
+        "from val2018.json where its category ids are those of train"
+    )
+
+
+def test_val_that_lists_a_species_under_an_id_that_train_lacks_is_refused(papers: Path) -> None:
+    listed(papers, [{**category(2), "id": 999}])
+    assert "as category 999, and train2018.json has it as category 28;" in refusal(papers, "val")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[::-1],
+        lambda rows: rows[:2],
+        lambda rows: [*rows, {"id": 999, "name": "not in train"}],
+        lambda rows: [{"id": row["id"], "name": None} for row in rows],
+        lambda rows: [{"id": row["id"]} for row in rows],
+        lambda rows: [3, None, "a", {"id": "x", "name": "y"}],
+        lambda rows: {"id": 2, "name": "no list"},
+    ],
+)
+def test_val_that_contradicts_nothing_is_read(
+    papers: Path, change: Callable[[list[dict[str, Any]]], Any]
+) -> None:
+    before = load_split(papers, "val").labels.tolist()
+    listed(papers, change([category(label) for label in range(4)]))
+    assert load_split(papers, "val").labels.tolist() == before
+
+
+def test_names_that_differ_in_their_unicode_form_alone_are_the_same(papers: Path) -> None:
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+
+        def change(document: dict[str, Any], form: Any = form) -> None:
+            for row in document["categories"]:
+                row["name"] = unicodedata.normalize(form, f"{row['name']} \u00e9")
+
+        rewrite(papers, change, split)
+    assert len(load_split(papers, "val")) > 0
+
+
+def test_the_real_names_of_categories_json_contradict_nobody(papers: Path) -> None:
+    real = [{**category(label), "name": f"real {label}"} for label in range(4)]
+    (papers / "categories.json").write_bytes(orjson.dumps(real))
+    assert load_split(papers, "val").taxonomy.names == [row["name"] for row in real]
 
 
 # The holdout

@@ -74,3 +74,9 @@ def test_a_name_that_leads_out_of_the_root_is_not_read(root: Path, name: str) ->
 def test_a_photo_that_is_not_there_is_told_in_the_words_of_the_system(root: Path) -> None:
     assert refusal(root, "top/sub/none.jpg") == "No such file or directory"
     assert refusal(root, "none/none.jpg") == "No such file or directory"
+
+
+def test_backslashes_in_the_name_of_a_photo_that_is_not_there_are_named(root: Path) -> None:
+    assert "backslashes, and '/' separates folders" in refusal(root, "top\\sub\\a.jpg")
+    (root / "top" / "a\\b.jpg").write_bytes(b"ab")
+    assert read(root, "top/a\\b.jpg") == b"ab"

@@ -1,5 +1,7 @@
 """Reads the JSON files of the iNat layout into arrays; what is wrong with one is one sentence."""
 
+import codecs
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +19,7 @@ from jaxtyping import Float64, Int32, Int64
 from msgspec import UNSET
 
 from inat.errors import InputError
-from inat.files import read_json
+from inat.files import parse_json
 
 # A name without any of these is a plain path below the root; the few others are looked at closely.
 SUSPICIOUS = r"\A[./]|\A\z|[\\:\x00]|/\.\."
@@ -71,6 +73,7 @@ class _Unlabelled(msgspec.Struct):
 
 class _Labelled(_Unlabelled):
     annotations: list[_Annotation] | msgspec.UnsetType = UNSET
+    categories: Any = UNSET
 
 
 class _Training(_Labelled):
@@ -78,6 +81,11 @@ class _Training(_Labelled):
 
 
 SHAPES: dict[str, type[_Unlabelled]] = {"train": _Training, "val": _Labelled, "test": _Unlabelled}
+REQUIRED = {
+    "train": ("images", "annotations", "categories"),
+    "val": ("images", "annotations"),
+    "test": ("images",),
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Annotations:
             where it belongs to nothing; None where no image says.
         annotated: `image_id` of each of the `annotations`.
         category_ids: `category_id` of each annotation.
-        categories: the list as it stands.
+        categories: the list as it stands; that of val may be missing, and is empty then.
     """
 
     image_ids: Int64[np.ndarray, "photos"]
@@ -146,9 +154,10 @@ def parse_annotations(path: Path, content: bytes, split: str) -> Annotations:
         InputError: the file is cut off or lacks a list or a field, an id is no whole number or
             stands twice, a file name leads out of the data root.
     """
-    document = _decoded(path, content, SHAPES[split])
+    document = _decoded(path, content, split)
     images, place = document.images, f"{path}: images"
     annotations = getattr(document, "annotations", [])
+    categories = getattr(document, "categories", [])
     image_ids = _whole_numbers([row.id for row in images], "id", place)
     refuse_duplicates(image_ids, f"{path}: image id", "in 'images'")
     file_names = _file_names([row.file_name for row in images], place)
@@ -163,7 +172,7 @@ def parse_annotations(path: Path, content: bytes, split: str) -> Annotations:
         groups=_groups(images, f"{path}: images"),
         annotated=_whole_numbers([row.image_id for row in annotations], "image_id", place),
         category_ids=_whole_numbers([row.category_id for row in annotations], "category_id", place),
-        categories=getattr(document, "categories", []),
+        categories=categories if isinstance(categories, list) else [],
     )
 
 
@@ -173,12 +182,10 @@ def parse_categories(path: Path, content: bytes) -> list[Any]:
     Raises:
         InputError: the file is cut off, or no list.
     """
-    try:
-        return msgspec.json.decode(content, type=list[Any])
-    except UNREADABLE as error:
-        if not isinstance(read_json(path), list):
-            raise InputError(f"{path}: is no list of species") from None
-        raise _unreadable(path, error) from None
+    categories = read_document(path, content)
+    if not isinstance(categories, list):
+        raise InputError(f"{path}: is no list of species")
+    return categories
 
 
 def parse_places(path: Path, content: bytes) -> Places:
@@ -188,10 +195,15 @@ def parse_places(path: Path, content: bytes) -> Places:
         InputError: the file is cut off, an id is no whole number or stands twice, a place is no
             number.
     """
+    content = as_utf8(path, content)
     try:
         rows = msgspec.json.decode(content, type=list[_Place])
-    except UNREADABLE as error:
-        _explain_places(path, error)
+    except UNREADABLE:
+        document = read_document(path, content)
+        try:
+            rows = msgspec.convert(document, list[_Place])
+        except UNREADABLE as error:
+            _explain_places(path, document, error)
     ids = _whole_numbers([row.id for row in rows], "id", f"{path}: ")
     columns = {"lat": [row.lat for row in rows], "lon": [row.lon for row in rows]}
     shares_of_year = [row.date_c for row in rows]
@@ -229,13 +241,44 @@ def refuse_duplicates(ids: Int64[np.ndarray, "n"], what: str, where: str) -> Non
         raise InputError(f"{what} {again[0]} stands {(ids == again[0]).sum()} times {where}")
 
 
-def _decoded(path: Path, content: bytes, shape: type[_Unlabelled]) -> Any:
-    fields = shape.__struct_fields__
+def as_utf8(path: Path, content: bytes) -> bytes:
+    """The content without a byte order mark.
+
+    Raises:
+        InputError: it is UTF-16 or UTF-32.
+    """
+    encoding = json.detect_encoding(content)
+    if encoding == "utf-8-sig":
+        return content.removeprefix(codecs.BOM_UTF8)
+    if encoding != "utf-8":
+        raise InputError(f"{path}: is {encoding.upper()} text; save it as UTF-8")
+    return content
+
+
+def read_document(path: Path, content: bytes) -> Any:
+    """A JSON file as Python objects; NaN and Infinity, which json.dump and pandas write, are null.
+
+    Raises:
+        InputError: it is not JSON, or not UTF-8.
+    """
+    content = as_utf8(path, content)
+    try:
+        return json.loads(content, parse_constant=lambda name: None)
+    except (ValueError, RecursionError):
+        return parse_json(path, content)
+
+
+def _decoded(path: Path, content: bytes, split: str) -> Any:
+    content, shape = as_utf8(path, content), SHAPES[split]
     try:
         document = msgspec.json.decode(content, type=shape)
-    except UNREADABLE as error:
-        _explain(path, fields, error)
-    for field in fields:
+    except UNREADABLE:
+        plain = read_document(path, content)
+        try:
+            document = msgspec.convert(plain, shape)
+        except UNREADABLE as error:
+            _explain(path, plain, REQUIRED[split], error)
+    for field in REQUIRED[split]:
         if getattr(document, field) is UNSET:
             raise InputError(f"{path}: has no field '{field}'")
     if not document.images:
@@ -243,9 +286,8 @@ def _decoded(path: Path, content: bytes, shape: type[_Unlabelled]) -> Any:
     return document
 
 
-def _explain(path: Path, fields: Sequence[str], error: Exception) -> NoReturn:
+def _explain(path: Path, document: Any, fields: Sequence[str], error: Exception) -> NoReturn:
     """Raises the sentence for a file whose lists and rows are not what they should be."""
-    document = read_json(path)
     if not isinstance(document, Mapping):
         raise InputError(f"{path}: an annotation file is an object with {', '.join(fields)}")
     for field in fields:
@@ -258,8 +300,7 @@ def _explain(path: Path, fields: Sequence[str], error: Exception) -> NoReturn:
     raise _unreadable(path, error)
 
 
-def _explain_places(path: Path, error: Exception) -> NoReturn:
-    rows = read_json(path)
+def _explain_places(path: Path, rows: Any, error: Exception) -> NoReturn:
     if not isinstance(rows, list):
         raise InputError(f"{path}: is no list of places")
     _refuse_other_than_objects(rows, "id", f"{path}: ")
@@ -288,7 +329,10 @@ def _whole_numbers(values: Sequence[Any], field: str, place: str) -> Int64[np.nd
             return np.array(values, np.int64)
     _refuse_missing(values, field, place)
     at = next(i for i, v in enumerate(values) if type(v) is not int or not -(2**63) <= v < 2**63)
-    raise InputError(f"{place}[{at}]: '{field}' is {values[at]!r:.40}, not a whole number")
+    raise InputError(
+        f"{place}[{at}]: '{field}' is {values[at]!r:.40}, not a whole number; number photos and "
+        "species with whole numbers, the same in all lists"
+    )
 
 
 def _stated_sizes(values: Sequence[Any]) -> Int32[np.ndarray, "n"]:

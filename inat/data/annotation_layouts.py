@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from inat.competitions import AnnotationLayout, Competition
+from inat.data.annotation_files import as_utf8, read_document
 from inat.errors import InputError
 
 FIRST_IDS = {"train": 1_000_000_000, "val": 2_000_000_000, "test": 0}
@@ -51,16 +52,14 @@ def in_inat_layout(path: Path, content: bytes, spec: Competition, split: str) ->
 
 
 def _decoded(path: Path, content: bytes) -> Any:
+    content = as_utf8(path, content)
     try:
         return orjson.loads(content)
-    except orjson.JSONDecodeError as error:
+    except orjson.JSONDecodeError:
         try:  # Herbarium 2020 holds places' names in Latin-1
             return orjson.loads(content.decode("latin-1"))
         except orjson.JSONDecodeError:
-            raise InputError(
-                f"{path}: not JSON, or cut off: {error.msg} at line {error.lineno}, "
-                f"column {error.colno}; fetch the file again"
-            ) from None
+            return read_document(path, content)
 
 
 def _rows(

@@ -1,9 +1,11 @@
 """The tables of a data set, photos, places and species: from its JSON once, then from a cache."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -19,13 +21,11 @@ from inat.data.annotation_files import (
     parse_categories,
     parse_places,
     read_content,
-    refuse_duplicates,
     refuse_unsafe_names,
 )
 from inat.data.annotation_layouts import in_inat_layout
 from inat.data.taxonomy import COLUMNS, Taxonomy, read_taxonomy
 from inat.errors import InputError
-
 
 PHOTO_TYPES = {
     **dict.fromkeys(("image_id", "label", "digest", "group"), pa.int64()),
@@ -33,7 +33,7 @@ PHOTO_TYPES = {
     **dict.fromkeys(("height", "width"), pa.int32()),
 }
 SPECIES_TYPES = {
-    **dict.fromkeys(COLUMNS, pa.string()),
+    **dict.fromkeys((*COLUMNS, "listed_name"), pa.string()),
     **dict.fromkeys(("category_id", "train_count"), pa.int64()),
 }
 PLACE_TYPES = {
@@ -88,9 +88,9 @@ class AnnotationTables:
         key = train_key if name == "train" else key_of(name, train_key, digest(path))
         photos = self._cache.find(_table_name(path, self._root), key)
         species = self._cache.find(self._species_name, train_key)
-        if photos is not None and species is not None:
-            if _are_sound(photos, species, first_label=-1 if name == "test" else 0):
-                return photos, species, key
+        labelled = name != "test"
+        if photos is not None and species is not None and _are_sound(photos, species, labelled):
+            return photos, species, key
         return self._parse_train() if name == "train" else self._parse_other(name, path)
 
     def places(self, name: str, photos: pa.Table, key: str) -> pa.Table | None:
@@ -140,7 +140,8 @@ class AnnotationTables:
         labels = _labels(annotations, taxonomy, path, source)
         counts = np.bincount(labels, minlength=len(taxonomy))
         _refuse_empty_species(taxonomy, counts, path, source)
-        photos, species = _photo_table(annotations, labels), _species_table(taxonomy, counts)
+        photos = _photo_table(annotations, labels)
+        species = _species_table(taxonomy, counts, annotations.categories)
         # Of the very bytes that were parsed: a file may have changed since it was looked up.
         key = self._key_of_train(digest_of(content), digest_of(replacement))
         self._cache.add(_table_name(path, self._root), key, photos)
@@ -156,6 +157,7 @@ class AnnotationTables:
         else:
             source = self._replacement if self._replacement.is_file() else path
             labels = _labels(annotations, taxonomy_of(species), path, source)
+            _refuse_other_names(path, annotations.categories, species, self._train.name)
         ids = annotations.image_ids
         both = ids[np.isin(ids, train["image_id"].to_numpy())]
         if len(both):
@@ -169,7 +171,7 @@ class AnnotationTables:
         return photos, species, key
 
 
-def _are_sound(photos: pa.Table, species: pa.Table, first_label: int) -> bool:
+def _are_sound(photos: pa.Table, species: pa.Table, labelled: bool) -> bool:
     """Whether kept tables are such as this module makes: whoever gave the data set may have
     written them, and their hash shows only that they are whole."""
     if not _is_sound(photos, PHOTO_TYPES) or not _is_sound(species, SPECIES_TYPES):
@@ -180,7 +182,7 @@ def _are_sound(photos: pa.Table, species: pa.Table, first_label: int) -> bool:
         return False
     labels, ids = photos["label"].to_numpy(), np.sort(photos["image_id"].to_numpy())
     return bool(
-        first_label <= labels.min()
+        (0 if labelled else -1) <= labels.min()
         and labels.max() < len(species)
         and (ids[1:] != ids[:-1]).all()
         and (np.diff(species["category_id"].to_numpy()) > 0).all()
@@ -231,12 +233,23 @@ def _labels(
             f"{path}: annotations[{stray[0]}] is for image {annotated[stray[0]]}, "
             "which is not in 'images'"
         )
-    refuse_duplicates(annotated, f"{path}: image", "in 'annotations'; a photo has one species")
     by_photo = np.full(len(annotations.image_ids), -1)
     by_photo[place] = labels
-    if (by_photo < 0).any():
-        image_id = annotations.image_ids[np.argmin(by_photo)]
-        raise InputError(f"{path}: image {image_id} has no annotation")
+    # Several rows of one species, a box each say, are one label.
+    other = np.flatnonzero(by_photo[place] != labels)
+    if len(other):
+        at = other[0]
+        both = sorted(taxonomy.category_ids[[labels[at], by_photo[place[at]]]].tolist())
+        raise InputError(
+            f"{path}: image {annotated[at]} has annotations of several species (categories "
+            f"{both[0]} and {both[1]}); a photo has one species: keep one, or remove the image"
+        )
+    bare = annotations.image_ids[by_photo < 0]
+    if len(bare):
+        raise InputError(
+            f"{path}: {len(bare)} of {len(by_photo)} images have no annotation (first: image "
+            f"{bare[0]}); annotate them or remove them from 'images'"
+        )
     return by_photo
 
 
@@ -300,9 +313,41 @@ def _photo_table(annotations: Annotations, labels: Int64[np.ndarray, "photos"]) 
     )
 
 
-def _species_table(taxonomy: Taxonomy, counts: Int64[np.ndarray, "classes"]) -> pa.Table:
+def _species_table(
+    taxonomy: Taxonomy, counts: Int64[np.ndarray, "classes"], listed: list[Any]
+) -> pa.Table:
     columns = {name: pa.array(taxonomy.table[name].to_list()) for name in COLUMNS}
-    return pa.table({**columns, "train_count": counts})
+    # What the training file itself calls them: categories.json may have brought other names.
+    names = dict(_listed_names(listed))
+    listed_names = [names.get(number, "") for number in taxonomy.category_ids.tolist()]
+    return pa.table({**columns, "train_count": counts, "listed_name": listed_names})
+
+
+def _listed_names(categories: list[Any]) -> Iterator[tuple[int, str]]:
+    """Id and name of the categories that have both."""
+    for row in categories:
+        if isinstance(row, Mapping) and type(row.get("id")) is int and row.get("name"):
+            yield row["id"], str(row["name"])
+
+
+def _refuse_other_names(path: Path, categories: list[Any], species: pa.Table, train: str) -> None:
+    """Stops where a file lists other species under the ids of those of train: either its list or
+    its labels are wrong, and only a person can say which."""
+    ids, names = species["category_id"].to_pylist(), species["listed_name"].to_pylist()
+    name_of, id_of = dict(zip(ids, names, strict=True)), dict(zip(names, ids, strict=True))
+    for number, name in _listed_names(categories):
+        known = name_of.get(number, "")
+        if known and normalize("NFC", known) != normalize("NFC", name):
+            theirs = f"{known!r:.60}"
+        elif number not in name_of and name in id_of:
+            theirs = f"it as category {id_of[name]}"
+        else:
+            continue
+        raise InputError(
+            f"{path}: its 'categories' have {name!r:.60} as category {number}, and {train} has "
+            f"{theirs}; correct the one that is wrong, or remove 'categories' from {path.name} "
+            "where its category ids are those of train"
+        )
 
 
 def _place_table(places: Places, image_ids: Int64[np.ndarray, "photos"]) -> pa.Table:

@@ -68,7 +68,10 @@ class PhotoFiles:
         except OSError as error:
             if error.errno in TOO_MANY_FILES:
                 raise
-            raise BadPhoto(error.strerror or str(error)) from None
+            reason = error.strerror or str(error)
+            if isinstance(error, FileNotFoundError) and "\\" in path:
+                reason += "; its name has backslashes, and '/' separates folders"
+            raise BadPhoto(reason) from None
 
     def _refuse_link_out(self, path: str, name: str) -> None:
         # To follow all links of every path would cost 40 us a photo; this costs 2.

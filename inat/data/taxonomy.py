@@ -95,5 +95,8 @@ def _fault(category: Any) -> str:
             return f" has no field '{field}'"
     number = category["id"]
     if type(number) is not int or not -(2**63) <= number < 2**63:
-        return f": 'id' is {number!r:.40}, not a whole number"
+        return (
+            f": 'id' is {number!r:.40}, not a whole number; number photos and species with whole "
+            "numbers, the same in all lists"
+        )
     return ""
