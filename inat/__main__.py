@@ -2,6 +2,7 @@
 
 import sys
 
+from inat.processors import share_processors
 from inat.standard_streams import take_over_streams
 
 
@@ -12,6 +13,7 @@ def run() -> None:
     status; an output that cannot be written to for another reason makes 0 a 1.
     """
     output = take_over_streams()
+    share_processors()
     from inat.cli import main
 
     status = main()

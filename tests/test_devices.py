@@ -1,6 +1,8 @@
 """What a device can do and what is chosen for it, by the answers of devices that are not here."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +14,10 @@ import torch
 from tiny_runs import tiny_config, train_tiny
 
 import inat
+from inat import processors
+from inat.__main__ import run as run_command
 from inat.cli import main
 from inat.config import TransformConfig
-from inat.data import parts
 from inat.data.loader import default_workers, to_device
 from inat.errors import InputError, WorldError
 from inat.models.device import (
@@ -281,13 +284,13 @@ def test_mixing_leaves_no_tensor_on_the_host(name: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("processors", "together", "workers"),
+    ("there", "together", "workers"),
     [(128, 1, 16), (128, 2, 16), (128, 8, 16), (64, 8, 8), (16, 8, 2), (4, 8, 1)],
 )
 def test_the_processes_of_a_machine_share_its_processors_before_the_limit_of_each(
-    monkeypatch: pytest.MonkeyPatch, processors: int, together: int, workers: int
+    monkeypatch: pytest.MonkeyPatch, there: int, together: int, workers: int
 ) -> None:
-    monkeypatch.setattr("inat.data.loader.usable_processors", lambda: processors)
+    monkeypatch.setattr("inat.data.loader.usable_processors", lambda: there)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
     assert default_workers() == workers
 
@@ -315,15 +318,65 @@ def test_a_container_s_share_of_the_processors_is_what_its_control_groups_say(
     files: dict[str, str],
     usable: int,
 ) -> None:
-    monkeypatch.setattr(parts.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(parts, "CGROUPS", tmp_path)
-    monkeypatch.setattr(parts, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(processors.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(processors, "CGROUPS", tmp_path)
+    monkeypatch.setattr(processors, "OWN_CGROUPS", tmp_path / "own")
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     if own is not None:
         (tmp_path / "own").write_text(f"7:name=systemd:/\n{own}\n")
-    assert parts.usable_processors() == usable
+    assert processors.usable_processors() == usable
+
+
+@pytest.fixture
+def openmp(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that says nothing of OpenMP, four processors, no containers."""
+    for name in (*processors.OF_WAITING, "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(processors, "processors", lambda: 4)
+    monkeypatch.setattr(processors, "usable_processors", lambda: 4)
+    return monkeypatch
+
+
+def threads() -> dict[str, str]:
+    names = (*processors.OF_WAITING, "OMP_NUM_THREADS")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def test_the_command_line_has_threads_sleep_while_they_wait(openmp: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, str]] = []
+    openmp.setattr("inat.__main__.take_over_streams", lambda: SimpleNamespace(error=None))
+    openmp.setattr("inat.cli.main", lambda: seen.append(threads()) or 0)
+    with pytest.raises(SystemExit):
+        run_command()
+    assert seen == [{"OMP_WAIT_POLICY": "passive"}]
+
+
+def test_a_container_s_threads_are_no_more_than_its_share(openmp: pytest.MonkeyPatch) -> None:
+    openmp.setattr(processors, "usable_processors", lambda: 2)
+    processors.share_processors()
+    assert threads() == {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2"}
+
+
+@pytest.mark.parametrize("name", [*processors.OF_WAITING, "OMP_NUM_THREADS"])
+def test_what_the_user_says_of_threads_stays(openmp: pytest.MonkeyPatch, name: str) -> None:
+    openmp.setattr(processors, "usable_processors", lambda: 2)
+    openmp.setenv(name, "7")
+    processors.share_processors()
+    others = {"OMP_WAIT_POLICY": "passive"} if name == "OMP_NUM_THREADS" else {}
+    threads_of = {} if name == "OMP_NUM_THREADS" else {"OMP_NUM_THREADS": "2"}
+    assert threads() == {**others, **threads_of, name: "7"}
+
+
+def test_the_library_leaves_the_environment_alone() -> None:
+    told = (
+        "import os; seen = lambda: [v for v in os.environ.items() if v[0][:3] in ('OMP', 'GOM')]; "
+        "before = seen(); import inat.training.loop, inat.cli, inat.__main__; "
+        "assert seen() == before"
+    )
+    subprocess.run([sys.executable, "-c", told], check=True, timeout=300)
 
 
 # --- kernels ---------------------------------------------------------------------------------

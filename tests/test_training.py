@@ -130,9 +130,9 @@ def test_a_full_device_names_what_would_help(
     with pytest.raises(WorldError) as told:
         trained(world, tmp_path / "a")
     assert str(told.value) == (
-        "the device's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); halve "
-        "batch_size and double optim.accumulate, or set runtime.gradient_checkpointing true; "
-        "--resume goes on from the last checkpoint"
+        "memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); halve batch_size and "
+        "double optim.accumulate, or set runtime.gradient_checkpointing true; --resume goes on "
+        "from the last checkpoint"
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from inat.data.annotation_cache import digest
 from inat.data.annotation_files import DIGEST
 from inat.data.grouping import hold_share, joined
-from inat.data.parts import in_order, usable_processors
+from inat.data.parts import in_order
 from inat.data.photo_search import (
     FoundPhoto,
     PassedOver,
@@ -29,6 +29,7 @@ from inat.data.photo_search import (
 )
 from inat.errors import InputError
 from inat.files import atomic_file, disk_remedies, locked, write_json
+from inat.processors import usable_processors
 from inat.progress import progress_bar
 
 WORK = ".importing"

@@ -25,7 +25,6 @@ from inat.config import SamplerConfig, TransformConfig
 from inat.data.annotations import Split
 from inat.data.kept_memory import KeptMemory
 from inat.data.kept_photos import KeptPhotos, keep_photos, refuse_too_many
-from inat.data.parts import usable_processors
 from inat.data.photo_files import PhotoSource, open_photos
 from inat.data.photos import SLOW_SECONDS, BadPhoto, Crop, Crops
 from inat.data.samplers import Sampler, build_sampler, epoch_order
@@ -34,6 +33,7 @@ from inat.data.transforms import EpochDraws, EvalTransform, TrainTransform
 from inat.data.views import ViewTransform, parse_views
 from inat.errors import InputError, WorldError
 from inat.files import MORE_FILES
+from inat.processors import usable_processors
 
 WorkerKind = Literal["auto", "threads", "processes"]
 Batch = dict[str, Tensor]

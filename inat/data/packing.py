@@ -50,12 +50,12 @@ from inat.data.parts import (
     part_range,
     photo_names,
     stretches,
-    usable_processors,
 )
 from inat.data.photo_files import PhotoSource, open_photos
 from inat.data.photos import BadPhoto, Box, decode_factor, read_whole, shrink
 from inat.errors import InputError
 from inat.files import atomic_file, locked, read_json, sha256, write_json
+from inat.processors import usable_processors
 from inat.progress import Bar, progress_bar
 
 PHOTOS_PER_SHARD = 8192

@@ -2,13 +2,12 @@
 
 import errno
 import hashlib
-import math
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,8 +22,6 @@ from inat.errors import InputError, WorldError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 READ_AHEAD = 128
 """Results that wait to be taken, besides those being worked on."""
@@ -82,34 +79,6 @@ def names_digest(names: pa.StringArray) -> str:
     running = hashlib.sha256(edges.tobytes())
     running.update(memoryview(content)[: edges[-1]])
     return running.hexdigest()
-
-
-def usable_processors() -> int:
-    """Processors that this process may use: those it may run on, and no more than the time that
-    its containers are given (cgroup quotas), rounded up."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min([there or 1, *map(math.ceil, _quotas())]))
-
-
-def _quotas() -> Iterator[float]:
-    """The processors' worth of time of the process's control groups and of those around them."""
-    with suppress(OSError):  # outside of Linux there are none
-        for line in OWN_CGROUPS.read_text().splitlines():
-            # Version 1 has a tree for each set of controllers, version 2 one that names none.
-            _, controllers, path = line.split(":", 2)
-            tree = CGROUPS / controllers
-            group = tree / path.strip("/")
-            for folder in (group, *group.parents):
-                if folder.is_relative_to(tree):
-                    yield from _quota(folder)
-
-
-def _quota(group: Path) -> Iterator[float]:
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        with suppress(OSError):  # a group of the other version, or seen from within a container
-            quota, period = " ".join((group / name).read_text() for name in names).split()
-            if quota not in ("max", "-1"):
-                yield int(quota) / int(period)
 
 
 def in_order(

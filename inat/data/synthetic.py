@@ -21,9 +21,9 @@ import orjson
 
 from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.data import creatures
-from inat.data.parts import usable_processors
 from inat.errors import InputError, WorldError
 from inat.files import atomic_file, read_json, write_json
+from inat.processors import usable_processors
 from inat.progress import progress_bar
 
 Ints = npt.NDArray[np.int64]

@@ -27,12 +27,12 @@ from inat.data.parts import (
     part_range,
     photo_names,
     stretches,
-    usable_processors,
 )
 from inat.data.photo_files import PhotoFiles, PhotoSource, open_photos
 from inat.data.photos import SLOW_SECONDS, BadPhoto, Whole, read_whole
 from inat.errors import InputError
 from inat.files import locked, read_json, sha256, write_json
+from inat.processors import usable_processors
 from inat.progress import progress_bar
 
 PHOTOS_PER_BLOCK = 1024

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
-from inat.data.parts import in_order, usable_processors
+from inat.data.parts import in_order
 from inat.ensembling.fit_table import read_fit_table
 from inat.ensembling.fitting import Fit, Gain, cross_fitted, fit, refuse_search
 from inat.ensembling.members import Member, align
@@ -24,6 +24,7 @@ from inat.prediction_file import (
     write_prediction,
 )
 from inat.priors import uniform_prior
+from inat.processors import usable_processors
 from inat.progress import first_few, progress_bar
 from inat.same_model import told_of_fit
 

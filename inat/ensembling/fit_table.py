@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from inat.data.parts import in_order, usable_processors
+from inat.data.parts import in_order
 from inat.ensembling.members import Member
 from inat.ensembling.rules import finish, minus_rank
 from inat.metrics import class_means, mean_of
+from inat.processors import usable_processors
 from inat.progress import progress_bar
 
 TEMPERATURES: Float64[np.ndarray, "temperatures"] = 2.0 ** (np.arange(-8, 17) / 8)

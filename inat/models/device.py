@@ -12,7 +12,7 @@ import torch
 import torch.utils.deterministic
 from torch import nn
 
-from inat.errors import InputError, WorldError, one_line
+from inat.errors import InputError, WorldError
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -164,11 +164,12 @@ def memory_remedies(remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        text = one_line(error)
+        text = str(error)
         is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not is_memory and not any(sign in text for sign in SIGNS_OF_FULL_MEMORY):
             raise
-        raise WorldError(f"memory is full ({text:.100}); {remedy}") from None
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WorldError(f"memory is full ({first:.100}); {remedy}") from None
 
 
 @contextmanager
