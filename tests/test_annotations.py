@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from worlds import category, category_id, make_world
 
 from inat.competitions import COMPETITIONS
-from inat.data.annotation_files import parse_annotations, parse_dates
+from inat.data.annotation_files import parse_annotations
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.taxonomy import RANKS, read_taxonomy
 from inat.errors import InputError
@@ -301,36 +301,6 @@ def test_a_misshapen_locations_file_is_refused(papers: Path, content: str, sente
 def test_a_locations_file_cut_off_is_named(papers: Path) -> None:
     (papers / "train2018_locations.json").write_text('[{"id": 1')
     assert refusal(papers).startswith("ROOT/train2018_locations.json: not JSON, or cut off: ")
-
-
-DATES = [
-    "2017-05-01 08:30:00+10:00", "2017-05-01T08:30:00Z", "2017-05-01 08:30:00.5-0330",
-    "2017-05-01 08:30", "2017-05-01", "2017-05", "2017", "20170501", "2017/05/01 08:30",
-    "May 1, 2017", "1/2/2017 3:04 PM", "01.05.2017", " 2017-05-01", "2017-5-1",
-    "2017-05-01 08:30:00 UTC", "2017-05-01T08:30:00.123456", "1999-12-31 23:59:59",
-    "2017-02-30", "2017-13-01", "2017-05-01 24:00:00", "2017-05-01 23:59:60", "nonsense", "",
-    "NaT", "2017-05-01 08:30:00+25:00", None, 20170501, 1.5, True, [1], {},
-]  # fmt: skip
-
-
-def slow_date(value: object) -> pd.Timestamp:
-    """One date in whatever notation, by the general parser alone."""
-    one = pd.Series([value], dtype="object")
-    return pd.to_datetime(one, utc=True, errors="coerce", format="mixed").iloc[0]
-
-
-def test_dates_are_those_of_the_general_parser_one_by_one() -> None:
-    values = DATES * 3
-    dates = pd.Series(parse_dates(values)).dt.tz_localize("UTC")
-    for value, date in zip(values, dates, strict=True):
-        expected = slow_date(value)
-        assert (pd.isna(date) and pd.isna(expected)) or date == expected.floor("us"), value
-    assert dates.notna().sum() == 3 * 19
-
-
-@pytest.mark.parametrize("values", [[], [None, None], ["nonsense"], ["2017-05-01"]])
-def test_dates_are_to_the_microsecond_whatever_the_file_holds(values: list[object]) -> None:
-    assert parse_dates(values).dtype == np.dtype("datetime64[us]")
 
 
 # Names of splits

@@ -18,7 +18,7 @@ import xxhash
 from inat.files import atomic_file
 from inat.progress import say
 
-FORMAT = 2
+FORMAT = 3
 """Goes up whenever the same files would give other tables: those kept before are then ignored."""
 
 FOLDER = ".inat"

@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from jaxtyping import Float64, Int32, Int64
 from msgspec import UNSET
 
+from inat.data.dates import Dates, parse_dates
 from inat.errors import InputError
 from inat.files import parse_json
 
@@ -122,12 +122,12 @@ class Places:
     Attributes:
         ids: image id of each place, each once.
         numbers: lat, lon and, where the file has it, date_c; NaN where unknown.
-        dates: UTC, to the microsecond; NaT where unknown.
+        dates: of each place.
     """
 
     ids: Int64[np.ndarray, "places"]
     numbers: dict[str, Float64[np.ndarray, "places"]]
-    dates: np.ndarray
+    dates: Dates
 
 
 def read_content(path: Path) -> bytes:
@@ -193,7 +193,7 @@ def parse_places(path: Path, content: bytes) -> Places:
 
     Raises:
         InputError: the file is cut off, an id is no whole number or stands twice, a place is no
-            number.
+            number, or dates are ambiguous (`parse_dates`).
     """
     content = as_utf8(path, content)
     try:
@@ -210,27 +210,9 @@ def parse_places(path: Path, content: bytes) -> Places:
     if set(map(type, shares_of_year)) - {type(UNSET)}:  # geo_prior's copy has 0..1
         columns["date_c"] = [None if share is UNSET else share for share in shares_of_year]
     numbers = {name: _numbers_or_nan(values, name, path) for name, values in columns.items()}
-    dates = parse_dates([row.date for row in rows])
+    dates = parse_dates([row.date for row in rows], f"{path}: ")
     refuse_duplicates(ids, f"{path}: id", "")
     return Places(ids, numbers, dates)
-
-
-def parse_dates(values: Sequence[Any]) -> np.ndarray:
-    """Dates in any common notation as datetime64[us], in UTC; NaT where there is none."""
-    given = pd.Series(values, dtype="object")
-    texts = pd.Series([value if type(value) is str else None for value in values], dtype="object")
-    # Where both notations give a date it is the same one, and the first takes a tenth of the
-    # time: it knows what the real files hold; what it does not know goes to the other.
-    dates = _dates(texts, "ISO8601")
-    odd = dates.isna() & given.notna()
-    if odd.any():
-        dates[odd] = _dates(given[odd], "mixed")
-    return dates.to_numpy()
-
-
-def _dates(values: "pd.Series[Any]", notation: str) -> "pd.Series[Any]":
-    dates = pd.to_datetime(values, utc=True, errors="coerce", format=notation)
-    return dates.dt.tz_localize(None).dt.as_unit("us")
 
 
 def refuse_duplicates(ids: Int64[np.ndarray, "n"], what: str, where: str) -> None:

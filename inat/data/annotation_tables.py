@@ -24,6 +24,7 @@ from inat.data.annotation_files import (
     refuse_unsafe_names,
 )
 from inat.data.annotation_layouts import in_inat_layout
+from inat.data.dates import Known
 from inat.data.taxonomy import COLUMNS, Taxonomy, read_taxonomy
 from inat.errors import InputError
 
@@ -39,6 +40,7 @@ SPECIES_TYPES = {
 PLACE_TYPES = {
     **dict.fromkeys(("lat", "lon", "date_c"), pa.float64()),
     "date": pa.int64(),
+    "date_known": pa.int8(),
 }
 OPTIONAL = ("digest", "group", "date_c")
 
@@ -95,7 +97,8 @@ class AnnotationTables:
 
     def places(self, name: str, photos: pa.Table, key: str) -> pa.Table | None:
         """Where and when each photo of a split was taken, with the columns lat, lon, date (UTC,
-        in microseconds) and, where the file has it, date_c; None where there is no such file."""
+        in microseconds), date_known (a `Known`) and, where the file has it, date_c; None where
+        there is no such file."""
         file_name = self._spec.locations_files.get(name)
         if file_name is None or not (self._root / file_name).is_file():
             return None
@@ -208,7 +211,8 @@ def taxonomy_of(species: pa.Table) -> Taxonomy:
 
 def locations_of(places: pa.Table) -> pd.DataFrame:
     """The `locations` of a split that a table of places holds."""
-    columns = {name: places[name].to_numpy() for name in places.column_names}
+    names = [name for name in places.column_names if name != "date_known"]
+    columns = {name: places[name].to_numpy() for name in names}
     dates = pd.DatetimeIndex(columns.pop("date").view("datetime64[us]")).tz_localize(UTC)
     return pd.DataFrame({**columns, "date": dates})
 
@@ -352,9 +356,11 @@ def _refuse_other_names(path: Path, categories: list[Any], species: pa.Table, tr
 
 def _place_table(places: Places, image_ids: Int64[np.ndarray, "photos"]) -> pa.Table:
     at = _positions(places.ids, image_ids)
-    columns = {**places.numbers, "date": places.dates}
+    dates = places.dates
+    columns = {**places.numbers, "date": dates.moments, "date_known": dates.known}
     unknown = {name: np.full(len(at), np.nan) for name in places.numbers}
     unknown["date"] = np.full(len(at), "NaT", "datetime64[us]")
+    unknown["date_known"] = np.full(len(at), Known.NOTHING, np.int8)
     for name, values in unknown.items():
         values[at >= 0] = columns[name][at[at >= 0]]
     # As plain numbers: Arrow would hold the unknown dates as nulls, apart from the others.

@@ -1,20 +1,58 @@
-"""The tail profile of a data set: counts, bands, imbalance, the ranks of its lineage."""
+"""The tail profile of a data set: counts, bands, imbalance, ranks of its lineage, places."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int64
 
 from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.competitions import find_competition
 from inat.data.annotation_tables import AnnotationTables, taxonomy_of
+from inat.data.dates import Known
 from inat.data.taxonomy import RANKS
 from inat.errors import InputError
 from inat.files import atomic_file
 from inat.metrics import shot_bands
 
 COLOURS = {"many": "#4c78a8", "medium": "#72b7b2", "few": "#e45756"}
+
+
+@dataclass(frozen=True)
+class PlaceCounts:
+    """What a locations file gives of a split's photos.
+
+    Attributes:
+        split: train, val or test.
+        n_photos: photos of the split.
+        n_placed: those with a latitude and a longitude.
+        n_dated: those with a date.
+        n_in_part: those with a month, a year or a long interval instead of a date.
+        not_understood: image ids of those whose date is in no known notation.
+    """
+
+    split: str
+    n_photos: int
+    n_placed: int
+    n_dated: int
+    n_in_part: int
+    not_understood: Int64[np.ndarray, "photos"]
+
+    def line(self) -> str:
+        """The counts for a terminal."""
+        text = (
+            f"{self.split}: {self.n_placed:,} of {self.n_photos:,} photos have a place, "
+            f"{self.n_dated:,} a date"
+        )
+        if self.n_in_part:
+            text += f"; {self.n_in_part:,} only a month, a year or a long interval"
+        if len(self.not_understood):
+            text += (
+                f"; {len(self.not_understood):,} dates were not understood (first: image "
+                f"{self.not_understood[0]})"
+            )
+        return text
 
 
 @dataclass(frozen=True)
@@ -28,6 +66,7 @@ class TailProfile:
         bands: number of species in each shot band.
         head_share: share of the photos that the largest tenth of the species hold.
         ranks: number of groups at each rank that the data set gives.
+        places: of each split that has locations.
     """
 
     root: Path
@@ -36,6 +75,7 @@ class TailProfile:
     bands: dict[str, int]
     head_share: float
     ranks: dict[str, int]
+    places: list[PlaceCounts]
 
     @property
     def imbalance_factor(self) -> float:
@@ -59,6 +99,7 @@ class TailProfile:
             f"head              the largest 10 % of the species hold {self.head_share:.0%} "
             "of the photos",
             f"ranks             {ranks}",
+            *(f"places            {counted.line()}" for counted in self.places),
         ]
 
 
@@ -69,13 +110,17 @@ def describe(root: Path | str, *, competition: str = "inaturalist-2018") -> Tail
         InputError: the annotations are missing or broken.
     """
     root, spec = Path(root), find_competition(competition)
-    # Not `load_split`: it would read train again for val and for test, and all the locations.
+    # Not `load_split`: it would read train again for val and for test.
     tables = AnnotationTables(root, spec)
-    photos, species, _ = tables.read("train")
-    sizes = {"train": len(photos)}
-    for name in ("val", "test"):
-        if spec.has_split(root, name):
-            sizes[name] = len(tables.read(name)[0])
+    _, species, _ = tables.read("train")
+    sizes, places = {}, []
+    for name in ("train", "val", "test"):
+        if name != "train" and not spec.has_split(root, name):
+            continue
+        photos, _, key = tables.read(name)
+        sizes[name] = len(photos)
+        if (located := tables.places(name, photos, key)) is not None:
+            places.append(_place_counts(name, photos, located))
     tables.keep()
     counts = species["train_count"].to_numpy()
     taxonomy = taxonomy_of(species)
@@ -91,6 +136,23 @@ def describe(root: Path | str, *, competition: str = "inaturalist-2018") -> Tail
             for rank in RANKS
             if (taxonomy.table[rank] != "").any()
         },
+        places=places,
+    )
+
+
+def _place_counts(split: str, photos: pa.Table, places: pa.Table) -> PlaceCounts:
+    known = places["date_known"].to_numpy()
+    has_date = known == Known.DAY
+    if "date_c" in places.column_names:
+        has_date = has_date | ~np.isnan(places["date_c"].to_numpy())
+    lat, lon = (places[name].to_numpy() for name in ("lat", "lon"))
+    return PlaceCounts(
+        split=split,
+        n_photos=len(photos),
+        n_placed=int((~np.isnan(lat) & ~np.isnan(lon)).sum()),
+        n_dated=int(has_date.sum()),
+        n_in_part=int((known == Known.PART).sum()),
+        not_understood=photos["image_id"].to_numpy()[known == Known.NOT_UNDERSTOOD],
     )
 
 
