@@ -1,29 +1,42 @@
-"""Arrays and tables from strangers: .npy and Parquet files, looked at before they are believed."""
+"""Arrays and tables from strangers: .npy, Parquet and CSV, looked at before they are believed."""
 
+import csv
+import io
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 
 from inat.errors import InputError
+from inat.files import UnfitFile, open_file, read_file
 
 NO_ARRAY = (
     *(ValueError, EOFError, OSError, OverflowError, FloatingPointError, MemoryError),
     *(TypeError, SyntaxError, tokenize.TokenError, RecursionError),  # the header is read as Python
 )
+MOST_ROWS = 10_000_000
+"""Of an array or table; the largest competition has 2.7 million photos."""
+
+LARGEST_TABLE = 2**30
+"""Bytes of a table in memory."""
+
+LARGEST_CSV = 2**26
 TYPES = {
     "whole numbers": (pa.int8(), pa.int16(), pa.int32(), pa.int64()),
     "texts": (pa.string(), pa.large_string()),
 }
+SIMPLE = (*TYPES["texts"], pa.null())
 
 
 def read_array(path: Path, remedy: str, *dtypes: type, ndim: int) -> np.memmap:
     """Maps a .npy file; nothing is unpickled, and no memory is taken that the file does not fill.
+    An axis has at most MOST_ROWS elements.
 
     Args:
         path: the file.
@@ -37,10 +50,14 @@ def read_array(path: Path, remedy: str, *dtypes: type, ndim: int) -> np.memmap:
     try:
         # Not numpy.load, which also opens zip files, and believes a header about the size. Of an
         # overflow in a hostile shape NumPy only warns.
-        with np.errstate(all="raise"):
+        with open_file(path) as file, np.errstate(all="raise"):
             array = open_memmap(path, mode="r")
+            if file.seek(0, io.SEEK_END) != array.offset + array.nbytes:
+                raise ValueError("there is more behind the array")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; {remedy}") from None
+    except UnfitFile:
+        raise
     except NO_ARRAY as error:
         raise InputError(f"{path}: no array, or cut off ({_line(error)}); {remedy}") from None
     if array.dtype not in dtypes:
@@ -48,16 +65,21 @@ def read_array(path: Path, remedy: str, *dtypes: type, ndim: int) -> np.memmap:
         raise InputError(f"{path}: holds {array.dtype}, not {expected}; {remedy}")
     if array.ndim != ndim:
         raise InputError(f"{path}: holds {array.ndim} axes, not {ndim}; {remedy}")
+    if max(array.shape) > MOST_ROWS:
+        raise InputError(f"{path}: holds {array.shape} numbers, too many; {remedy}")
     return array
 
 
-def read_table(path: Path, remedy: str, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Reads a Parquet file.
+def read_table(
+    path: Path, remedy: str, columns: Mapping[str, str], n_rows: int | None = None
+) -> pd.DataFrame:
+    """Reads a Parquet file, if it is no larger than what is expected.
 
     Args:
         path: the file.
         remedy: what mends a damaged one, for the message.
         columns: those that there must be, and what each holds: whole numbers or texts.
+        n_rows: the rows that there must be; None: at most MOST_ROWS.
 
     Raises:
         InputError: it is missing, cut off, no table, or lacks one of the columns, or values in it.
@@ -65,16 +87,16 @@ def read_table(path: Path, remedy: str, columns: Mapping[str, str]) -> pd.DataFr
     try:
         # Not pandas.read_parquet: it follows what the file says of pandas, and to it a folder
         # `a=1` above the file is a column.
-        with pq.ParquetFile(path) as file:
-            table = file.read().replace_schema_metadata()
+        with open_file(path, LARGEST_TABLE):
+            table = _read_bounded(path, remedy, n_rows)
         table.validate(full=True)
         frame: pd.DataFrame = table.to_pandas()
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; {remedy}") from None
+    except InputError:
+        raise
     except Exception as error:  # Arrow's readers raise nearly everything on broken files
         raise InputError(f"{path}: no table, or cut off ({_line(error)}); {remedy}") from None
-    if any(pa.types.is_nested(field.type) for field in table.schema):
-        raise InputError(f"{path}: has lists in a column; {remedy}")
     for name, kind in columns.items():
         if table.column_names.count(name) != 1:
             raise InputError(f"{path}: has no column {name}; {remedy}")
@@ -83,6 +105,59 @@ def read_table(path: Path, remedy: str, columns: Mapping[str, str]) -> pd.DataFr
         if len(column) and (column.type not in TYPES[kind] or column.null_count):
             raise InputError(f"{path}: column {name} does not hold {kind}; {remedy}")
     return frame
+
+
+def _read_bounded(path: Path, remedy: str, n_rows: int | None) -> pa.Table:
+    """The table, whose size is looked at before it is unpacked: a file of 2 MB may hold 200 million
+    rows, or one long text many times."""
+    with pq.ParquetFile(path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+    for field in schema:
+        if not (pa.types.is_primitive(field.type) or field.type in SIMPLE):
+            raise InputError(f"{path}: has {field.type} in the column {field.name!r}; {remedy}")
+    found = metadata.num_rows
+    if found > MOST_ROWS or n_rows not in (None, found):
+        expected = f"not {n_rows:,}" if n_rows is not None else f"more than {MOST_ROWS:,}"
+        raise InputError(f"{path}: has {found:,} rows, {expected}; {remedy}")
+    n_bytes = sum(metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups))
+    texts = [field.name for field in schema if field.type in TYPES["texts"]]
+    if n_bytes <= LARGEST_TABLE:
+        # As dictionaries, where a text that is there twice takes the room of one.
+        with pq.ParquetFile(path, metadata=metadata, read_dictionary=texts) as file:
+            table = file.read()
+        for chunk in (chunk for name in set(texts) for chunk in table[name].chunks):
+            lengths = pc.binary_length(chunk.dictionary).take(chunk.indices)
+            n_bytes += pc.sum(lengths).as_py() or 0
+    if n_bytes > LARGEST_TABLE:
+        raise InputError(f"{path}: unpacks to {n_bytes:,} bytes, too many; {remedy}")
+    return table.cast(schema).replace_schema_metadata()
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Reads a CSV with this header: texts, each row under the number of its line.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        InputError: no CSV, another header, or a row of more or fewer cells.
+    """
+    header = ",".join(columns)
+    lines, rows = [], []
+    try:
+        text = read_file(path, LARGEST_CSV).decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        found = next(reader)
+        if found != [*columns]:
+            raise InputError(f"{path}: the header is {','.join(found)!r:.60}, it must be {header}")
+        for row in filter(None, reader):
+            if len(row) != len(columns):
+                raise InputError(
+                    f"{path}: line {reader.line_num}: {len(row)} cells, not {len(columns)}"
+                )
+            lines.append(reader.line_num)
+            rows.append(row)
+    except (UnicodeDecodeError, csv.Error, StopIteration):
+        raise InputError(f"{path}: not a CSV file with the header {header}") from None
+    return pd.DataFrame(rows, index=lines, columns=[*columns], dtype=str)
 
 
 def _line(error: Exception) -> str:

@@ -781,6 +781,7 @@ def evaluate(
     chosen_here: Annotated[bool, Parameter(negative="")] = False,
     out: Path | None = None,
     report: Path | None = None,
+    root: Annotated[Path | None, Parameter(name="--data.root")] = None,
 ) -> None:
     """Print accuracy, top-3 error and shot bands of predictions, and save every measure.
 
@@ -804,8 +805,10 @@ def evaluate(
     out
         Folder for metrics.json and per_class.csv; unset: evaluation/ in each prediction.
     report
-        An HTML file that shows the predictions side by side with charts and photos, for any
-        browser, without a network; unset: none.
+        An HTML file that shows the predictions side by side with charts, for any browser,
+        without a network; unset: none.
+    root
+        Folder of the data set, whose photos the report shows; unset: it shows none.
     """
     from inat.evaluation.evaluate import evaluate as score_prediction
     from inat.evaluation.table import evaluation_table, further_figures, print_table
@@ -823,9 +826,10 @@ def evaluate(
     for result, folder in zip(results, folders, strict=True):
         result.save(folder)
     if report is not None:
+        from inat.evaluation.page_photos import NO_ROOT
         from inat.evaluation.report import write_report
 
-        write_report(results, report)
+        write_report(results, report, root=root)
     print_table(evaluation_table({str(result.prediction): result for result in results}))
     for result, folder in zip(results, folders, strict=True):
         print(f"{result.prediction}: {further_figures(result)}")
@@ -834,6 +838,8 @@ def evaluate(
         print(f"saved {folder / 'metrics.json'}, {folder / 'per_class.csv'}")
     if report is not None:
         print(f"saved {report}")
+        if root is None:
+            print(f"note: {report}: {NO_ROOT}")
 
 
 @app.command

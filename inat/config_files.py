@@ -8,6 +8,7 @@ from typing import Any
 from inat.config import Config
 from inat.config_values import build_config, merge, typed_values
 from inat.errors import InputError
+from inat.files import read_file
 from inat.stages import canonical_stages, stage_text
 from inat.strict_yaml import LARGEST_FILE, parse_yaml
 
@@ -50,11 +51,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: missing, too large or too deep, not YAML, a duplicate key.
     """
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        content = read_file(path, LARGEST_FILE)
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: there is no such config file") from None
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"{path}: {len(content)} bytes are no config; at most {LARGEST_FILE}")
     try:
         tree = parse_yaml(content)
     except InputError as error:

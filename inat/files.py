@@ -1,4 +1,4 @@
-"""Whole files or none: atomic writes, JSON in and out, checksums."""
+"""Whole files or none: one way to open what a stranger made, atomic writes, JSON, checksums."""
 
 import ctypes
 import errno
@@ -8,9 +8,11 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,73 @@ RENAME_EXCHANGE = 2  # renameat2's flag, and that of macOS' renamex_np
 AT_FDCWD = -100
 MORE_FILES = "allow more (ulimit -n 4096), lower data.workers, or set data.worker_kind threads"
 """What helps where a process has as many open files as it may."""
+LARGEST_TEXT = 2**28
+"""Bytes of a JSON or CSV file; annotations may have more."""
+
+# The second keeps an open from waiting for a pipe's other end; the third is Windows'.
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+class UnfitFile(InputError):
+    """What is at a path is not a file, or has more bytes than such a file can have.
+
+    Attributes:
+        reason: the text without the path.
+    """
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; give another")
+        self.reason = reason
+
+
+def open_file(path: Path | str, most: int | None = None) -> BufferedReader:
+    """Opens a file for reading that a stranger may have made.
+
+    A pipe, a device, a socket or a folder is refused before it is opened, for opening it may wait
+    for ever and reading it may never end. What opens a path by itself (NumPy, Arrow, torch) is
+    called while this holds the file.
+
+    Args:
+        path: the file; links are followed.
+        most: bytes that it may have; None: any number.
+
+    Raises:
+        UnfitFile: it is none of the kind, or larger.
+        OSError: as `open`, for a file that is missing say.
+    """
+    _refuse_unfit(path, os.stat(path), most)  # noqa: PTH116
+    handle = os.open(path, OPEN_FLAGS)
+    try:
+        _refuse_unfit(path, os.fstat(handle), most)  # it may be another by now
+    except BaseException:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def read_file(path: Path | str, most: int | None = LARGEST_TEXT) -> bytes:
+    """The bytes of a file, opened as by `open_file`."""
+    with open_file(path, most) as handle:
+        # No more than it said: a file of /proc has no bytes, and may go on for ever.
+        return handle.read(os.fstat(handle.fileno()).st_size)
+
+
+def _refuse_unfit(path: Path | str, state: os.stat_result, most: int | None) -> None:
+    if not stat.S_ISREG(state.st_mode):
+        raise UnfitFile(path, f"{KINDS.get(stat.S_IFMT(state.st_mode), 'something')}, not a file")
+    if most is not None and state.st_size > most:
+        raise UnfitFile(path, f"{state.st_size:,} bytes, more than the {most:,} of such a file")
 
 
 @contextmanager
@@ -179,10 +244,10 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: the file is missing, or is not JSON (cut off, say).
+        InputError: the file is missing, is not JSON (cut off, say), or no file at all.
     """
     try:
-        return parse_json(path, path.read_bytes())
+        return parse_json(path, read_file(path))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
 
@@ -209,7 +274,7 @@ def leads_out(path: Path | str, top: Path | str) -> bool:
 
 def sha256(path: Path) -> str:
     """The file's SHA-256 as 64 hexadecimal digits."""
-    with path.open("rb") as handle:
+    with open_file(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
@@ -251,7 +316,7 @@ def md5(path: Path, advance: Callable[[int], object]) -> str:
 
 def read_pieces(path: Path) -> Iterator[bytes]:
     """The file's bytes, a megabyte at a time."""
-    with path.open("rb") as handle:
+    with open_file(path) as handle:
         while piece := handle.read(2**20):
             yield piece
 

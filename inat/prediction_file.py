@@ -23,6 +23,7 @@ from inat.errors import InputError
 from inat.files import atomic_folder, read_json, reserve, write_json
 
 FORMAT = 1
+FILES = ("logits.npy", "ids.npy", "labels.npy", "species.parquet", "photos.parquet", "meta.json")
 ROLES = ("unseen", "trained on", "held out", "chosen on")
 META_KEYS = {
     "competition": (str,),
@@ -119,16 +120,17 @@ def read_prediction(path: Path | str) -> PredictionFile:
         if not isinstance(meta[key], kind):
             raise InputError(f"{path / 'meta.json'}: '{key}' is {meta[key]!r:.40}; predict again")
     logits = read_array(path / "logits.npy", REMEDY, np.float16, np.float32, ndim=2)
-    ids = np.array(read_array(path / "ids.npy", REMEDY, np.int64, ndim=1))
-    labels = np.array(read_array(path / "labels.npy", REMEDY, np.int64, ndim=1))
-    species = read_table(path / "species.parquet", REMEDY, SPECIES)
-    photos = read_table(path / "photos.parquet", REMEDY, PHOTOS)
-    expected = (len(ids), len(species))
-    if logits.shape != expected or not len(ids) == len(labels) == len(photos):
+    n_images, n_classes = logits.shape
+    ids, labels = (
+        read_array(path / name, REMEDY, np.int64, ndim=1) for name in ("ids.npy", "labels.npy")
+    )
+    if not n_images == len(ids) == len(labels):
         raise InputError(
-            f"{path}: its parts disagree: logits {logits.shape}, ids and species "
-            f"{expected}, labels {len(labels)}, photos {len(photos)}; predict again"
+            f"{path}: its parts disagree: {n_images:,} rows of logits, {len(ids):,} ids, "
+            f"{len(labels):,} labels; predict again"
         )
+    species = read_table(path / "species.parquet", REMEDY, SPECIES, n_classes)
+    photos = read_table(path / "photos.parquet", REMEDY, PHOTOS, n_images)
     if not logits.size or not ((labels >= -1) & (labels < len(species))).all():
         raise InputError(
             f"{path}: it has no photo, or a label that is none of its {len(species)} species; "
@@ -140,7 +142,7 @@ def read_prediction(path: Path | str) -> PredictionFile:
             f"{path / 'meta.json'}: 'logits_prior' is no list of {len(species)} numbers, one a "
             "species; predict again"
         )
-    return PredictionFile(path, logits, ids, labels, species, photos, meta)
+    return PredictionFile(path, logits, np.array(ids), np.array(labels), species, photos, meta)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64, Int64
 
+from inat.binary_files import read_csv
 from inat.errors import InputError
 
 Prior = Float64[np.ndarray, "classes"]
@@ -96,16 +97,11 @@ def read_prior(path: Path, category_ids: Int64[np.ndarray, "classes"]) -> Prior:
             prior that is negative or no number.
     """
     try:
-        table = pd.read_csv(path)
+        table = read_csv(path, ["category_id", "prior"])
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; a prior is uniform or a CSV") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-        raise InputError(f"{path}: not a CSV file with the header category_id,prior") from None
-    if list(table.columns) != ["category_id", "prior"]:
-        raise InputError(
-            f"{path}: the header is {','.join(map(str, table.columns))!r:.60}, "
-            "it must be category_id,prior"
-        )
+    table["category_id"] = pd.to_numeric(table["category_id"], errors="coerce")
+    table["prior"] = table["prior"].replace("", None)
     if table["category_id"].duplicated().any():
         twice = table["category_id"][table["category_id"].duplicated()].iloc[0]
         raise InputError(f"{path}: category {twice} stands twice")

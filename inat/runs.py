@@ -15,7 +15,7 @@ from rich.table import Table
 from inat.bands import BANDS
 from inat.config import Config
 from inat.errors import InputError, unknown_name
-from inat.files import read_json
+from inat.files import read_file, read_json
 from inat.run_folder import Run, is_run, read_epoch
 from inat.stages import lay_stages
 
@@ -151,7 +151,7 @@ def _method(config: Config, model: dict[str, Any]) -> str:
 
 def _last_held_out(path: Path) -> float | None:
     """Mean class accuracy of the last validation in a metrics.jsonl."""
-    lines = path.read_bytes().splitlines() if path.is_file() else []
+    lines = read_file(path).splitlines() if path.is_file() else []
     for line in reversed(lines):
         try:
             entry = orjson.loads(line)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from inat.binary_files import read_csv
 from inat.errors import InputError
 
 COLUMNS = ["id", "expected", "usage"]
@@ -18,34 +19,25 @@ def read_solution(path: Path | str) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = read_csv(path, COLUMNS)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such solution file") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-        raise InputError(f"{path}: not a CSV file with the header id,expected,usage") from None
-    if list(table.columns) != COLUMNS:
-        raise InputError(
-            f"{path}: the header is {','.join(table.columns)!r:.60}, it must be id,expected,usage"
-        )
-    # Of rows with a cell too many pandas makes the first cell their name.
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(f"{path}: has rows of more than {len(COLUMNS)} cells; remove the rest")
     for column in ("id", "expected"):
         wrong = ~table[column].str.fullmatch(r"-?\d{1,18}")
         if wrong.any():
-            line = int(wrong.argmax()) + 2
+            line = table.index[int(wrong.argmax())]
             raise InputError(
-                f"{path}: line {line}: {column} is {table[column][line - 2]!r:.40}, not a number"
+                f"{path}: line {line}: {column} is {table[column][line]!r:.40}, not a number"
             )
         table[column] = table[column].astype("int64")
     twice = table["id"].duplicated()
     if twice.any():
-        raise InputError(f"{path}: line {int(twice.argmax()) + 2}: the id stands twice")
+        raise InputError(f"{path}: line {table.index[int(twice.argmax())]}: the id stands twice")
     wrong = ~table["usage"].isin(["Public", "Private"])
     if wrong.any():
-        line = int(wrong.argmax()) + 2
+        line = table.index[int(wrong.argmax())]
         raise InputError(
-            f"{path}: line {line}: usage is {table['usage'][line - 2]!r:.40}; "
+            f"{path}: line {line}: usage is {table['usage'][line]!r:.40}; "
             "it must be Public or Private"
         )
-    return table
+    return table.reset_index(drop=True)

@@ -226,14 +226,11 @@ def meta(**fields: Any) -> Callable[[Path], None]:
         (without("photos.parquet", "role"),
          "{p}/photos.parquet: has no column role; predict again"),
         (save("labels.npy", [0, 1, 2, 3], np.int64),
-         "{p}: its parts disagree: logits (5, 4), ids and species (5, 4), labels 4, photos 5; "
-         "predict again"),
+         "{p}: its parts disagree: 5 rows of logits, 5 ids, 4 labels; predict again"),
         (save("logits.npy", LOGITS[:, :3], np.float16),
-         "{p}: its parts disagree: logits (5, 3), ids and species (5, 4), labels 5, photos 5; "
-         "predict again"),
+         "{p}/species.parquet: has 4 rows, not 3; predict again"),
         (save("ids.npy", [1, 2], np.int64),
-         "{p}: its parts disagree: logits (5, 4), ids and species (2, 4), labels 5, photos 5; "
-         "predict again"),
+         "{p}: its parts disagree: 5 rows of logits, 2 ids, 5 labels; predict again"),
         (header("ids.npy", shape=(2**40,)), "{p}/ids.npy: no array, or cut off (.+); predict .*"),
         (header("ids.npy", shape=(-5,)), "{p}/ids.npy: no array, or cut off (.+); predict again"),
         (header("ids.npy", shape=(2**40, 2**40)),

@@ -125,7 +125,7 @@ def test_a_prior_file_is_read_by_category_id_in_any_order_and_scaled(tmp_path: P
     [
         (None, "there is no such file; a prior is uniform or a CSV"),
         ("", "not a CSV file with the header category_id,prior"),
-        ("category_id,prior\n2,1\n10,2,3\n", "not a CSV file with the header category_id,prior"),
+        ("category_id,prior\n2,1\n10,2,3\n", "line 3: 3 cells, not 2"),
         ("id,prior\n2,1\n", "the header is 'id,prior', it must be category_id,prior"),
         ("category_id,prior\n2,1\n10,1\n2,1\n", "category 2 stands twice"),
         ("category_id,prior\n2,1\n10,1\n11,1\n", "11 is no category of this prediction"),

@@ -14,12 +14,14 @@ from inat.cli import main
 from inat.errors import InputError
 from inat.evaluation import evaluate, write_report
 from inat.evaluation.page_figures import interval_text, share_text
+from inat.evaluation.page_photos import NO_ROOT
 from inat.evaluation.report import run_titles, script_safe
 from inat.metrics import Interval
 
 
-def written(tmp_path: Path, *predictions: inat.PredictionFile) -> str:
-    path = write_report([evaluate(p) for p in predictions], tmp_path / "report.html")
+def written(tmp_path: Path, *predictions: inat.PredictionFile, root: Path | None = None) -> str:
+    page = tmp_path / "report.html"
+    path = write_report([evaluate(p) for p in predictions], page, root=root)
     return path.read_text("utf-8")
 
 
@@ -62,10 +64,10 @@ def test_nothing_in_the_page_is_fetched(tmp_path: Path) -> None:
 
 def test_photos_are_inlined_once_and_no_more_than_are_shown(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    first = make_bird_prediction(tmp_path / "p", root=root)
-    second = make_bird_prediction(tmp_path / "q", seed=1, root=root)
+    first = make_bird_prediction(tmp_path / "p")
+    second = make_bird_prediction(tmp_path / "q", seed=1)
     write_photos(root, first)
-    page = written(tmp_path, first, second)
+    page = written(tmp_path, first, second, root=root)
     pictures = data_of(page)["photos"]
     shown = set(re.findall(r'data-photo="(\d+)"', page))
     assert set(pictures) == shown
@@ -73,21 +75,43 @@ def test_photos_are_inlined_once_and_no_more_than_are_shown(tmp_path: Path) -> N
     assert "photos are not shown" not in page
 
 
-def test_without_its_data_root_the_page_has_no_photos_and_says_so(tmp_path: Path) -> None:
-    page = written(tmp_path, make_bird_prediction(tmp_path / "p"))
+def test_without_a_data_root_the_page_has_no_photos_and_says_so(tmp_path: Path) -> None:
+    prediction = make_bird_prediction(tmp_path / "p")
+    page = written(tmp_path, prediction, root=tmp_path / "nowhere")
     assert data_of(page)["photos"] == {}
     assert f"photos are not shown: {tmp_path / 'nowhere'} is not there" in page
-    plain = make_prediction(tmp_path / "q", np.eye(3)[[0, 1, 0]], [0, 1, 2])
-    assert "photos are not shown: the prediction names no data root" in written(tmp_path, plain)
+    page = written(tmp_path, prediction)
+    assert data_of(page)["photos"] == {}
+    assert NO_ROOT in page
+
+
+@pytest.mark.parametrize("name", ["../private/{}.jpg", "a/../../private/{}.jpg", "{}"])
+def test_a_prediction_puts_no_photo_of_another_folder_on_the_page(
+    tmp_path: Path, name: str
+) -> None:
+    root, private = tmp_path / "data", tmp_path / "private"
+    (root / "a").mkdir(parents=True)
+    prediction = make_bird_prediction(tmp_path / "p", root=private)
+    write_photos(private, prediction)
+    photos = prediction.photos
+    photos["file_name"] = [
+        name.format(f"test2018/{i}" if "/" in name else private / f"test2018/{i}.jpg")
+        for i in photos["id"]
+    ]
+    photos.to_parquet(prediction.path / "photos.parquet", index=False)
+    for given in (None, root):
+        page = written(tmp_path, prediction, root=given)
+        assert data_of(page)["photos"] == {}
+    assert "photos that cannot be read: " in page
 
 
 def test_a_photo_that_cannot_be_read_is_named_and_the_others_shown(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    prediction = make_bird_prediction(tmp_path / "p", root=root)
+    prediction = make_bird_prediction(tmp_path / "p")
     write_photos(root, prediction)
-    shown = sorted(map(int, data_of(written(tmp_path, prediction))["photos"]))
+    shown = sorted(map(int, data_of(written(tmp_path, prediction, root=root))["photos"]))
     (root / f"test2018/{shown[0]}.jpg").unlink()
-    page = written(tmp_path, prediction)
+    page = written(tmp_path, prediction, root=root)
     assert sorted(map(int, data_of(page)["photos"])) == shown[1:]
     line = f"photos that cannot be read: {root}/test2018/{shown[0]}.jpg: No such file or directory"
     assert line in page
@@ -96,9 +120,9 @@ def test_a_photo_that_cannot_be_read_is_named_and_the_others_shown(tmp_path: Pat
 def test_the_number_of_photos_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inat.evaluation.page_photos.MOST_PICTURES", 3)
     root = tmp_path / "data"
-    prediction = make_bird_prediction(tmp_path / "p", root=root)
+    prediction = make_bird_prediction(tmp_path / "p")
     write_photos(root, prediction)
-    page = written(tmp_path, prediction)
+    page = written(tmp_path, prediction, root=root)
     assert len(data_of(page)["photos"]) == 3
     assert "the page holds 3 photos; further ones are not shown" in page
 
@@ -174,8 +198,15 @@ def test_evaluate_writes_the_report_on_request(
 ) -> None:
     one, other = (make_bird_prediction(tmp_path / name, seed) for seed, name in enumerate("ab"))
     page = tmp_path / "pages/report.html"
-    assert main(["evaluate", str(one.path), str(other.path), "--report", str(page)]) == 0
+    words = ["evaluate", str(one.path), str(other.path), "--report", str(page)]
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"saved {page}", f"note: {page}: {NO_ROOT}"
+    ]  # fmt: skip
+    root = write_photos(tmp_path / "data", one)
+    assert main([*words, "--data.root", str(root)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"saved {page}"
+    assert data_of(page.read_text("utf-8"))["photos"]
     assert [run["title"] for run in data_of(page.read_text("utf-8"))["runs"]] == [
         f"{tmp_path.name} / a", f"{tmp_path.name} / b"
     ]  # fmt: skip

@@ -34,15 +34,16 @@ def browser() -> Iterator[Browser]:
 def evaluations(tmp_path_factory: pytest.TempPathFactory) -> list[Evaluation]:
     folder = tmp_path_factory.mktemp("report")
     root = folder / "data"
-    first = make_bird_prediction(folder / "ce", root=root)
-    second = make_bird_prediction(folder / "la", seed=1, root=root, strength=1.6)
+    first = make_bird_prediction(folder / "ce")
+    second = make_bird_prediction(folder / "la", seed=1, strength=1.6)
     write_photos(root, first)
     return [evaluate(first), evaluate(second)]
 
 
 @pytest.fixture(scope="module")
 def path(evaluations: list[Evaluation], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(evaluations, tmp_path_factory.mktemp("page") / "report.html")
+    root = evaluations[0].prediction.parent / "data"
+    return write_report(evaluations, tmp_path_factory.mktemp("page") / "report.html", root=root)
 
 
 @pytest.fixture(scope="module")

@@ -258,7 +258,7 @@ def test_a_file_that_is_missing_or_no_text_is_the_user_s_mistake(
     assert str(caught.value) == f"{path}: there is no such submission file"
     with pytest.raises(InputError) as caught:
         submission.check(tmp_path, world)
-    assert str(caught.value) == f"{tmp_path}: there is no such submission file"
+    assert str(caught.value) == f"{tmp_path}: a folder, not a file; give another"
     path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe\x00")
     with pytest.raises(InputError) as caught:
         submission.check(path, world)
@@ -396,7 +396,7 @@ def test_a_solution_with_more_cells_than_columns_is_refused(tmp_path: Path) -> N
     solution.write_text("id,expected,usage\n9,1,2,Public\n")
     with pytest.raises(InputError) as caught:
         submission.score(path, solution)
-    assert str(caught.value) == f"{solution}: has rows of more than 3 cells; remove the rest"
+    assert str(caught.value) == f"{solution}: line 2: 4 cells, not 3"
 
 
 # --- compressed ------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_every_fault_is_listed_with_its_reason(workers: int, tmp_path: Path) -> 
 def test_a_file_that_is_there_and_cannot_be_read_is_bad(tmp_path: Path) -> None:
     root = data_set(tmp_path / "data", {"good.jpg": jpeg(), "folder.jpg": None})
     (root / "folder.jpg").mkdir()
-    assert [str(f) for f in verify(root).findings.bad] == ["folder.jpg: Is a directory"]
+    assert [str(f) for f in verify(root).findings.bad] == ["folder.jpg: a folder, not a file"]
 
 
 def test_a_size_may_be_stated_before_or_after_exif_turned_the_photo(tmp_path: Path) -> None:

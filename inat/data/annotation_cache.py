@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from inat.files import atomic_file
+from inat.files import atomic_file, open_file
 from inat.progress import say
 
 FORMAT = 3
@@ -30,7 +30,7 @@ def digest(path: Path) -> str:
     # xxHash, as it costs a tenth of reading the file; SHA-256 costs as much again. Nobody gains
     # by a collision: who can write a cache can write the annotations.
     try:
-        with path.open("rb", buffering=0) as handle:
+        with open_file(path) as handle:
             return hashlib.file_digest(handle, xxhash.xxh3_128).hexdigest()
     except FileNotFoundError:
         return ""
@@ -119,7 +119,7 @@ def _user_cache() -> Path | None:
 def _read(path: Path, key: str) -> pa.Table | None:
     try:
         # Not `read_table`, to which a folder `a=1` above the file would be a column.
-        with pq.ParquetFile(path) as file:
+        with open_file(path), pq.ParquetFile(path) as file:
             if not (file.schema_arrow.metadata or {}).get(STAMP, b"").startswith(key.encode()):
                 return None
             table = file.read().combine_chunks()

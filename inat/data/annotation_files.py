@@ -19,9 +19,12 @@ from msgspec import UNSET
 
 from inat.data.dates import Dates, parse_dates
 from inat.errors import InputError
-from inat.files import parse_json
+from inat.files import parse_json, read_file
 
 # A name without any of these is a plain path below the root; the few others are looked at closely.
+LARGEST_ANNOTATIONS = 2**32
+"""Bytes; the largest file of a competition has 1.1 GB."""
+
 SUSPICIOUS = r"\A[./]|\A\z|[\\:\x00]|/\.\."
 
 DIGEST = "xxh3_128"
@@ -137,7 +140,7 @@ def read_content(path: Path) -> bytes:
         InputError: there is no such file.
     """
     try:
-        return path.read_bytes()
+        return read_file(path, LARGEST_ANNOTATIONS)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
 

@@ -25,7 +25,7 @@ from xxhash import xxh3_64_intdigest
 
 from inat.data.photos import BadPhoto
 from inat.errors import InputError
-from inat.files import leads_out, read_json
+from inat.files import leads_out, open_file, read_json
 
 FORMAT_VERSION = 1
 PHOTOS_FOLDER = "photos"
@@ -402,7 +402,8 @@ def _check_size(part: Part, file: PackFile) -> None:
             f"{path}: a link leads out of {part.folder.parent}; put the file in its place"
         )
     try:
-        n_bytes = path.stat().st_size
+        with open_file(path) as handle:
+            n_bytes = os.fstat(handle.fileno()).st_size
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file; {part.remedy}") from None
     if n_bytes != file.n_bytes:
@@ -433,7 +434,7 @@ def _read_index(part: Part) -> pa.RecordBatch:
 
 def _mapped(path: Path) -> memoryview:
     try:
-        with path.open("rb") as handle:
+        with open_file(path) as handle:
             return memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:  # ValueError: the file is empty
         raise BadPhoto(f"{path}: {getattr(error, 'strerror', None) or error}") from None

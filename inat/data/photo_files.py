@@ -8,11 +8,11 @@ from typing import Protocol, runtime_checkable
 import pyarrow as pa
 
 from inat.data.pack import PackedPhotos, is_pack
-from inat.data.photo_search import FoundPhoto, jpeg_of_heic, readable
+from inat.data.photo_search import LARGEST_PHOTO, FoundPhoto, jpeg_of_heic, readable
 from inat.data.photos import BadPhoto
 from inat.data.shared_arrays import SharedStrings
 from inat.errors import WorldError
-from inat.files import TOO_MANY_FILES, leads_out
+from inat.files import TOO_MANY_FILES, UnfitFile, leads_out, read_file
 
 
 @runtime_checkable  # beartype checks it while tests run
@@ -37,6 +37,7 @@ class PhotoFiles:
 
     The folder and the folders in it may be links, to a larger disk say; below those a link is
     followed only to where its own top folder is: a data set from a stranger shows no other files.
+    Nor does a name lead out of the folder.
 
     Args:
         root: the folder.
@@ -56,15 +57,16 @@ class PhotoFiles:
         """The file's bytes.
 
         Raises:
-            BadPhoto: there is no such file, its name leads out of the root, a link leads out of
-                the top folder, or the disk gives an error.
+            BadPhoto: there is no such file, its name or a link leads out, it is a pipe or
+                the like or too large, or the disk gives an error.
             OSError: this process has too many open files, which says nothing of the photo.
         """
         path = self.path(index)
-        self._refuse_link_out(path, self._names[index])
+        self._refuse_way_out(path, self._names[index])
         try:
-            with open(path, "rb", buffering=0) as handle:  # noqa: PTH123
-                return handle.read()
+            return read_file(path, LARGEST_PHOTO)
+        except UnfitFile as error:
+            raise BadPhoto(error.reason) from None
         except OSError as error:
             if error.errno in TOO_MANY_FILES:
                 raise
@@ -73,7 +75,7 @@ class PhotoFiles:
                 reason += "; its name has backslashes, and '/' separates folders"
             raise BadPhoto(reason) from None
 
-    def _refuse_link_out(self, path: str, name: str) -> None:
+    def _refuse_way_out(self, path: str, name: str) -> None:
         # To follow all links of every path would cost 40 us a photo; this costs 2.
         folders, _, _ = name.rpartition("/")
         if ".." in name and ".." in name.split("/"):
@@ -104,11 +106,16 @@ class OwnPhotos:
         """The file's bytes; those of a HEIC photo as a JPEG.
 
         Raises:
-            BadPhoto: the file is gone, the disk gives an error, or a HEIC photo is damaged.
+            BadPhoto: the file is gone, is a pipe or the like or too large, the disk gives an error,
+                or a HEIC photo is damaged.
         """
         photo = self._photos[index]
         try:
-            return jpeg_of_heic(photo.path) if photo.is_heic else photo.path.read_bytes()
+            if photo.is_heic:
+                return jpeg_of_heic(photo.path)
+            return read_file(photo.path, LARGEST_PHOTO)
+        except UnfitFile as error:
+            raise BadPhoto(error.reason) from None
         except WorldError:
             raise BadPhoto("the HEIC photo is damaged") from None
         except OSError as error:

@@ -16,8 +16,11 @@ from typing import IO, Literal
 from PIL import Image, JpegImagePlugin
 
 from inat.errors import WorldError, one_line
-from inat.files import TOO_MANY_FILES
+from inat.files import TOO_MANY_FILES, UnfitFile, open_file, read_file
 from inat.progress import first_few
+
+LARGEST_PHOTO = 2**29
+"""Bytes; 80 million pixels of 16 bits without compression are as many."""
 
 # An MPO is opened by the JPEG reader; Pillow has none of that name and would raise at it.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
@@ -152,7 +155,7 @@ def look_at_photo(path: Path, *, linked: bool = False) -> FoundPhoto | PassedOve
     if ending in RAW_ENDINGS:
         return PassedOver(path, "raw")
     try:
-        with path.open("rb") as file:
+        with open_file(path, LARGEST_PHOTO) as file:
             head = file.read(64)
             file.seek(0)
             named_heic = ending in HEIC_ENDINGS and not head.startswith(b"\xff\xd8")
@@ -160,6 +163,8 @@ def look_at_photo(path: Path, *, linked: bool = False) -> FoundPhoto | PassedOve
             if is_heic and not _reads_heic():
                 return PassedOver(path, "heic")
             height, width = _heic_size(file) if is_heic else _size(file, head)
+    except UnfitFile as error:
+        return PassedOver(path, "unreadable", error.reason)
     # Pillow's readers raise nearly everything on broken files.
     except Exception as error:
         if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
@@ -201,7 +206,7 @@ def jpeg_of_heic(path: Path) -> bytes:
     """
     from pillow_heif import open_heif
 
-    content = path.read_bytes()
+    content = read_file(path, LARGEST_PHOTO)
     try:
         image = open_heif(content).to_pillow()  # upright, and its EXIF data say so
     except Exception as error:

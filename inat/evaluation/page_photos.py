@@ -19,6 +19,7 @@ N_MISTAKES = 24
 MOST_PICTURES = 300
 """On a page, whatever the number of predictions; a picture takes about 8 kB of it."""
 
+NO_ROOT = "photos are not shown; --data.root DATA shows those of the data set in DATA"
 SIZE = 160
 QUALITY = 75
 
@@ -40,8 +41,8 @@ class ShownPhotos:
     notes: list[str]
 
 
-def shown_photos(evaluations: Sequence[Evaluation]) -> ShownPhotos:
-    """Picks what is shown of each evaluation, and reads its pictures."""
+def shown_photos(evaluations: Sequence[Evaluation], root: Path | None) -> ShownPhotos:
+    """Picks what is shown of each evaluation, and reads its pictures below `root`."""
     pairs = [[_shortened(pair) for pair in e.confused_pairs[:N_PAIRS]] for e in evaluations]
     mistakes = [evaluation.worst_mistakes[:N_MISTAKES] for evaluation in evaluations]
     pictures: dict[int, str] = {}
@@ -52,7 +53,7 @@ def shown_photos(evaluations: Sequence[Evaluation]) -> ShownPhotos:
         room = MOST_PICTURES - len(pictures)
         if len(missing) > room:
             notes[f"the page holds {MOST_PICTURES} photos; further ones are not shown"] = None
-        read, why = _read_pictures(evaluation.prediction, missing[:room])
+        read, why = _read_pictures(evaluation.prediction, root, missing[:room])
         pictures |= read
         notes |= dict.fromkeys(why)
     return ShownPhotos(pairs, mistakes, pictures, list(notes))
@@ -70,22 +71,24 @@ def _image_ids(pairs: Iterable[ConfusedPair], mistakes: Iterable[Mistake]) -> li
     return list(dict.fromkeys([*of_pairs, *(mistake.image_id for mistake in mistakes)]))
 
 
-def _read_pictures(prediction: Path, image_ids: list[int]) -> tuple[dict[int, str], list[str]]:
+def _read_pictures(
+    prediction: Path, root: Path | None, image_ids: list[int]
+) -> tuple[dict[int, str], list[str]]:
     """The pictures by image id, and what was in the way of others."""
-    opened = read_prediction(prediction)
-    root = opened.meta.get("data_root")
     if not image_ids:
         return {}, []
-    if root is None or not Path(root).is_dir():
-        why = "the prediction names no data root" if root is None else f"{root} is not there"
-        return {}, [f"photos are not shown: {why}"]
+    # A prediction names its data root too, but one from a stranger may name any folder.
+    if root is None:
+        return {}, [NO_ROOT]
+    if not root.is_dir():
+        return {}, [f"photos are not shown: {root} is not there"]
     # Only here: decoding rests on torch, which the figures do without.
     from inat.data.photo_files import open_photos
     from inat.data.photos import BadPhoto
 
-    names = opened.photos.set_index("id")["file_name"].loc[image_ids]
+    names = read_prediction(prediction).photos.set_index("id")["file_name"].loc[image_ids]
     try:
-        source = open_photos(Path(root), pa.array(names.tolist(), pa.string()))
+        source = open_photos(root, pa.array(names.tolist(), pa.string()))
     except InputError as error:
         return {}, [f"photos are not shown: {error}"]
     pictures, bad = {}, []

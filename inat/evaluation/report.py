@@ -21,23 +21,25 @@ from inat.files import write_bytes
 ECHARTS = "echarts-6.1.0.min.js"
 
 
-def write_report(evaluations: Sequence[Evaluation], path: Path | str) -> Path:
+def write_report(
+    evaluations: Sequence[Evaluation], path: Path | str, *, root: Path | str | None = None
+) -> Path:
     """Writes the page of one or several evaluations of the same species.
 
     The page holds its styles, scripts, charts (Apache ECharts) and photos; no request leaves it.
-    Photos come from the data root that a prediction names; where that is gone the page has none
-    and says so.
+    Without a data root it has no photos, and says so.
 
     Args:
         evaluations: what is shown; several are laid over each other.
         path: the HTML file; one that is there is replaced.
+        root: folder of the data set, or a pack, whose photos are shown.
 
     Raises:
         InputError: no evaluation, one given twice, other species or band edges in two of them.
     """
     _refuse_unlike(evaluations)
     titles = run_titles([evaluation.prediction for evaluation in evaluations])
-    photos = shown_photos(evaluations)
+    photos = shown_photos(evaluations, None if root is None else Path(root))
     write_bytes(Path(path), _render(evaluations, titles, photos).encode())
     return Path(path)
 

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from inat.files import write_bytes
+from inat.errors import InputError
+from inat.files import open_file, write_bytes
 
 PART_IMAGES = 2048
 """Images, views counted, of one part: what a kill costs at most, a minute or so on a CPU."""
@@ -77,9 +78,13 @@ class Parts:
 
     def _header(self, number: int) -> dict[str, str]:
         try:
-            with safe_open(self._path(number), "numpy") as part:
+            with open_file(self._path(number)), safe_open(self._path(number), "numpy") as part:
                 header: dict[str, str] = part.metadata() or {}
-        except (OSError, SafetensorError):  # not there, or damaged by others: made again
+        except (
+            OSError,
+            InputError,
+            SafetensorError,
+        ):  # not there or damaged: made again
             return {}
         return header
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from inat.competitions import Competition
+from inat.errors import InputError
 from inat.files import sha256
-from inat.prediction_file import PredictionFile
+from inat.prediction_file import FILES, PredictionFile, read_prediction
 from inat.priors import is_uniform
 from inat.run_folder import versions
 from inat.submission.estimate import Estimate
@@ -37,7 +38,7 @@ def provenance(
     """
     made_of = {
         "path": str(prediction.path),
-        "files": _hashes(prediction.path),
+        "files": _hashes(prediction),
         "logits_prior": _prior(prediction),
         **{key: prediction.meta[key] for key in MADE_BY if key in prediction.meta},
     }
@@ -48,7 +49,7 @@ def provenance(
         "sha256": digest,
         "rows": len(prediction),
         "prediction": made_of,
-        "members": [_member(facts) for facts in prediction.meta.get("members", [])],
+        "members": [_member(facts, prediction) for facts in prediction.meta.get("members", [])],
         "estimate": _told(expected),
         "versions": versions(),
         "git_commit": _git_commit(),
@@ -61,16 +62,22 @@ def _told(expected: Estimate | str) -> dict[str, Any]:
     return {**asdict(expected), "line": expected.line()}
 
 
-def _member(facts: dict[str, Any]) -> dict[str, Any]:
-    """A member as the ensemble knows it: prediction, weight, run ..., and its files if they are
-    there still."""
-    folder = Path(facts["prediction"])
-    return {**facts, "files": _hashes(folder) if folder.is_dir() else None}
+def _member(facts: dict[str, Any], ensemble: PredictionFile) -> dict[str, Any]:
+    """A member as the ensemble knows it: prediction, weight, run ..., and the hashes of its files
+    where it is there still. Of a folder that is no such prediction nothing is read."""
+    files = None
+    try:
+        member = read_prediction(facts["prediction"])
+        if member.logits.shape == ensemble.logits.shape:
+            files = _hashes(member)
+    except (InputError, OSError):
+        pass
+    return {**facts, "files": files}
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a prediction; an evaluation in it is none of them."""
-    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+def _hashes(prediction: PredictionFile) -> dict[str, str]:
+    """SHA-256 of each file of a prediction."""
+    return {name: sha256(prediction.path / name) for name in sorted(FILES)}
 
 
 def _prior(prediction: PredictionFile) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 
 from inat.competitions import Competition
 from inat.errors import FaultsFound, InputError
+from inat.files import LARGEST_TEXT, UnfitFile, open_file
 
 MOST_FAULTS_SHOWN = 5
 
@@ -57,12 +58,16 @@ def read_rows(path: Path, spec: Competition, wanted: Wanted) -> Int64[np.ndarray
 
 def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (FileNotFoundError, IsADirectoryError):
+        with open_file(path, LARGEST_TEXT) as handle:
+            unpacked = gzip.GzipFile(fileobj=handle) if path.suffix == ".gz" else handle
+            content = unpacked.read(LARGEST_TEXT + 1)
+    except FileNotFoundError:
         raise InputError(f"{path}: there is no such submission file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not compressed by gzip, or cut off ({error!s:.80})") from None
+    if len(content) > LARGEST_TEXT:
+        raise UnfitFile(path, f"unpacks to more than the {LARGEST_TEXT:,} bytes of such a file")
+    return content
 
 
 def _plain_rows(content: bytes, spec: Competition) -> Int64[np.ndarray, "rows columns"] | None:
