@@ -22,7 +22,7 @@ from inat.data.photo_files import PhotoFiles
 from inat.data.photos import BadPhoto, read_whole
 from inat.errors import InputError, WorldError
 
-NO_PHOTO = "no photo of a known format (JPEG, PNG, WEBP, TIFF, BMP, GIF)"
+NO_PHOTO = "no photo of a known format (JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF)"
 CUT_OFF = "cut off or damaged: Corrupt JPEG data: premature end of data segment"
 NO_FILE = "No such file or directory"
 KINDS = ("missing", "bad", "recovered", "mismatched", "slow")
