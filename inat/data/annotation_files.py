@@ -21,10 +21,10 @@ from inat.data.dates import Dates, parse_dates
 from inat.errors import InputError
 from inat.files import parse_json, read_file
 
-# A name without any of these is a plain path below the root; the few others are looked at closely.
 LARGEST_ANNOTATIONS = 2**32
 """Bytes; the largest file of a competition has 1.1 GB."""
 
+# A name without any of these is a plain path below the root; the few others are looked at closely.
 SUSPICIOUS = r"\A[./]|\A\z|[\\:\x00]|/\.\."
 
 DIGEST = "xxh3_128"
