@@ -1,5 +1,6 @@
 """From bytes to a crop: what is read, what is recovered, what is refused and in which words."""
 
+import contextlib
 import io
 import re
 import struct
@@ -15,7 +16,8 @@ import torch
 from PIL import Image, ImageOps
 
 from inat.data import photos
-from inat.data.photos import MOST_SCANS, BadPhoto, Box, read_crop
+from inat.data.jpeg import MOST_SCANS
+from inat.data.photos import BadPhoto, Box, read_crop, read_whole
 
 HEIGHT, WIDTH = 96, 128
 
@@ -156,6 +158,47 @@ def test_sixteen_bits_of_grey_keep_their_upper_eight() -> None:
     assert np.array_equal(pixels, np.repeat((grey // 256)[:, :, None], 3, axis=2))
 
 
+def tiff(values: np.ndarray, sample_format: int) -> bytes:
+    """A TIFF of one row of numbers of 32 bits; Pillow writes no unsigned ones."""
+    tags = {256: len(values), 257: 1, 258: 32, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1}
+    tags |= {279: 4 * len(values), 339: sample_format}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    pixels = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    head = b"II*\0" + struct.pack("<I", 8 + len(pixels))
+    return head + pixels + struct.pack("<H", len(tags)) + directory + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("values", "sample_format", "expected"),
+    [
+        (np.array([0, 255, 256, 40_000, 65_535], np.uint32), 1, [0, 0, 1, 156, 255]),
+        (np.array([0, 1, 128, 255], np.uint32), 1, [0, 1, 128, 255]),
+        (np.array([0, 1 << 24, 1 << 31, (1 << 32) - 1], np.uint32), 1, [0, 1, 128, 255]),
+        (np.array([-5, 0, 300, 65_535], np.int32), 2, [0, 0, 1, 255]),
+        (np.array([-(1 << 31), 1 << 23, (1 << 31) - 1], np.int32), 2, [0, 1, 255]),
+        (np.array([0, 0.25, 0.5, 1], np.float32), 3, [0, 64, 128, 255]),
+        (np.array([0, 1, 99.6, 255], np.float32), 3, [0, 1, 100, 255]),
+        (np.array([0, 257, 65_535], np.float32), 3, [0, 1, 255]),
+        (np.array([-3, 0, 1e6, 2e6], np.float32), 3, [0, 0, 128, 255]),
+        (np.array([np.nan, -np.inf, np.inf, 1], np.float32), 3, [0, 0, 0, 255]),
+        (np.array([0, 0, -1], np.float32), 3, [0, 0, 0]),
+    ],
+)
+def test_thirty_two_bits_of_grey_are_scaled_by_the_range_that_they_use(
+    values: np.ndarray, sample_format: int, expected: list[int]
+) -> None:
+    pixels = read_whole(tiff(values, sample_format), lambda h, w: 1).pixels
+    assert pixels.shape == (1, len(values), 3)
+    assert pixels[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bits_of_grey_are_scaled_by_all_their_range(form: str) -> None:
+    grey = np.array([[0, 255, 256, 4095, 32_768, 65_535]], np.uint16)
+    pixels = read_whole(saved(Image.fromarray(grey), form), lambda h, w: 1).pixels
+    assert pixels[0].tolist() == [[value] * 3 for value in (0, 0, 1, 15, 128, 255)]
+
+
 # EXIF orientation
 
 
@@ -268,7 +311,18 @@ def test_an_enormous_jpeg_is_refused_before_it_is_decoded(monkeypatch: pytest.Mo
     content = bytearray(jpeg(smooth()))
     at = content.index(b"\xff\xc0") + 5
     content[at : at + 4] = struct.pack(">HH", 50_000, 60_000)
-    assert refusal(bytes(content)) == "60000 x 50000 are more than 80000000 pixels"
+    assert refusal(bytes(content)) == "60000 x 50000 are more than 250000000 pixels"
+
+
+def progressive(quality: int = 90) -> bytes:
+    return saved(Image.fromarray(textured()), "JPEG", progressive=True, quality=quality)
+
+
+def with_scans(content: bytes, n: int) -> bytes:
+    """So many more headers of scans before the end marker."""
+    at = content.rindex(b"\xff\xda")
+    header = content[at : at + 2 + content[at + 3]]
+    return content[:-2] + header * n + content[-2:]
 
 
 def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(
@@ -276,45 +330,205 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(
 ) -> None:
     monkeypatch.setattr(photos.simplejpeg, "decode_jpeg", None)
     message = "more than 500 scans; save it as an ordinary JPEG"
-    progressive = saved(Image.fromarray(smooth()), "JPEG", progressive=True)
-    assert refusal(progressive + b"\xff\xda" * MOST_SCANS) == message
     ordinary = jpeg(smooth())
-    assert photos._look_through(ordinary + b"\xff\xda" * MOST_SCANS) == 1
     components = ordinary.index(b"\xff\xda") + 4
     a_scan_a_channel = ordinary[:components] + b"\1" + ordinary[components + 1 :]
     arithmetic = ordinary.replace(b"\xff\xc0", b"\xff\xca", 1)
-    # The decoder skips stray bytes; a walk that ends at them has seen no scan's header.
-    hidden = progressive[:2] + b"\0" + progressive[2:]
-    for content in (a_scan_a_channel, arithmetic, hidden):
-        with pytest.raises(BadPhoto) as caught:
-            photos._look_through(content + b"\xff\xda" * MOST_SCANS)
-        assert str(caught.value) == message
+    # The decoder skips stray bytes, so the search for scans must not end at them.
+    stray = progressive()[:20] + b"\0" + progressive()[20:]
+    for content in (progressive(), a_scan_a_channel, arithmetic, stray):
+        assert refusal(with_scans(content, MOST_SCANS)) == message
 
 
-def test_the_decoder_itself_refuses_a_second_scan_of_an_ordinary_jpeg() -> None:
-    content = jpeg(smooth())
-    scan = content[content.index(b"\xff\xda") : -2]
-    assert refusal(content[:-2] + scan + content[-2:]) == (
-        "cut off or damaged: Didn't expect more than one scan"
-    )
+def test_scans_are_counted_up_to_the_end_marker_and_in_its_video_they_are_none() -> None:
+    video = np.random.default_rng(0).bytes(500_000) + b"\xff\xda" * MOST_SCANS
+    for content in (progressive(), jpeg(textured())):
+        crop = read_crop(content + video, whole, 32)
+        assert crop.recovered == ""
+        assert np.array_equal(crop.pixels, read_crop(content, whole, 32).pixels)
+
+
+def test_of_a_sequential_jpeg_with_a_second_scan_the_first_is_the_picture() -> None:
+    content = jpeg(textured())
+    crop = read_crop(with_scans(content, 3), whole, 32)
+    assert crop.recovered == "no end marker"
+    assert np.array_equal(crop.pixels, read_crop(content, whole, 32).pixels)
 
 
 # Recovered photos
 
 
-def test_a_jpeg_without_end_marker_is_recovered_whole() -> None:
-    content = jpeg(textured())
+def noise(n: int) -> bytes:
+    """Bytes of which none is FF: among them no marker stands."""
+    return np.random.default_rng(1).integers(0, 255, n, np.uint8).tobytes()
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "own tables": {"optimize": True},
+    "restart markers": {"restart_marker_rows": 1},
+    "no subsampling": {"subsampling": 0},
+    "grey": {},
+    "progressive": {"progressive": True},
+}
+
+TRAILERS = {
+    "nothing": b"",
+    "zeros": bytes(5000),
+    "a video": b"\0\0\0\x18ftypmp42" + np.random.default_rng(2).bytes(20_000),
+    "a maker's block": b"\0\0\x30\x0a\x0ePanorama_Shot_Info" + noise(20_000) + b"SEFT",
+    "text": b"Saved by a viewer that had a word to say. " * 40,
+    "segments": b"\xff\xe1\0\x08abcdef" + bytes(300),
+}
+
+
+def of_kind(kind: str) -> bytes:
+    pixels = textured()[:, :, 0] if kind == "grey" else textured()
+    return saved(Image.fromarray(pixels), "JPEG", quality=90, **KINDS[kind])
+
+
+def same_as_pillow(content: bytes, reference: bytes) -> str:
+    """What was recovered of a photo that has all the pixels that Pillow finds in another."""
+    expected = np.asarray(Image.open(io.BytesIO(reference)).convert("RGB"))
+    found = read_whole(content, lambda h, w: 1)
+    assert np.array_equal(found.pixels, expected)
+    for factor in (2, 8):
+        assert read_whole(content, lambda h, w, f=factor: f).recovered == found.recovered
+    return found.recovered
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trailer", TRAILERS)
+def test_a_jpeg_that_only_lacks_the_end_marker_has_all_its_pixels(kind: str, trailer: str) -> None:
+    content = of_kind(kind)
     assert content.endswith(b"\xff\xd9")
-    crop = read_crop(content[:-2], whole, 32)
-    assert crop.recovered == "no end marker"
-    assert np.array_equal(crop.pixels, read_crop(content, whole, 32).pixels)
+    assert same_as_pillow(content[:-2] + TRAILERS[trailer], content) == "no end marker"
 
 
-def test_a_jpeg_with_stray_bytes_is_recovered_whole() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stray", [bytes(20), bytes(5000), noise(20)], ids=["few", "many", "any"])
+def test_a_jpeg_with_stray_bytes_before_the_end_marker_has_all_its_pixels(
+    kind: str, stray: bytes
+) -> None:
+    content = of_kind(kind)
+    assert same_as_pillow(content[:-2] + stray + content[-2:], content) == "stray bytes"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.95])
+def test_what_fills_up_a_jpeg_that_is_cut_off_does_not_make_it_whole(
+    kind: str, share: float
+) -> None:
+    content = of_kind(kind)
+    begin = content.index(b"\xff\xda") + 20
+    cut = content[: begin + int(share * (len(content) - begin))]
+    lost = len(content) - len(cut)
+    text = TRAILERS["text"] * 20
+    for filling in (b"", bytes(2 * lost), text, noise(4 * lost), content[begin:-2] * 2):
+        ends = [b"\xff\xd9"] if filling in (text, noise(4 * lost)) else [b"", b"\xff\xd9", bytes(9)]
+        for end in ends:
+            with pytest.raises(BadPhoto, match=r"^cut off or damaged: "):
+                read_whole(cut + filling + end, lambda h, w: 1)
+
+
+def test_a_photo_with_a_damaged_byte_that_leaves_bytes_over_is_not_called_whole() -> None:
     content = jpeg(textured())
-    crop = read_crop(content[:-2] + b"\0" * 20 + content[-2:], whole, 32)
-    assert crop.recovered == "stray bytes"
-    assert np.array_equal(crop.pixels, read_crop(content, whole, 32).pixels)
+    begin = content.index(b"\xff\xda") + 14
+    recovered = 0
+    for at in range(begin, len(content) - 40, 97):
+        damaged = content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
+        with contextlib.suppress(BadPhoto):
+            recovered += read_whole(damaged, lambda h, w: 1).recovered != ""
+    assert recovered == 0
+
+
+def scan_ends(content: bytes) -> list[int]:
+    """Where each scan of a JPEG ends and the tables of the next begin."""
+    scans = [match.start() for match in re.finditer(b"\xff\xda", content)]
+    tables = [content.rfind(b"\xff\xc4", 0, scan) for scan in scans[1:]]
+    return [max(t, 0) if t > s else n for s, n, t in zip(scans, scans[1:], tables, strict=False)]
+
+
+@pytest.mark.parametrize("behind", [b"", bytes(50), b"Saved by a viewer. " * 300])
+def test_a_progressive_jpeg_that_ends_between_two_scans_is_cut_off(behind: bytes) -> None:
+    content = progressive()
+    ends = scan_ends(content)
+    assert len(ends) == 9
+    for end in ends:
+        with pytest.raises(BadPhoto, match=r"^cut off or damaged: "):
+            read_whole(content[:end] + behind, lambda h, w: 1)
+
+
+def test_a_progressive_jpeg_that_was_closed_too_early_is_reported() -> None:
+    content = progressive()
+    for end in scan_ends(content):
+        early = content[:end] + b"\xff\xd9"
+        assert same_as_pillow(early, early) == "unfinished scans"
+
+
+def test_a_scan_for_each_channel_is_whole_with_the_last_of_them() -> None:
+    by_channel = sequential_by_channel()
+    assert same_as_pillow(by_channel, by_channel) == ""
+    assert same_as_pillow(by_channel[:-2], by_channel) == "no end marker"
+    with pytest.raises(BadPhoto, match="its last scans are missing"):
+        read_whole(by_channel[: by_channel.rindex(b"\xff\xda")], lambda h, w: 1)
+
+
+def sequential_by_channel() -> bytes:
+    """A sequential JPEG of three scans, each of which repeats the coded data of a grey photo."""
+    grey = saved(Image.fromarray(textured()[:, :, 0]), "JPEG", quality=90)
+    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+    data = grey[scan + 10 : -2]
+    size = grey[frame + 5 : frame + 9]
+    components = b"".join(bytes([number, 0x11, 0]) for number in (1, 2, 3))
+    frame_of_three = b"\xff\xc0\0\x11\x08" + size + b"\3" + components
+    scans = (b"\xff\xda\0\x08\1" + bytes([n, 0, 0, 63, 0]) + data for n in (1, 2, 3))
+    tables = grey[frame + 2 + grey[frame + 3] : scan]
+    return grey[:frame] + frame_of_three + tables + b"".join(scans) + b"\xff\xd9"
+
+
+def odd_headers() -> dict[str, tuple[bytes, bytes]]:
+    """Files that libjpeg warns of, each with the one in order that has its pixels."""
+    good = jpeg(textured())
+    jfif = good.index(b"JFIF\0")
+    scan = good.index(b"\xff\xda")
+    tail = scan + 2 + good[scan + 3] - 3  # the parameters that only a progressive file needs
+    no_jfif = good[:2] + good[20:]
+    adobe = b"\xff\xee\0\x0eAdobe\0d\0\0\0\0"
+    icc = b"\xff\xe2\0\x12ICC_PROFILE\0\5\1ab"
+    grey = saved(Image.fromarray(textured()[:, :, 0]), "JPEG", restart_marker_rows=1)
+    grey_tail = grey.index(b"\xff\xda") + 7
+    return {
+        "scan parameters": (good[:tail] + b"\0\0\0" + good[tail + 3 :], good),
+        "scan parameters of grey": (grey[:grey_tail] + b"\1\x20\x12" + grey[grey_tail + 3 :], grey),
+        "JFIF 2.01": (good[: jfif + 5] + b"\2" + good[jfif + 6 :], good),
+        "Adobe's transform 5": (no_jfif[:2] + adobe + b"\5" + no_jfif[2:], good),
+        "a bad profile": (good[:20] + icc + good[20:], good),
+        "stray bytes": (good[:20] + b"\1\2\3" + good[20:], good),
+    }
+
+
+@pytest.mark.parametrize("name", odd_headers())
+def test_a_header_that_libjpeg_only_warns_of_leaves_the_pixels_as_they_are(name: str) -> None:
+    odd, good = odd_headers()[name]
+    with pytest.raises(ValueError, match=r"\w"):
+        simplejpeg.decode_jpeg(odd)
+    assert same_as_pillow(odd, good) == "odd header"
+
+
+def test_an_odd_header_does_not_excuse_a_jpeg_that_is_cut_off() -> None:
+    for odd, _ in odd_headers().values():
+        with pytest.raises(BadPhoto, match=r"^cut off or damaged: "):
+            read_whole(odd[: len(odd) * 2 // 3], lambda h, w: 1)
+
+
+def test_a_photo_with_an_odd_header_is_still_turned_upright() -> None:
+    content = oriented(6, "JPEG")
+    jfif = content.index(b"JFIF\0")
+    odd = content[: jfif + 5] + b"\2" + content[jfif + 6 :]
+    found, expected = (read_whole(c, lambda h, w: 1) for c in (odd, content))
+    assert found.recovered == "odd header"
+    assert (found.size, found.header_size) == (expected.size, expected.header_size)
 
 
 def test_stray_bytes_do_not_excuse_a_jpeg_that_is_cut_off() -> None:
@@ -385,9 +599,52 @@ def test_the_scale_is_the_smallest_power_of_two_that_leaves_the_crop_large_enoug
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_a_jpeg_is_decoded_at_the_chosen_scale_and_no_other(factor: int) -> None:
     content = jpeg(smooth(203, 301))
-    pixels, recovered = photos._decode_jpeg(content, 203, 301, factor)
+    pixels, recovered, used = photos._decode_jpeg(photos._read_header(content), factor)
     assert pixels.shape == (-(-203 // factor), -(-301 // factor), 3)
-    assert recovered == ""
+    assert (recovered, used) == ("", factor)
+
+
+def test_a_jpeg_larger_than_the_limit_is_decoded_at_a_scale_within_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = smooth(200, 304)
+    content = jpeg(pixels)
+    monkeypatch.setattr(photos, "LARGEST_PHOTO", 200 * 304 // 4)
+    found = read_whole(content, lambda h, w: 1)
+    assert (found.size, found.pixels.shape) == ((200, 304), (100, 152, 3))
+    crop = read_crop(content, lambda h, w: Box(100, 20, 64, 64), 32).pixels
+    close = read_crop(content, lambda h, w: Box(100, 20, 64, 64), 64).pixels
+    assert crop.shape == (32, 32, 3)
+    reference = np.asarray(Image.fromarray(pixels[100:164, 20:84]).resize((32, 32)))
+    assert difference(crop, reference) < 2
+    assert difference(close, pixels[100:164, 20:84]) < 3
+    monkeypatch.setattr(photos, "LARGEST_JPEG", 200 * 304 - 1)
+    assert refusal(content) == "304 x 200 are more than 60799 pixels"
+
+
+def test_a_progressive_jpeg_is_held_to_the_memory_of_all_its_coefficients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(photos, "LARGEST_PROGRESSIVE", HEIGHT * WIDTH - 1)
+    assert refusal(progressive()) == "128 x 96 are more than 12287 pixels"
+    assert read_crop(jpeg(textured()), whole, 32).recovered == ""
+
+
+def test_a_photo_of_two_hundred_megapixels_is_read() -> None:
+    # Repeated coded data of one block each: the file is made without its pixels.
+    block = saved(Image.new("L", (8, 8), 90), "JPEG")
+    frame, scan = block.index(b"\xff\xc0"), block.index(b"\xff\xda") + 10
+    side = struct.pack(">HH", 12_240, 16_320)
+    header = block[: frame + 5] + side + block[frame + 9 : scan]
+    restart = b"\xff\xdd\0\4\0\1"
+    n = 12_240 * 16_320 // 64
+    data = b"".join(block[scan:-2] + bytes([0xFF, 0xD0 + i]) for i in range(8)) * (n // 8)
+    at = header.index(b"\xff\xda")
+    content = header[:at] + restart + header[at:] + data[:-2] + b"\xff\xd9"
+    found = read_whole(content, lambda h, w: 8)
+    assert (found.size, found.recovered) == ((12_240, 16_320), "")
+    assert found.pixels.shape == (1530, 2040, 3)
+    assert np.unique(found.pixels).tolist() == [90]
 
 
 def pillows(content: bytes, box: Box, size: int, filter_: Image.Resampling) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,20 +13,28 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
+from inat.data.jpeg import MOST_SCANS, Damaged, Scans, mended, segments, without_oddities
 from inat.data.photo_search import FORMATS
 
 LARGEST_PHOTO = 80_000_000
-"""Pixels; a photo whose header asks for more is refused before it is decoded. The largest
-camera photos have 60 million, and Pillow warns from 89 million on."""
+"""Pixels that are decoded; a photo whose header asks for more is refused before. A larger JPEG is
+decoded at a smaller scale."""
 
-MOST_SCANS = 500
-"""Scans of a progressive JPEG; cameras write about 10, a file made to be slow has thousands."""
+LARGEST_JPEG = 250_000_000
+"""Pixels of a JPEG before it is scaled. Phones write 200 million."""
+
+LARGEST_PROGRESSIVE = 120_000_000
+"""Pixels of a JPEG in several scans: at any scale the decoder keeps all its coefficients, up to 6
+bytes for each pixel."""
 
 LARGEST_ROOM = 16_000_000
 """Bytes of a picture for which a thread keeps the memory from photo to photo."""
 
 SLOW_SECONDS = 1.0
 """A photo that takes longer to read and decode is reported: an epoch of such ones would crawl."""
+
+SAMPLE_FORMAT = 339
+"""TIFF tag: 1 unsigned (also where it is missing), 2 signed, 3 floating point."""
 
 # Height and width have no names: a crop comes out of its function in another size.
 Pixels = UInt8[np.ndarray, "_ _ 3"]
@@ -128,9 +136,9 @@ def _read_jpeg_crops(
     header = _read_header(content)
     boxes = choose(*header.upright_size)
     if header.only_pillow:
-        return Crops(_all_resized(_read_with_pillow(content), boxes, sizes), "")
+        return Crops(_all_resized(_read_with_pillow(content), boxes, sizes), header.recovered)
     factor = min(decode_factor(box, size, spare) for box, size in zip(boxes, sizes, strict=True))
-    pixels, recovered = _decode_jpeg(content, header.height, header.width, factor)
+    pixels, recovered, factor = _decode_jpeg(header, factor)
     scaled = [Box(*(side / factor for side in box)) for box in boxes]
     return Crops(_all_resized(_upright(pixels, header.orientation), scaled, sizes), recovered)
 
@@ -142,6 +150,9 @@ class _Header(NamedTuple):
     width: int
     orientation: int
     only_pillow: bool  # CMYK: only Pillow knows that these files store inverted ink
+    complete: bool  # whether its scans bring all coefficients
+    content: bytes | memoryview  # the file, with its headers put in order where they were not
+    recovered: str
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -151,12 +162,19 @@ class _Header(NamedTuple):
 
 
 def _read_header(content: bytes | memoryview) -> _Header:
+    orientation, scans = _look_through(content)
+    recovered = ""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
-    except ValueError as error:
-        raise BadPhoto(f"broken JPEG header: {error}") from None
-    _refuse_enormous(height, width)
-    return _Header(height, width, _look_through(content), colorspace in ("CMYK", "YCCK"))
+    except ValueError:
+        content, recovered = without_oddities(bytes(content)), "odd header"
+        try:
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
+        except ValueError as error:
+            raise BadPhoto(f"broken JPEG header: {error}") from None
+    _refuse_enormous(height, width, LARGEST_JPEG if scans.one else LARGEST_PROGRESSIVE)
+    only_pillow = colorspace in ("CMYK", "YCCK")
+    return _Header(height, width, orientation, only_pillow, scans.complete, content, recovered)
 
 
 def decode_factor(box: Box, size: int, spare: float) -> int:
@@ -166,9 +184,11 @@ def decode_factor(box: Box, size: int, spare: float) -> int:
     return 8 if room >= 8 else 4 if room >= 4 else 2 if room >= 2 else 1
 
 
-def _decode_jpeg(
-    content: bytes | memoryview, height: int, width: int, factor: int
-) -> tuple[Pixels, str]:
+def _decode_jpeg(header: _Header, factor: int) -> tuple[Pixels, str, int]:
+    """The pixels, what was recovered, and the factor, which a limit may have raised."""
+    height, width, content = header.height, header.width, header.content
+    while -(-height // factor) * -(-width // factor) > LARGEST_PHOTO:
+        factor *= 2
     scale = {
         "min_height": -(-height // factor),
         "min_width": -(-width // factor),
@@ -176,71 +196,43 @@ def _decode_jpeg(
         "buffer": _room("decoded", -(-height // factor) * -(-width // factor) * 3),
     }
     try:
-        return simplejpeg.decode_jpeg(content, "RGB", **scale), ""
+        pixels = simplejpeg.decode_jpeg(content, "RGB", **scale)
+        faults = [header.recovered] if header.complete else [header.recovered, "unfinished scans"]
+        return pixels, ", ".join(filter(None, faults)), factor
     except ValueError as error:
         reason = str(error)
+    # Strict decoding refuses files that every viewer opens whole.
+    if height * width > LARGEST_PHOTO:
+        raise BadPhoto(f"cut off or damaged: {reason}")
     content = bytes(content)
-    # Strict decoding refuses files that every viewer opens whole. Two kinds are whole: those
-    # that only lack the end marker, and those with stray bytes between the segments.
+    in_order = without_oddities(content)
     try:
-        if "Premature end of JPEG file" in reason:
-            return simplejpeg.decode_jpeg(content + b"\xff\xd9", "RGB", **scale), "no end marker"
-        if "extraneous bytes" in reason and _has_end_marker(content):
-            return simplejpeg.decode_jpeg(content, "RGB", strict=False, **scale), "stray bytes"
-    except ValueError as error:
-        reason = str(error)
-    raise BadPhoto("cut off or damaged: " + reason)
+        whole, recovered = mended(in_order, lambda data: simplejpeg.decode_jpeg(data, "RGB"))
+        pixels = simplejpeg.decode_jpeg(whole, "RGB", **scale)
+    except (Damaged, ValueError) as error:
+        raise BadPhoto(f"cut off or damaged: {error}") from None
+    return pixels, recovered or "odd header", factor
 
 
-def _has_end_marker(content: bytes) -> bool:
-    """Whether the last scan ends: without `strict`, stray bytes would excuse a cut-off file."""
-    return content.find(b"\xff\xd9", content.rfind(b"\xff\xda")) > 0
-
-
-def _look_through(content: bytes | memoryview) -> int:
-    """The EXIF orientation 1..8 of a JPEG; 1 (upright) where the file does not say.
+def _look_through(content: bytes | memoryview) -> tuple[int, Scans]:
+    """The EXIF orientation 1..8 of a JPEG, 1 (upright) where the file does not say; its scans.
 
     Raises:
         BadPhoto: it has too many scans.
     """
-    orientation, n_components, ordinary = 1, 256, False
-    for marker, begin, end in _segments(content):
-        if marker == 0xE1 and content[begin : begin + 6] == b"Exif\0\0":
+    orientation, scans = 1, Scans()
+    for segment in segments(content):
+        marker, _, begin, end = segment
+        if marker == 0xE1 and content[begin : begin + 6] == b"Exif\0\0" and not scans.n:
             orientation = _orientation(bytes(content[begin:end]))
-        elif marker in (0xC0, 0xC1) and begin + 5 < len(content):
-            # Any other kind, progressive ones first, may have many scans of all its components.
-            n_components = content[begin + 5]
-        elif marker == 0xDA:
-            ordinary = content[begin] >= n_components
-    # Nor is a file known to be ordinary in which stray bytes hide the first scan's header.
-    if not ordinary:
-        _refuse_scans(content)
-    return orientation
-
-
-def _refuse_scans(content: bytes | memoryview) -> None:
-    # In an ordinary photo this search would cost a tenth of the decoding, and the decoder itself
-    # refuses a second scan.
-    if bytes(content).count(b"\xff\xda") > MOST_SCANS:
-        raise BadPhoto(f"more than {MOST_SCANS} scans; save it as an ordinary JPEG")
-
-
-def _segments(content: bytes | memoryview) -> Iterator[tuple[int, int, int]]:
-    """Marker, begin and end of the segments up to the first scan's header.
-
-    The walk ends where the file is damaged: that is for the decoder to say.
-    """
-    at = 2
-    while at + 4 < len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        end = at + 2 + (content[at + 2] << 8 | content[at + 3])
-        yield marker, at + 4, end
-        if marker == 0xDA:  # what follows is entropy data
-            return
-        at = end
+        if marker < 0xE0:
+            scans.see(content, segment)
+        # In an ordinary photo a search behind the first scan would cost a tenth of the decoding.
+        if scans.one:
+            break
+        if scans.n > MOST_SCANS:
+            raise BadPhoto(f"more than {MOST_SCANS} scans; save it as an ordinary JPEG")
+    return orientation, scans
 
 
 def _orientation(exif: bytes) -> int:
@@ -266,7 +258,7 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 def _read_with_pillow(content: bytes | memoryview) -> Pixels:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-        _refuse_enormous(image.height, image.width)
+        _refuse_enormous(image.height, image.width, LARGEST_PHOTO)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _eight_bit_rgb(image)
@@ -281,9 +273,8 @@ def _read_with_pillow(content: bytes | memoryview) -> Pixels:
 
 
 def _eight_bit_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I"):  # 16 bits of grey
-        grey = np.clip(np.asarray(image, np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.repeat(_eight_bit_grey(image)[:, :, None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -291,9 +282,33 @@ def _eight_bit_rgb(image: Image.Image) -> Pixels:
     return np.array(image.convert("RGB"))
 
 
-def _refuse_enormous(height: int, width: int) -> None:
-    if height * width > LARGEST_PHOTO:
-        raise BadPhoto(f"{width} x {height} are more than {LARGEST_PHOTO} pixels")
+def _eight_bit_grey(image: Image.Image) -> UInt8[np.ndarray, "_ _"]:
+    """Grey of 16 or 32 bits, or of floats, in 8 bits.
+
+    White is the largest number of 16 bits. Files of 32 bits and of floats do not say what white
+    is; it is the smallest of the usual values that no pixel exceeds: 1 (floats alone), 255,
+    65,535, the largest number of 32 bits. What is negative is black.
+    """
+    grey = np.asarray(image)
+    if image.mode == "F":
+        grey = np.nan_to_num(grey.astype(np.float64), posinf=0, neginf=0)
+        white = next((w for w in (1.0, 255.0, 65535.0) if grey.max() <= w), grey.max())
+        scaled = grey * (255 / white) + 0.5
+    else:
+        bits = 16
+        if image.mode == "I":
+            if getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (1,))[0] == 1:
+                grey = grey.view(np.uint32)  # Pillow keeps unsigned numbers as signed ones
+            all_bits = 32 if grey.dtype == np.uint32 else 31
+            bits = next((n for n in (8, 16) if grey.max() < 1 << n), all_bits)
+        scaled = grey.astype(np.int64) >> (bits - 8)
+    eight: UInt8[np.ndarray, "_ _"] = np.clip(scaled, 0, 255).astype(np.uint8)
+    return eight
+
+
+def _refuse_enormous(height: int, width: int, most: int) -> None:
+    if height * width > most:
+        raise BadPhoto(f"{width} x {height} are more than {most} pixels")
 
 
 def _all_resized(pixels: Pixels, boxes: Sequence[Box], sizes: Sequence[int]) -> list[Pixels]:
@@ -386,8 +401,8 @@ def _read_whole_jpeg(
     header = _read_header(content)
     size = header.upright_size
     if header.only_pillow:
-        return Whole(_read_with_pillow(content), size, header[:2], "")
-    pixels, recovered = _decode_jpeg(content, header.height, header.width, choose_factor(*size))
+        return Whole(_read_with_pillow(content), size, header[:2], header.recovered)
+    pixels, recovered, _ = _decode_jpeg(header, choose_factor(*size))
     return Whole(_upright(pixels, header.orientation), size, header[:2], recovered)
 
 
