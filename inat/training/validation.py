@@ -67,7 +67,8 @@ def validate(
 ) -> Validation:
     """Scores every photo of the processes' loaders once; keeps guesses, not logits, so memory
     stays small. `check` is called after each batch that all processes have."""
-    guesses, labels = [np.empty((0, 3), np.int64)], [np.empty(0, np.int64)]
+    none = np.empty((0, min(3, len(train_counts))), np.int64)
+    guesses, labels = [none], [np.empty(0, np.int64)]
     found = iterate_logits(
         network,
         loader,
