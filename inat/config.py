@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -20,7 +20,7 @@ import orjson
 
 from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.competitions import COMPETITIONS
-from inat.errors import InputError, unknown_name
+from inat.errors import InputError, WorldError, unknown_name
 
 CheckpointName = Literal["last", "best"]
 Weights = Literal["auto", "ema", "raw"]
@@ -44,6 +44,9 @@ MAY_DIFFER = (
     "runtime.checkpoint_steps",
 )
 """Fields that do not change the weights that a training ends with: a resume may change them."""
+
+FEW_BAD_PHOTOS = 3
+"""Photos that may be skipped however few there are: 0.1 % of fewer than 1,000 would be none."""
 
 HOLDOUT_FORMS = "none, a share between 0 and 1 (0.2), or fold:i/K with 1 <= i <= K (fold:1/5)"
 
@@ -83,7 +86,8 @@ class DataConfig:
     needs transforms.crop pad."""
 
     bad_photo_limit: float = 0.001
-    """Share of the photos of an epoch that may be skipped before the run stops after all."""
+    """Share of the photos that may be skipped before the run stops after all, 0 to 1. Three photos
+    may be skipped whatever the share; 0: none."""
 
     band_edges: tuple[int, int] = (FEW_BELOW, MANY_ABOVE)
     """Shot bands: few has fewer training photos than the first, many has more than the second."""
@@ -105,6 +109,30 @@ class DataConfig:
         parse_holdout(self.holdout)
         _at_least("data.workers", self.workers, 0)
         _within("data.bad_photo_limit", self.bad_photo_limit, 0, 1)
+
+    def refuse_too_many(
+        self, bad_photos: Sequence[object], n_photos: int, listed: str = ""
+    ) -> None:
+        """Stops where more photos could not be read than `bad_photo_limit` allows.
+
+        Args:
+            bad_photos: those, each with its reason as its text.
+            n_photos: how many there are.
+            listed: the file that lists them; "": the first is named.
+
+        Raises:
+            WorldError: they are too many.
+        """
+        allowed = int(self.bad_photo_limit * n_photos + 1e-9)
+        if 0 < self.bad_photo_limit < 1:
+            allowed = max(allowed, min(FEW_BAD_PHOTOS, n_photos - 1))
+        if len(bad_photos) > allowed:
+            where = f"they are listed in {listed}" if listed else f"the first: {bad_photos[0]}"
+            raise WorldError(
+                f"{len(bad_photos)} of {n_photos} photos cannot be read, and data.bad_photo_limit "
+                f"{self.bad_photo_limit:g} allows {allowed}; fix or remove them, or train with a "
+                f"higher limit (--data.bad-photo-limit); {where}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from inat.competitions import COMPETITIONS
-from inat.config import Config, parse_holdout, switch_epoch
+from inat.config import Config, DataConfig, parse_holdout, switch_epoch
 from inat.config_files import build, read_config
 from inat.config_values import merge
-from inat.errors import InputError
+from inat.errors import InputError, WorldError
 from inat.strict_yaml import DEEPEST_LEVEL, LARGEST_FILE
 
 OPTIM_FIELDS = (
@@ -709,3 +709,24 @@ def test_contradictions_in_data_name_the_remedy(text: str, message: str, tmp_pat
     with pytest.raises(InputError) as caught:
         read_config(path)
     assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("limit", "n_photos", "allowed"),
+    [(0.001, 12, 3), (0.001, 999, 3), (0.001, 3, 2), (0.001, 1, 0), (0.001, 10_000, 10),
+     (0.1, 30, 3), (0.29, 100, 29), (0.0, 10_000, 0), (1.0, 2, 2)],
+)  # fmt: skip
+def test_a_few_photos_may_be_bad_in_a_set_of_any_size_and_never_all_by_a_share(
+    limit: float, n_photos: int, allowed: int
+) -> None:
+    data = DataConfig(bad_photo_limit=limit)
+    data.refuse_too_many([f"photo {n}" for n in range(allowed)], n_photos)
+    bad = [f"photo {n}" for n in range(allowed + 1)]
+    with pytest.raises(WorldError) as stopped:
+        data.refuse_too_many(bad, n_photos)
+    text = str(stopped.value)
+    assert text.startswith(f"{allowed + 1} of {n_photos} photos cannot be read")
+    assert f"allows {allowed}" in text and "--data.bad-photo-limit" in text
+    assert text.endswith("the first: photo 0")
+    with pytest.raises(WorldError, match=r"listed in run/bad_photos\.json$"):
+        data.refuse_too_many(bad, n_photos, "run/bad_photos.json")

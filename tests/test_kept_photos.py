@@ -321,7 +321,7 @@ def test_a_bad_photo_stops_the_iteration_with_the_same_sentence(damaged: Split) 
         sentences.append(str(caught.value))
     assert sentences[0] == sentences[1]
     assert sentences[1].endswith(
-        "; mend or remove the photo, or go on without it (on_bad_photo skip)"
+        "; fix or remove the photo, or go on without it (on_bad_photo skip)"
     )
 
 

@@ -309,7 +309,7 @@ def test_a_bad_photo_stops_the_iteration_and_is_named_with_its_reason(
         list(loader)
     assert str(caught.value) == (
         f"{bad.path(1)} (image {bad.image_ids[1]}): {CUT_OFF}; "
-        "mend or remove the photo, or go on without it (on_bad_photo skip)"
+        "fix or remove the photo, or go on without it (on_bad_photo skip)"
     )
     assert caught.value.exit_status == 1
 

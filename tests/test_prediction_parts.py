@@ -161,7 +161,9 @@ def test_unreadable_photos_are_listed_once_whichever_call_met_them(
         assert made.logits[row] == pytest.approx(np.log(prior / prior.max()), abs=2e-3)
     for row in (2, 11, 20, 31, 33):
         split.path(row).write_bytes(b"no photo")
-    with pytest.raises(WorldError, match=r"^5 of 43 photos cannot be read, more than data"):
+    with pytest.raises(
+        WorldError, match=r"^5 of 43 photos cannot be read, and data\.bad_photo_limit 0\.1 allows 4"
+    ):
         inat.predict(run.path, "train", name="worse")
 
 

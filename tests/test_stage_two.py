@@ -234,10 +234,13 @@ def test_photos_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> N
         )
         assert out.model["stage_two"]["bad_photos"] == [line]
     strict = {**run.config.to_dict()}
-    strict["data"]["bad_photo_limit"] = 0.001
+    strict["data"]["bad_photo_limit"] = 0.0
     config = build(strict, "test")
     body = take_body(run, config, find_checkpoint(run))
-    with pytest.raises(WorldError, match="1 of 22 photos cannot be read, more than"):
+    with pytest.raises(
+        WorldError,
+        match=r"1 of 22 photos cannot be read, and data\.bad_photo_limit 0 allows 0; .*the first: ",
+    ):
         cached_features(body, body.trained, 1)
 
 

@@ -285,7 +285,7 @@ class Loader:
                 self.slow_photos.append(event)
             elif self.on_bad_photo == "stop":
                 raise WorldError(
-                    f"{event}; mend or remove the photo, or go on without it (on_bad_photo skip)"
+                    f"{event}; fix or remove the photo, or go on without it (on_bad_photo skip)"
                 )
             else:
                 self.bad_photos.append(event)

@@ -169,13 +169,6 @@ class _Job:
         ):
             yield
 
-    def refuse_too_many(self, bad_photos: list[str]) -> None:
-        if len(bad_photos) > self.config.data.bad_photo_limit * len(self.photos):
-            raise WorldError(
-                f"{len(bad_photos)} of {len(self.photos)} photos cannot be read, more than "
-                f"data.bad_photo_limit allows; the first: {bad_photos[0]}"
-            )
-
 
 def predict(
     run: Path | str,
@@ -413,7 +406,7 @@ def _make_parts(job: _Job, model: TrainedModel, parts: Parts, process: Process) 
             if written is not None:
                 written.result()
             written = writer.submit(parts.write, number, *made)
-            job.refuse_too_many([str(event) for event in loader.bad_photos])
+            job.config.data.refuse_too_many(loader.bad_photos, len(job.photos))
             bar.advance(len(ids))
         if written is not None:
             written.result()
@@ -475,7 +468,7 @@ def _join(
             troubles.append(of_part)
         meta["bad_photos"] = [event for of_part in troubles for event in of_part.bad]
         meta["recovered_photos"] = [event for of_part in troubles for event in of_part.recovered]
-        job.refuse_too_many(meta["bad_photos"])
+        job.config.data.refuse_too_many(meta["bad_photos"], len(job.photos))
     _tell_slow(job.photos, [event for of_part in troubles for event in of_part.slow])
 
 

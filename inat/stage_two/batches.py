@@ -129,4 +129,4 @@ class LiveBatches:
             torch.manual_seed(int(key[0] >> 1))
             images = body.images(batch)
             yield body(images), batch["label"].to(body.device)
-        body.refuse_too_many(self.bad_photos, len(body.trained))
+        body.config.data.refuse_too_many(self.bad_photos, len(body.trained))

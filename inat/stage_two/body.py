@@ -1,6 +1,5 @@
 """A run's network without its classifier: what gives features."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from inat.config import Config, Precision
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.loader import Batch, Loader, build_loader, to_device
-from inat.errors import InputError, WorldError
+from inat.errors import InputError
 from inat.models.device import autocast
 from inat.models.heads import put_classifier, single_classifier
 from inat.prediction.trained_model import (
@@ -105,14 +104,6 @@ class Body:
             keep_photos=training and self.config.data.keep_photos,
             pin_memory=self.device.type == "cuda",
         )
-
-    def refuse_too_many(self, bad_photos: Sequence[str], n_photos: int) -> None:
-        """Stops where more photos could not be read than `data.bad_photo_limit` allows."""
-        if len(bad_photos) > self.config.data.bad_photo_limit * n_photos:
-            raise WorldError(
-                f"{len(bad_photos)} of {n_photos} photos cannot be read, more than "
-                f"data.bad_photo_limit allows; the first: {bad_photos[0]}"
-            )
 
 
 def take_body(

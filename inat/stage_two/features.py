@@ -136,7 +136,7 @@ def _extract(body: Body, photos: Split, path: Path, key: dict[str, Any]) -> None
             for event in _fill_augmented(body, photos, values[view], view, bar):
                 bad[event.image_id] = str(event)
         values.flush()
-        body.refuse_too_many(list(bad.values()), len(photos))
+        body.config.data.refuse_too_many(list(bad.values()), len(photos))
         write_json(
             partial / "meta.json",
             {

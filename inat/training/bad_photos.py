@@ -1,7 +1,6 @@
 """Photos that made trouble in a training: listed in its run, and too many of them stop it."""
 
 from inat.data.loader import PhotoEvent
-from inat.errors import WorldError
 from inat.files import read_json, write_json
 from inat.run_folder import Run
 from inat.training.processes import by_first, gathered
@@ -21,11 +20,7 @@ def list_bad_photos(trainer: Trainer, run: Run) -> None:
         by_first(lambda: write_json(run.path / "bad_photos.json", listed))
     plan = trainer.plan
     n_photos = len(plan.trained) + (len(plan.held_out) if plan.held_out else 0)
-    if len(bad) > plan.config.data.bad_photo_limit * n_photos:
-        raise WorldError(
-            f"{len(bad)} of {n_photos} photos cannot be read, more than data.bad_photo_limit "
-            f"allows; they are listed in {run.path / 'bad_photos.json'}"
-        )
+    plan.config.data.refuse_too_many(bad, n_photos, str(run.path / "bad_photos.json"))
 
 
 def recall_bad_photos(trainer: Trainer, run: Run) -> None:
