@@ -175,6 +175,31 @@ def test_photos_that_were_trained_on_are_refused_whatever_is_said(tmp_path: Path
         )
 
 
+def test_a_few_copies_of_photos_that_were_trained_on_are_counted_beside_the_score_without_them(
+    tmp_path: Path,
+) -> None:
+    roles = ["trained on", "unseen", "unseen", "trained on", "unseen"]
+    logits = np.eye(3)[[0, 1, 0, 1, 1]]
+    prediction = make_prediction(tmp_path / "p", logits, [0, 1, 2, 1, 1], role=roles)
+    found = evaluate(prediction)
+    assert found.top1.value == pytest.approx(4 / 5)
+    assert found.notes[0] == (
+        "2 of 5 photos are copies of photos that were trained on; without them top-1 is 66.7%"
+    )
+    half = make_prediction(tmp_path / "half", logits[:4], [0, 1, 2, 1], role=roles[:4])
+    with pytest.raises(InputError, match="2 of its 4 photos were trained on"):
+        evaluate(half)
+
+
+def test_a_few_copies_of_photos_on_which_something_was_chosen_are_counted(tmp_path: Path) -> None:
+    roles = ["chosen on", "unseen", "unseen"]
+    prediction = make_prediction(
+        tmp_path / "p", np.eye(3), [0, 1, 2], role=roles, chosen={"epoch": "accuracy on holdout"}
+    )
+    note = "1 of 3 photos are copies of photos on which something was chosen"
+    assert evaluate(prediction).notes[0] == note
+
+
 def test_photos_on_which_something_was_chosen_are_refused_unless_it_is_said(
     tmp_path: Path,
 ) -> None:
@@ -182,14 +207,14 @@ def test_photos_on_which_something_was_chosen_are_refused_unless_it_is_said(
         tmp_path / "p",
         np.eye(3),
         [0, 1, 2],
-        role=["chosen on", "unseen", "unseen"],
+        role=["chosen on", "unseen", "chosen on"],
         chosen={"epoch": "mean class accuracy on holdout", "tau": "class means on holdout"},
     )
     chosen = "epoch by mean class accuracy on holdout; tau by class means on holdout"
     with pytest.raises(InputError) as caught:
         evaluate(prediction)
     assert str(caught.value) == (
-        f"{tmp_path / 'p'}: on 1 of its photos something was chosen ({chosen}), so a score on "
+        f"{tmp_path / 'p'}: on 2 of its photos something was chosen ({chosen}), so a score on "
         "them flatters; predict val or test, or say --chosen-here"
     )
     found = evaluate(prediction, chosen_here=True)

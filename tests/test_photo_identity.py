@@ -1,5 +1,6 @@
 """A photo is recognized by its bytes: by imports, trainings, predictions and what reads them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import orjson
 import pytest
 import xxhash
 from predictions import make_prediction
-from tiny_runs import train_tiny
+from tiny_runs import tiny_config, train_tiny
 from worlds import make_world, write_photo
 
 import inat
@@ -17,6 +18,7 @@ from inat.data.annotations import Split, load_split
 from inat.data.importing import import_folders
 from inat.errors import InputError
 from inat.run_folder import Run
+from inat.training.plan import make_plan
 
 
 def add_digests(root: Path) -> None:
@@ -311,3 +313,45 @@ def test_predictions_of_other_photos_under_the_same_ids_are_refused(
     text = refusal(calls[verb])
     assert text.startswith(f"{other.path}: 1 of its 6 photos are others than in {one.path}")
     assert f"(first: {one.ids[4]})" in text
+
+
+# What a training and an evaluation say
+
+
+def test_a_plan_counts_the_photos_of_val_with_a_copy_or_a_group_mate_that_is_trained_on(
+    tmp_path: Path,
+) -> None:
+    root = make_world(tmp_path / "data", counts=(20, 8, 6, 6), n_val=3)
+    config = tiny_config(**{"data.root": root})
+    assert not any(line.startswith("copies") for line in make_plan(config).describe())
+    val = images(root, "val")
+    trained, held = inat.data.cut_holdout(load_split(root), "0.3", config.data.holdout_seed)
+    (root / val[0]["file_name"]).write_bytes(trained.path(0).read_bytes())
+    (root / val[1]["file_name"]).write_bytes(held.path(0).read_bytes())
+    add_digests(root)
+    line = "copies     0 of {} held-out and {} of 12 val photos have a copy, or another photo of "
+    n_held = len(held)
+    assert line.format(n_held, 1) in "\n".join(make_plan(config).describe())
+    for split, image_id in (("train", trained.image_ids[1]), ("val", val[2]["id"])):
+        path = root / f"{split}2018.json"
+        document = orjson.loads(path.read_bytes())
+        next(r for r in document["images"] if r["id"] == image_id)["observation_id"] = "walk 7"
+        path.write_bytes(orjson.dumps(document))
+    assert line.format(n_held, 2) in "\n".join(make_plan(config).describe())
+    alone = replace(config, data=replace(config.data, holdout="none"))
+    assert "copies     3 of 12 val photos have" in "\n".join(make_plan(alone).describe())
+
+
+def test_an_evaluation_counts_the_copies_in_val_and_scores_the_others_alone(
+    run: Run, imported: list[Path], tmp_path: Path
+) -> None:
+    prediction = inat.predict(run.path, "val")
+    roles = prediction.photos["role"].to_numpy(object).copy()
+    roles[:4] = "trained on"
+    prediction.photos["role"] = roles
+    found = inat.evaluate(prediction)
+    alone = found.hits[4:].mean()
+    assert found.notes[0] == (
+        f"4 of {len(prediction)} photos are copies of photos that were trained on; without them "
+        f"top-1 is {alone:.1%}"
+    )

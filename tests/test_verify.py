@@ -15,6 +15,8 @@ import numpy as np
 import orjson
 import pytest
 from PIL import Image
+from worlds import make_world
+from xxhash import xxh3_128_hexdigest
 
 from inat.cli import main
 from inat.data import pack_photos, verify, verifying
@@ -25,7 +27,7 @@ from inat.errors import InputError, WorldError
 NO_PHOTO = "no photo of a known format (JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF)"
 CUT_OFF = "cut off or damaged: Corrupt JPEG data: premature end of data segment"
 NO_FILE = "No such file or directory"
-KINDS = ("missing", "bad", "recovered", "mismatched", "slow")
+KINDS = ("missing", "bad", "recovered", "mismatched", "slow", "copied")
 
 
 def picture(height: int = 60, width: int = 80) -> np.ndarray:
@@ -113,13 +115,120 @@ def test_a_sound_data_set_has_nothing_to_report(world: Path, tmp_path: Path) -> 
     verified = verify(world, report=tmp_path / "report.json", workers=2)
     assert verified.faults() == ""
     assert verified.line() == (
-        f"{world}: 63 photos, 0 missing, 0 bad, 0 recovered, 0 mismatched, 0 slow; "
+        f"{world}: 63 photos, 0 missing, 0 bad, 0 recovered, 0 mismatched, 0 slow, 0 copied; "
         f"see {tmp_path}/report.json"
     )
     assert report_of(tmp_path / "report.json") == {
         "root": str(world), "part": "1/1", "n_photos": 63, "missing": [], "bad": [],
-        "recovered": [], "mismatched": [], "slow": [], "damaged_files": [],
+        "recovered": [], "mismatched": [], "slow": [], "copied": [], "damaged_files": [],
     }  # fmt: skip
+
+
+def copied_world(root: Path) -> Path:
+    """A world with copies; sorted, 0 to 5 of the images of train are of one species."""
+    make_world(root, counts=(6, 3, 3, 3))
+    documents = {name: orjson.loads((root / f"{name}2018.json").read_bytes())
+                 for name in ("train", "val", "test")}  # fmt: skip
+    label_of = {row["image_id"]: row["category_id"] for row in documents["train"]["annotations"]}
+    train = sorted(documents["train"]["images"], key=lambda row: label_of[row["id"]])
+    files = {"train": train} | {name: documents[name]["images"] for name in ("val", "test")}
+    copies = [
+        ("train", 0, "train", 1),  # of one species: no harm
+        ("train", 2, "train", 6),  # of two
+        ("train", 3, "val", 0),
+        ("train", 7, "test", 0),
+        ("train", 7, "test", 1),
+        ("val", 1, "test", 2),
+    ]
+    for split, at, other, place in copies:
+        (root / files[other][place]["file_name"]).write_bytes(
+            (root / files[split][at]["file_name"]).read_bytes()
+        )
+    names = {
+        kind: [files[split][at]["file_name"] for split, at in photos]
+        for kind, photos in {
+            "two species": [("train", 2), ("train", 6)],
+            "train and val": [("train", 3), ("val", 0)],
+            "train and test": [("train", 7), ("test", 0), ("test", 1)],
+            "val and test": [("val", 1), ("test", 2)],
+        }.items()
+    }
+    (root / "expected.json").write_bytes(orjson.dumps(names))
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_copies_under_two_species_and_in_two_splits_are_listed_with_their_twin(
+    tmp_path: Path, workers: int
+) -> None:
+    root = copied_world(tmp_path / "data")
+    expected = orjson.loads((root / "expected.json").read_bytes())
+    verified = verify(root, workers=workers)
+    assert verified.line().endswith(", 9 copied; see " + str(root / "verify.json"))
+    assert verified.faults() == ""
+    found = {row["file_name"]: row["reason"] for row in report_of(root / "verify.json")["copied"]}
+    assert list(found) == sorted(name for names in expected.values() for name in names)
+    one, other = expected["two species"]
+    assert found[one] == f"the bytes of {other}, in train as category 2 and train as category 10"
+    assert found[other].startswith(f"the bytes of {one}, in train as category")
+    for kind in ("train and val", "train and test", "val and test"):
+        first, second = kind.split(" and ")
+        for name in expected[kind]:
+            twin = found[name].removeprefix("the bytes of ").partition(",")[0]
+            assert twin in expected[kind] and twin != name
+            assert first in found[name] and second in found[name]
+
+
+def test_one_file_under_two_ids_and_two_species_is_listed(tmp_path: Path) -> None:
+    root = make_world(tmp_path / "data", counts=(3, 3, 3, 3))
+    path = root / "train2018.json"
+    document = orjson.loads(path.read_bytes())
+    image, label = document["images"][0], document["annotations"]
+    own = next(row["category_id"] for row in label if row["image_id"] == image["id"])
+    other = 2 if own != 2 else 10
+    document["images"] += [{**image, "id": 7000}, {**document["images"][1], "id": 7001}]
+    of_next = next(r for r in label if r["image_id"] == document["images"][1]["id"])
+    label += [{"image_id": 7000, "category_id": other}, {**of_next, "image_id": 7001}]
+    path.write_bytes(orjson.dumps(document))
+    low, high = sorted([own, other])
+    found = verify(root).findings.copied
+    assert [f.file_name for f in found] == [image["file_name"]]
+    assert set(found[0].reason.removeprefix("in ").split(" and ")) == {
+        f"train as category {low}", f"train as category {high}"
+    }  # fmt: skip
+
+
+def test_bytes_that_are_not_those_that_the_annotations_state_are_mismatched(
+    tmp_path: Path,
+) -> None:
+    root = make_world(tmp_path / "data", counts=(3, 2, 2, 2))
+    path = root / "train2018.json"
+    document = orjson.loads(path.read_bytes())
+    for row in document["images"]:
+        row["xxh3_128"] = xxh3_128_hexdigest((root / row["file_name"]).read_bytes())
+    path.write_bytes(orjson.dumps(document))
+    assert verify(root).findings.mismatched == []
+    changed = document["images"][4]["file_name"]
+    content = (root / changed).read_bytes()
+    (root / changed).write_bytes(content + b"\0")
+    assert [str(f) for f in verify(root).findings.mismatched] == [
+        f"{changed}: its bytes are not those that the annotations state (xxh3_128)"
+    ]
+
+
+def test_copies_are_found_across_an_interruption(
+    tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = copied_world(tmp_path / "data")
+    last = verify(root, workers=0).findings.copied
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
+    with monkeypatch.context() as patch:
+        stop_at(patch, names[-1])
+        with pytest.raises(KeyboardInterrupt):
+            verify(root, workers=0)
+    seen = spied(monkeypatch)
+    assert verify(root, workers=0).findings.copied == last
+    assert 0 < len(seen) <= 3
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -454,15 +563,16 @@ def test_the_verb_leaves_with_1_at_missing_or_bad_photos_alone(
     assert main(["data", "verify", "mild", "--workers", "1"]) == 0
     out, err = capsys.readouterr()
     assert out == (
-        "mild: 3 photos, 0 missing, 0 bad, 1 recovered, 1 mismatched, 0 slow; see mild/verify.json"
-        "\n"
+        "mild: 3 photos, 0 missing, 0 bad, 1 recovered, 1 mismatched, 0 slow, 0 copied; "
+        "see mild/verify.json\n"
     )
     assert err == ""
     data_set(Path("grave"), {"a.jpg": None, "b.jpg": jpeg()})
     assert main(["data", "verify", "grave", "--part", "1/1", "--report", "r.json"]) == 1
     out, err = capsys.readouterr()
-    assert (
-        out == "grave: 2 photos, 1 missing, 0 bad, 0 recovered, 0 mismatched, 0 slow; see r.json\n"
+    assert out == (
+        "grave: 2 photos, 1 missing, 0 bad, 0 recovered, 0 mismatched, 0 slow, 0 copied; "
+        "see r.json\n"
     )
     assert err == (
         f"inat: grave: 1 missing, 0 bad of 2 photos (first: a.jpg: {NO_FILE}); all are listed in "

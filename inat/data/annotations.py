@@ -197,6 +197,14 @@ def photo_groups(split: Split) -> Int64[np.ndarray, "photos"] | None:
     return joined(*(keys for keys in (split.digests, split.groups) if keys is not None))
 
 
+def count_mates(split: Split, trained: Split) -> int:
+    """Photos of `split` of whose group (`photo_groups`) a photo is trained on."""
+    groups = photo_groups(_joined(trained, split))
+    if groups is None:
+        return 0
+    return int(np.isin(groups[len(trained) :], groups[: len(trained)]).sum())
+
+
 def _draws(seed: int, ids: Int64[np.ndarray, "n"], purpose: str) -> np.ndarray:
     """A number in [0, 1) for each id that depends on seed, id and purpose alone.
 

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from xxhash import xxh3_64_hexdigest
+from jaxtyping import Int64
+from xxhash import xxh3_64_hexdigest, xxh3_128_digest
 
 from inat.competitions import find_competition
 from inat.data.annotations import Split
@@ -49,8 +50,9 @@ class Findings:
         missing: photos that are not there.
         bad: photos that cannot be read or decoded.
         recovered: photos that were decoded after a repair.
-        mismatched: photos of another size than the annotations state.
+        mismatched: photos of another size, or of other bytes, than the annotations state.
         slow: photos that took more than a second.
+        copied: photos whose bytes stand under two species, or in two of train, val and test.
     """
 
     missing: list[Finding] = field(default_factory=list)
@@ -58,6 +60,7 @@ class Findings:
     recovered: list[Finding] = field(default_factory=list)
     mismatched: list[Finding] = field(default_factory=list)
     slow: list[Finding] = field(default_factory=list)
+    copied: list[Finding] = field(default_factory=list)
 
     def extend(self, other: "Findings") -> None:
         """Adds what was found in the photos that follow."""
@@ -113,6 +116,9 @@ def verify(
 ) -> Verified:
     """Reads every distinct photo of a data set to its last byte, and writes a report.
 
+    Photos with the same bytes are listed where they stand under two species or in two splits; of
+    a part of the data set, those within the part.
+
     JPEGs are decoded at 1/8 of their size, for which all of their data must be read. In a pack
     every photo's checksum is compared too, and every file's SHA-256. After an interruption it
     goes on behind the last 1,024 photos that were done, unless their files have changed since.
@@ -139,11 +145,14 @@ def verify(
     sizes = _StatedSizes(splits, all_names)
     span = part_range(len(all_names), number, n_parts)
     names = all_names.slice(span.start, len(span))
-    look = _Look(open_photos(root, names), names, sizes, span.start)
+    digests = _stated_digests(splits, all_names)
+    look = _Look(open_photos(root, names), names, sizes, digests, span.start)
     report = Path(report) if report else root / _report_name(number, n_parts)
     with _held(report):
-        journal = _Journal(report, [names_digest(all_names), sizes.digest(), part])
-        findings = _look_at_all(look, len(span), journal, threads)
+        key = [names_digest(all_names), sizes.digest(), xxh3_64_hexdigest(digests.tobytes()), part]
+        journal = _Journal(report, key)
+        findings, contents = _look_at_all(look, len(span), journal, threads)
+        findings.copied.extend(_copied(splits, names, contents))
         damaged = _damaged_files(look.source, root, number, n_parts, threads)
         verified = Verified(root, report, part, len(span), findings, damaged)
         with naming_disk_faults(report):
@@ -190,10 +199,58 @@ class _StatedSizes:
         return xxh3_64_hexdigest(np.column_stack([self._photos, self._sizes]).tobytes())
 
 
+def _stated_digests(splits: Sequence[Split], names: pa.StringArray) -> Int64[np.ndarray, "photos"]:
+    """What the annotations state of the bytes of each photo; 0 where nothing."""
+    stated = np.zeros(len(names), np.int64)
+    for split in splits:
+        if split.digests is not None:
+            photos = pc.index_in(split.file_names, value_set=names).to_numpy()
+            stated[photos] = np.where(split.digests == 0, stated[photos], split.digests)
+    return stated
+
+
+def _copied(
+    splits: Sequence[Split], names: pa.StringArray, contents: Int64[np.ndarray, "photos"]
+) -> list[Finding]:
+    """The photos whose bytes stand under two species or in two splits."""
+    rows = pd.concat(
+        pd.DataFrame(
+            {
+                "photo": pc.index_in(split.file_names, value_set=names).fill_null(-1).to_numpy(),
+                "split": at,
+                "category": np.where(
+                    split.labels < 0, -1, split.taxonomy.category_ids[split.labels]
+                ),
+            }
+        )
+        for at, split in enumerate(splits)
+    )
+    rows = rows[rows["photo"] >= 0]
+    rows["content"] = contents[rows["photo"]]
+    places = rows[rows["content"] != 0].drop_duplicates(["content", "split", "category"])
+    torn = places[places["content"].duplicated(keep=False)]
+    rows = rows[rows["content"].isin(torn["content"])].sort_values("photo", kind="stable")
+    found = {}
+    for _, same in rows.groupby("content", sort=False):
+        places = sorted(set(zip(same["split"], same["category"], strict=True)))
+        stands = " and ".join(
+            splits[at].name + ("" if category < 0 else f" as category {category}")
+            for at, category in places
+        )
+        files = list(dict.fromkeys(same["photo"]))
+        for photo in files:
+            other = next((file for file in files if file != photo), None)
+            twin = "" if other is None else f"the bytes of {names[other]}, "
+            found[photo] = Finding(str(names[photo]), f"{twin}in {stands}")
+    return [found[photo] for photo in sorted(found)]
+
+
 class _Seen(NamedTuple):
-    """A photo that was looked at: the state of its file before, and what was found."""
+    """A photo that was looked at: the state of its file before, the first 64 bits of the XXH3-128
+    of its bytes (0 where they cannot be read), and what was found."""
 
     stamp: Stamp
+    content: int
     findings: Findings
 
 
@@ -201,27 +258,35 @@ class _Look:
     """Looks at one photo."""
 
     def __init__(
-        self, source: PhotoSource, names: pa.StringArray, sizes: _StatedSizes, first: int
+        self,
+        source: PhotoSource,
+        names: pa.StringArray,
+        sizes: _StatedSizes,
+        digests: Int64[np.ndarray, "all"],
+        first: int,
     ) -> None:
         self.source = source
         self._names = names
         self._sizes = sizes
+        self._digests = digests
         self._first = first
 
     def __call__(self, index: int) -> _Seen:
         stamp = self.stamp(index)
         name = str(self._names[index])
         findings = Findings()
-        began = time.perf_counter()
+        began, content = time.perf_counter(), 0
         try:
-            self._read(index, name, findings)
+            photo = self.source.read(index)
+            content = int.from_bytes(xxh3_128_digest(photo)[:8], signed=True)
+            self._look_at(photo, content, index, name, findings)
         except BadPhoto as error:
             gone = stamp == GONE or self._was_missing(index)
             (findings.missing if gone else findings.bad).append(Finding(name, str(error)))
         seconds = time.perf_counter() - began
         if seconds > SLOW_SECONDS:
             findings.slow.append(Finding(name, f"took {seconds:.1f} s"))
-        return _Seen(stamp, findings)
+        return _Seen(stamp, content, findings)
 
     def stamp(self, index: int) -> Stamp:
         """Size and time of the file that holds the photo."""
@@ -233,8 +298,15 @@ class _Look:
             return GONE
         return state.st_size, state.st_mtime_ns
 
-    def _read(self, index: int, name: str, findings: Findings) -> None:
-        whole = read_whole(self.source.read(index), lambda height, width: 8)
+    def _look_at(
+        self, photo: bytes | memoryview, content: int, index: int, name: str, findings: Findings
+    ) -> None:
+        stated_content = self._digests[self._first + index]
+        # A pack holds photos that were made smaller; it has checksums of its own.
+        if stated_content not in (0, content) and isinstance(self.source, PhotoFiles):
+            text = "its bytes are not those that the annotations state (xxh3_128)"
+            findings.mismatched.append(Finding(name, text))
+        whole = read_whole(photo, lambda height, width: 8)
         if whole.recovered:
             findings.recovered.append(Finding(name, whole.recovered))
         sizes = self._sizes_of(index, whole)
@@ -273,27 +345,32 @@ class _Journal:
             if document["key"] == key:
                 self._blocks = document["blocks"]
 
-    def findings(self, block: int, stamp: str) -> Findings | None:
-        """What was found in a block that was done and has not changed since."""
+    def findings(self, block: int, stamp: str) -> tuple[Findings, list[int]] | None:
+        """What was found in a block that was done and has not changed since, and the contents."""
         done = self._blocks.get(str(block))
         if done is None or done["stamp"] != stamp:
             return None
-        return Findings(
+        findings = Findings(
             **{kind: [Finding(**row) for row in rows] for kind, rows in done["findings"].items()}
         )
+        return findings, done["contents"]
 
     def is_empty(self) -> bool:
         """Whether nothing was done before."""
         return not self._blocks
 
-    def add(self, block: int, stamp: str, findings: Findings) -> None:
+    def add(self, block: int, stamp: str, findings: Findings, contents: list[int]) -> None:
         """A block is done."""
-        self._blocks[str(block)] = {"stamp": stamp, "findings": findings}
+        done = {"stamp": stamp, "findings": findings, "contents": contents}
+        self._blocks[str(block)] = done
         with naming_disk_faults(self.path):
             write_json(self.path, {"key": self._key, "blocks": self._blocks}, indent=False)
 
 
-def _look_at_all(look: _Look, n_photos: int, journal: _Journal, threads: int) -> Findings:
+def _look_at_all(
+    look: _Look, n_photos: int, journal: _Journal, threads: int
+) -> tuple[Findings, Int64[np.ndarray, "photos"]]:
+    """What was found, and the content of each photo as `_Seen` has it."""
     blocks = dict(enumerate(stretches(n_photos, PHOTOS_PER_BLOCK)))
     with progress_bar("verify", n_photos, "photos") as bar:
         found = dict(_known(look, blocks, journal, threads))
@@ -301,22 +378,24 @@ def _look_at_all(look: _Look, n_photos: int, journal: _Journal, threads: int) ->
         bar.advance(n_photos - sum(map(len, wanted.values())))
         with closing(in_order(look, chain.from_iterable(wanted.values()), threads)) as looked:
             for block, photos in wanted.items():
-                stamps, findings = [], Findings()
+                stamps, contents, findings = [], [], Findings()
                 for seen in islice(looked, len(photos)):
                     stamps.append(seen.stamp)
+                    contents.append(seen.content)
                     findings.extend(seen.findings)
                     bar.advance(1)
-                journal.add(block, _digest(stamps), findings)
-                found[block] = findings
+                journal.add(block, _digest(stamps), findings, contents)
+                found[block] = findings, contents
     in_all = Findings()
     for block in blocks:
-        in_all.extend(found[block])
-    return in_all
+        in_all.extend(found[block][0])
+    contents = list(chain.from_iterable(found[block][1] for block in blocks))
+    return in_all, np.array(contents, np.int64)
 
 
 def _known(
     look: _Look, blocks: Mapping[int, range], journal: _Journal, threads: int
-) -> Iterator[tuple[int, Findings]]:
+) -> Iterator[tuple[int, tuple[Findings, list[int]]]]:
     """The blocks that the journal has and whose files are as they were."""
     if journal.is_empty():
         return

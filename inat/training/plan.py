@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inat.class_weights import class_weights
+from inat.competitions import find_competition
 from inat.config import Config, LossConfig, ModelConfig
-from inat.data.annotations import Split, cut_holdout, load_split
+from inat.data.annotations import Split, count_mates, cut_holdout, load_split
 from inat.data.samplers import build_sampler
 from inat.errors import InputError
 from inat.files import sha256
@@ -112,10 +113,14 @@ class Plan:
     Attributes:
         config: of the whole training, with the data root as an absolute path.
         stages: at least one, in the order in which they are trained.
+        copies: the line that counts held-out and val photos with a copy or another photo of their
+            observation among those trained on; "" where the annotations state neither digests nor
+            groups.
     """
 
     config: Config
     stages: tuple[StagePlan, ...]
+    copies: str = ""
 
     @property
     def trained(self) -> Split:
@@ -137,7 +142,8 @@ class Plan:
         held = f"{len(held_out)} held out" if held_out else "none held out"
         lines = [
             f"data       {self.config.data.root}: {self.trained.n_classes} species, "
-            f"{len(self.trained)} photos trained on, {held}"
+            f"{len(self.trained)} photos trained on, {held}",
+            *([self.copies] if self.copies else []),
         ]
         for stage in self.stages:
             if len(self.stages) > 1:
@@ -172,7 +178,28 @@ def make_plan(config: Config) -> Plan:
     for stage in lay_stages(config):
         first_epoch = stages[-1].end_epoch if stages else 0
         stages.append(_plan_stage(stage, len(stages) + 1, first_epoch, trained, held_out, digest))
-    return Plan(config, tuple(stages))
+    return Plan(config, tuple(stages), _describe_copies(config, trained, held_out))
+
+
+def _describe_copies(config: Config, trained: Split, held_out: Split | None) -> str:
+    data = config.data
+    assert data.root is not None
+    if trained.digests is None and trained.groups is None:
+        return ""
+    others = {"held-out": held_out}
+    if data.train_on == "train" and find_competition(data.competition).has_split(data.root, "val"):
+        others["val"] = load_split(data.root, "val", competition=data.competition)
+    counts = [
+        f"{count_mates(split, trained):,} of {len(split):,} {name}"
+        for name, split in others.items()
+        if split is not None
+    ]
+    if not counts:
+        return ""
+    return (
+        f"copies     {' and '.join(counts)} photos have a copy, or another photo of their "
+        "observation, among those trained on"
+    )
 
 
 def loss_prior_files(config: Config) -> list[Path]:
