@@ -10,6 +10,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -501,6 +502,57 @@ def test_the_second_of_two_imports_into_one_folder_is_refused(tmp_path: Path) ->
     assert made.n_train == 2
     with pytest.raises(InputError, match="data: the folder is not empty"):
         import_folders(source, out)
+
+
+def test_of_imports_started_together_one_fills_the_folder_and_no_trace_is_left_of_the_others(
+    tmp_path: Path,
+) -> None:
+    source = make_folders(tmp_path / "photos", {"wren": 30, "emu": 30})
+    out = tmp_path / "data"
+    program = (
+        "import sys\n"
+        "from inat.data.importing import import_folders\n"
+        "from inat.errors import InatError\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "try: import_folders(sys.argv[1], sys.argv[2], val_share=0); print('made')\n"
+        "except InatError as error: print(type(error).__name__)\n"
+    )
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    words = [sys.executable, "-c", program, str(source), str(out)]
+    processes = [subprocess.Popen(words, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"  # type: ignore[union-attr]
+    ended = []
+    for process in processes:
+        process.stdin.write("go\n")  # type: ignore[union-attr]
+        process.stdin.flush()  # type: ignore[union-attr]
+    for process in processes:
+        ended.append(process.communicate()[0].strip())
+        assert process.returncode == 0
+    assert ended.count("made") == 1
+    assert set(ended) <= {"made", "InputError", "WorldError"}
+    assert len(load_split(out)) == 60
+    names = {path.name for path in out.iterdir()} - {".inat"}
+    assert names == {"train2018.json", "train_val2018"}
+
+
+def test_a_refused_import_leaves_no_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_folders(tmp_path / "photos", {"wren": 2})
+    out = tmp_path / "data"
+    out.mkdir()
+    lock = importing.locked
+
+    def late(path: Path, busy: str) -> Any:
+        (out / "train2018.json").write_text("{}")  # another import ends before the lock is free
+        return lock(path, busy)
+
+    monkeypatch.setattr(importing, "locked", late)
+    with pytest.raises(InputError, match="data: the folder is not empty"):
+        import_folders(source, out)
+    assert [path.name for path in out.iterdir()] == ["train2018.json"]
 
 
 def test_a_killed_import_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -> None:

@@ -250,8 +250,8 @@ def _filled_when_ready(out: Path) -> Iterator[Path]:
         work.mkdir(parents=True, exist_ok=True)
         try:
             with locked(work / "lock", f"{out}: another import fills it; give another --out"):
-                _refuse_in_use(out)
                 try:
+                    _refuse_in_use(out)  # again: the import that held the lock may have ended
                     building = work / "data"
                     shutil.rmtree(building, ignore_errors=True)
                     building.mkdir()

@@ -60,7 +60,7 @@ WORDS: dict[Kind, str] = {
     "other": "other file{s}",
     "system file": "system or hidden file{s}",
     "system folder": "system or hidden folder{s}",
-    "broken link": "link{s} that lead nowhere",
+    "broken link": "link{s} without a target",
     "loop": "link{s} to a folder that was searched already",
 }
 
