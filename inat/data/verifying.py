@@ -226,16 +226,16 @@ def _copied(
         for at, split in enumerate(splits)
     )
     rows = rows[rows["photo"] >= 0]
-    rows["content"] = contents[rows["photo"]]
+    rows = rows.assign(content=contents[rows["photo"]])
     places = rows[rows["content"] != 0].drop_duplicates(["content", "split", "category"])
     torn = places[places["content"].duplicated(keep=False)]
     rows = rows[rows["content"].isin(torn["content"])].sort_values("photo", kind="stable")
     found = {}
     for _, same in rows.groupby("content", sort=False):
-        places = sorted(set(zip(same["split"], same["category"], strict=True)))
+        stood: set[tuple[int, int]] = set(zip(same["split"], same["category"], strict=True))
         stands = " and ".join(
             splits[at].name + ("" if category < 0 else f" as category {category}")
-            for at, category in places
+            for at, category in sorted(stood)
         )
         files = list(dict.fromkeys(same["photo"]))
         for photo in files:
