@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.lib.format import open_memmap
 
-from inat.errors import InputError
+from inat.errors import InputError, shown
 from inat.files import UnfitFile, open_file, read_file
 
 NO_ARRAY = (
@@ -31,6 +31,7 @@ TYPES = {
     "whole numbers": (pa.int8(), pa.int16(), pa.int32(), pa.int64()),
     "texts": (pa.string(), pa.large_string()),
 }
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 SIMPLE = (*TYPES["texts"], pa.null())
 
 
@@ -158,6 +159,20 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     except (UnicodeDecodeError, csv.Error, StopIteration):
         raise InputError(f"{path}: not a CSV file with the header {header}") from None
     return pd.DataFrame(rows, index=lines, columns=[*columns], dtype=str)
+
+
+def csv_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """A table to be written as CSV: its texts as a terminal may show them, and no formula to a
+    spreadsheet, which takes a text behind `'` for what it is."""
+    safe = table.copy()
+    for name in safe.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in safe.dtypes]]:
+        safe[name] = [csv_cell(value) if isinstance(value, str) else value for value in safe[name]]
+    return safe
+
+
+def csv_cell(text: str) -> str:
+    """A text as `csv_cells` has it."""
+    return ("'" if text.startswith(FORMULA) else "") + shown(text)
 
 
 def _line(error: Exception) -> str:

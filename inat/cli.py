@@ -3,13 +3,14 @@
 Nothing heavy is imported here: a verb imports what it calls, so that --help answers at once.
 """
 
+import builtins
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownOptionError
 from cyclopts.argument import ArgumentCollection, update_argument_collection
@@ -26,7 +27,7 @@ from inat.config import (
     Weights,
     WeightSearch,
 )
-from inat.errors import FaultsFound, InatError, InputError, WorldError, one_line
+from inat.errors import FaultsFound, InatError, InputError, WorldError, one_line, shown
 
 if TYPE_CHECKING:
     from inat.prediction_file import PredictionFile
@@ -45,6 +46,11 @@ submission = App(
 )
 app.command(data)
 app.command(submission)
+
+
+def print(line: str, file: TextIO | None = None) -> None:
+    """One line for a terminal, to which names from strangers in it do no harm."""
+    builtins.print(shown(line), file=file)
 
 
 @app.command
@@ -816,12 +822,17 @@ def evaluate(
     paths = [prediction, *predictions]
     if out is not None and len(paths) > 1:
         raise InputError("--out takes one prediction; without it each has its own evaluation/")
-    results = [
-        score_prediction(
-            path, solution=solution, bands=bands, band_edges=band_edges, chosen_here=chosen_here
-        )
-        for path in paths
-    ]
+    results, faults = [], []
+    for path in paths:
+        try:
+            result = score_prediction(
+                path, solution=solution, bands=bands, band_edges=band_edges, chosen_here=chosen_here
+            )
+            results.append(result)
+        except InputError as error:
+            faults.append(error)
+    if not results:
+        raise faults[0]
     folders = [out or result.prediction / "evaluation" for result in results]
     for result, folder in zip(results, folders, strict=True):
         result.save(folder)
@@ -840,6 +851,10 @@ def evaluate(
         print(f"saved {report}")
         if root is None:
             print(f"note: {report}: {NO_ROOT}")
+    for fault in faults[1:]:
+        print(f"inat: {fault}", file=sys.stderr)
+    if faults:
+        raise faults[0]
 
 
 @app.command
@@ -924,12 +939,13 @@ def runs(
     csv
         Print all columns as CSV.
     """
+    from inat.binary_files import csv_cells
     from inat.evaluation.table import print_table
     from inat.runs import list_runs, runs_table
 
     table = list_runs(folder, sort=sort, reverse=reverse, where=where or ())
     if csv:
-        print(table.to_csv(index=False), end="")
+        sys.stdout.write(csv_cells(table).to_csv(index=False))
     else:
         print_table(runs_table(table))
 
@@ -1168,6 +1184,7 @@ def _sentence(error: CycloptsError) -> str:
 
 def _told(text: str, status: int, *, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            print(line, file=sys.stderr)
     print(f"inat: {one_line(text)}", file=sys.stderr)
     return status

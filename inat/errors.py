@@ -1,7 +1,10 @@
 """The three ways in which the kit gives up, each with the exit status of its command."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
 
 
 class InatError(Exception):
@@ -30,6 +33,12 @@ def unknown_name(what: str, name: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{what}: unknown name {name!r}; {hint}valid: {', '.join(names)}"
+
+
+def shown(text: object) -> str:
+    """A text that a stranger may have written, as a terminal may show it: what would move the
+    cursor, end the line or turn the order of the letters round stands there as `\\x1b`."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def one_line(error: object) -> str:

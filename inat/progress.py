@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from inat.errors import shown
+
 PLAIN_LINE_SECONDS = 20.0
 
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
@@ -22,7 +24,7 @@ class Bar:
         self._total = total
         self._unit = unit
         self._display = display
-        self._task = display.add_task(title, total=total, note="") if display else None
+        self._task = display.add_task(shown(title), total=total, note="") if display else None
         self._done = 0
         self._began = self._last_line = time.monotonic()
 
@@ -49,10 +51,10 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
         yield Bar(title, total, unit, None)
         return
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -63,7 +65,7 @@ def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
 def say(line: str) -> None:
     """One line for the person who watches, on standard error."""
     if not _silent.get() and sys.stderr is not None:
-        print(line, file=sys.stderr, flush=True)
+        print(shown(line), file=sys.stderr, flush=True)
 
 
 @contextmanager

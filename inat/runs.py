@@ -14,7 +14,7 @@ from rich.table import Table
 
 from inat.bands import BANDS
 from inat.config import Config
-from inat.errors import InputError, unknown_name
+from inat.errors import InputError, shown, unknown_name
 from inat.files import read_file, read_json
 from inat.run_folder import Run, is_run, read_epoch
 from inat.stages import lay_stages
@@ -98,7 +98,7 @@ def runs_table(table: pd.DataFrame) -> Table:
 def _cell(value: Any, *, is_share: bool) -> str:
     if pd.isna(value):
         return "–"
-    return f"{100 * value:.1f}" if is_share else str(value)
+    return f"{100 * value:.1f}" if is_share else shown(value)
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -116,7 +116,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         settings = _settings(Run(path)) if is_run(path) else {"run": str(path)}
-    except InputError as error:
+    except (InputError, OSError) as error:
         settings = {"run": str(path), "note": str(error)}
     found = sorted(path.glob("predictions/*/evaluation/metrics.json"))
     return [settings | _scores(metrics) for metrics in found] or [settings]
@@ -145,20 +145,26 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _method(config: Config, model: dict[str, Any]) -> str:
     if "stage_two" in model:
-        return str(model["stage_two"]["method"])
+        try:
+            return str(model["stage_two"]["method"])
+        except (KeyError, TypeError):
+            raise InputError("model.json: 'stage_two' names no method; train again") from None
     return "soup" if "soup" in model else config.loss.name
 
 
 def _last_held_out(path: Path) -> float | None:
     """Mean class accuracy of the last validation in a metrics.jsonl."""
     lines = read_file(path).splitlines() if path.is_file() else []
-    for line in reversed(lines):
+    for number, line in reversed(list(enumerate(lines, 1))):
         try:
             entry = orjson.loads(line)
         except orjson.JSONDecodeError:  # the line that was being written when a run was killed
             continue
-        if entry["kind"] == "validation":
-            return float(entry["mean_class_accuracy"])
+        try:
+            if entry["kind"] == "validation":
+                return float(entry["mean_class_accuracy"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path}: line {number} is not what a training writes") from None
     return None
 
 
@@ -168,17 +174,20 @@ def _scores(path: Path) -> dict[str, Any]:
         found = read_json(path)
         return {
             "prediction": name,
-            "n_images": found["n_images"],
-            "top1": found["top1"]["value"],
-            "top3_error": found["top3_error"],
-            "mean_class_accuracy": found["mean_class_accuracy"]["value"],
-            "macro_f1": found["means"]["macro_f1"],
-            **{band: value and value["value"] for band, value in found["bands"].items()},
-            "ece": found["reliability"]["all"]["ece"],
+            "n_images": int(found["n_images"]),
+            "top1": float(found["top1"]["value"]),
+            "top3_error": float(found["top3_error"]),
+            "mean_class_accuracy": float(found["mean_class_accuracy"]["value"]),
+            "macro_f1": float(found["means"]["macro_f1"]),
+            **{
+                band: found["bands"][band] and float(found["bands"][band]["value"])
+                for band in BANDS
+            },
+            "ece": float(found["reliability"]["all"]["ece"]),
         }
     except InputError as error:
         return {"prediction": name, "note": str(error)}
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return {"prediction": name, "note": f"{path}: of another version; evaluate it again"}
 
 

@@ -274,7 +274,7 @@ def troubled() -> dict[str, bytes | None]:
     }
 
 
-NO_PHOTO = "no photo of a known format (JPEG, PNG, WEBP, TIFF, BMP, GIF)"
+NO_PHOTO = "no photo of a known format (JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF)"
 CUT_OFF = "cut off or damaged: Corrupt JPEG data: premature end of data segment"
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from inat.binary_files import csv_cell
 from inat.data.annotation_cache import digest
 from inat.data.annotation_files import DIGEST
 from inat.data.grouping import hold_share, joined
@@ -514,7 +515,9 @@ class _Writer:
         ):
             rows = csv.writer(file)
             rows.writerow(["path", "kind", "reason"])
-            rows.writerows((readable(one.path), one.kind, one.reason) for one in passed_over)
+            rows.writerows(
+                map(csv_cell, (readable(one.path), one.kind, one.reason)) for one in passed_over
+            )
 
     def _image(self, photo: FoundPhoto, folder: str) -> dict[str, Any]:
         name = f"{photo.path.stem}.jpg" if photo.is_heic else photo.path.name

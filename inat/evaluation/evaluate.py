@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Bool, Int64
 
 from inat.bands import BAND_EDGES, BANDS, FEW_BELOW, MANY_ABOVE, BandName
+from inat.binary_files import csv_cells
 from inat.errors import InputError, unknown_name
 from inat.evaluation.confusion import (
     ConfusedPair,
@@ -130,7 +131,7 @@ class Evaluation:
         """Writes metrics.json and per_class.csv."""
         write_json(folder / "metrics.json", self.to_dict())
         with atomic_file(folder / "per_class.csv") as partial:
-            self.per_class.to_csv(partial, index=False)
+            csv_cells(self.per_class).to_csv(partial, index=False)
 
 
 def _plain(value: Any) -> Any:

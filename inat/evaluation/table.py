@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from inat.bands import BANDS
+from inat.errors import shown
 from inat.evaluation.compare import Comparison
 from inat.evaluation.difference import Difference
 from inat.evaluation.evaluate import Evaluation
@@ -31,7 +32,7 @@ def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
         table.add_column(name + count, justify="right", no_wrap=True)
     for name, result in results.items():
         table.add_row(
-            name,
+            shown(name),
             percent(result.top1),
             f"{100 * result.top3_error:.1f}",
             percent(result.mean_class_accuracy),
@@ -122,12 +123,14 @@ def percent(interval: Interval | None) -> str:
 def print_table(table: Table) -> None:
     """Prints to standard output; wide enough never to cut a figure when that is a file."""
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    Console(width=width).print(table)
+    Console(width=width, markup=False, emoji=False).print(table)
 
 
 def plain_lines(table: Table, width: int = PLAIN_WIDTH) -> Sequence[str]:
     """The table as lines of text."""
-    console = Console(width=width, color_system=None, force_terminal=False)
+    console = Console(
+        width=width, markup=False, emoji=False, color_system=None, force_terminal=False
+    )
     with console.capture() as capture:
         console.print(table)
     return [line.rstrip() for line in capture.get().splitlines()]
