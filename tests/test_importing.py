@@ -266,6 +266,7 @@ def test_a_file_given_for_a_folder_and_folders_inside_each_other_are_refused(
         ({"out": source / "data"}, ("data: lies in the --train folder", "--out")),
         ({"test": source / "test"}, ("test: lies in the --train folder", "move")),
         ({"out": tmp_path / "file"}, ("file: is a file", "--out")),
+        ({"out": tmp_path / "\udcf1"}, ("%F1: the name is not UTF-8", "--out")),
     ]
     for options, words in cases:
         with pytest.raises(InputError) as refused:

@@ -175,6 +175,8 @@ def import_folders(
     train, out, test = Path(train), Path(out), Path(test) if test else None
     if not 0 <= val_share < 1:
         raise InputError(f"--val-share {val_share:g} is not from 0 up to 1")
+    if readable(out) != str(out):
+        raise InputError(f"{readable(out)}: the name is not UTF-8; give another --out")
     for option, source in (("--train", train), ("--test", test)):
         if source is not None:
             _refuse_no_folder(source, option)
