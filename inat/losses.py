@@ -254,6 +254,11 @@ class BalancedBinaryCrossEntropy(Loss):
     def __init__(self, config: LossConfig, tail: Tail) -> None:
         super().__init__(config, tail)
         prior = positive_prior(config, tail)
+        if (prior >= 1).any():
+            raise InputError(
+                "loss.name balanced_bce: the prior of one species is 1, whose log(1 - prior) is "
+                "not finite; train on two or more species, or set loss.name ce"
+            )
         shift = torch.from_numpy(np.log(prior) - np.log1p(-prior)).float()
         self.register_buffer("shift", shift, persistent=False)
 

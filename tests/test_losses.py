@@ -1,6 +1,7 @@
 """The losses against loops that a reader can check by eye."""
 
 import math
+from functools import partial
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -510,3 +511,14 @@ def test_an_unknown_name_lists_the_valid_ones() -> None:
         "loss.name: unknown name 'logit_adjust'; did you mean logit_adjusted? "
         "valid: balanced_bce, balanced_softmax, ce, focal, ldam, logit_adjusted, seesaw"
     )
+
+
+def test_balanced_bce_of_one_species_is_refused_and_the_other_losses_are_finite() -> None:
+    for name in LOSSES:
+        config = LossConfig(name=name)
+        make = partial(build_loss, config, prior=np.ones(1), counts=np.array([5]), head_scale=30.0)
+        if name == "balanced_bce":
+            with pytest.raises(InputError, match=r"balanced_bce: .* two or more species"):
+                make()
+        else:
+            assert torch.isfinite(make()(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64)))
