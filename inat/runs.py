@@ -15,7 +15,7 @@ from rich.table import Table
 from inat.bands import BANDS
 from inat.config import Config
 from inat.errors import InputError, shown, unknown_name
-from inat.files import read_file, read_json
+from inat.files import leads_out, read_file, read_json
 from inat.run_folder import Run, is_run, read_epoch
 from inat.stages import lay_stages
 
@@ -102,10 +102,15 @@ def _cell(value: Any, *, is_share: bool) -> str:
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """The runs, and the folders that hold predictions of several runs, in the order of names."""
-    for place, folders, _ in os.walk(folder):
+    """The runs, and the folders that hold predictions of several runs, in the order of names; a
+    link is followed where it leads out of `folder`, which lists the others under their own name."""
+    for place, folders, _ in os.walk(folder, followlinks=True):
         path = Path(place)
-        folders.sort()
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not (path / name).is_symlink() or leads_out(path / name, folder)
+        )
         if is_run(path) or (path / "predictions").is_dir():
             yield path
         # What lies in a run is no run; nor does a data set beside the runs hold any.

@@ -187,3 +187,19 @@ def test_the_command_prints_a_table_or_all_columns_as_csv(
     again = pd.read_csv(tmp_path / "runs.csv")
     assert list(again.columns) == list(expected.columns)
     assert again["top1"].tolist() == pytest.approx(expected["top1"].tolist(), nan_ok=True)
+
+
+def test_linked_runs_are_listed_each_run_once(runs: Path, tmp_path: Path) -> None:
+    """A link out of the folder is followed; one to a run that is listed anyway is not."""
+    made_run(tmp_path / "large" / "far")
+    folder = tmp_path / "here"
+    made_run(folder / "near")
+    (folder / "linked").symlink_to(tmp_path / "large" / "far")
+    (folder / "again").symlink_to(folder / "near")
+    (folder / "round").symlink_to(folder)
+    (folder / "group").symlink_to(tmp_path / "large")
+    (tmp_path / "large" / "back").symlink_to(folder)
+    (folder / "gone").symlink_to(tmp_path / "nothing")
+    found = [Path(path).relative_to(folder).as_posix() for path in list_runs(folder)["run"]]
+    assert found == ["group/far", "linked", "near"]
+    assert list(list_runs(runs)["run"]) == list(list_runs(runs.resolve())["run"])
