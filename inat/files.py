@@ -20,6 +20,9 @@ import orjson
 
 from inat.errors import InputError, WorldError, one_line
 
+if sys.platform != "win32":
+    import fcntl
+
 CHECKSUMS = "checksums.json"
 RENAME_EXCHANGE = 2  # renameat2's flag, and that of macOS' renamex_np
 AT_FDCWD = -100
@@ -101,17 +104,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
     The bytes are flushed to the disk before the rename, so that a power cut leaves the old
     file or the new one, never a part of either.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays at the end: writers such as numpy.save and savefig go by it.
-    partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
-    try:
-        with _naming(path, partial):
+    with _partial_beside(path, Path.touch) as partial:
+        try:
             yield partial
             _flush(partial)
             partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -119,18 +119,17 @@ def atomic_folder(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """Gives an empty folder beside `path`; on leaving without an error it takes `path`'s place.
 
     At every moment there is a whole folder at `path`, a kill included: the two change places in
-    one step, where the file system can do that.
+    one step, where the file system can do that. Where `path` is a link, the folder that it points
+    to is replaced, on the disk where that lies.
 
     Args:
         path: the folder to be.
         keep: where the folder goes that was at `path`; the one that was there goes away. None:
             that at `path` goes away.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    named, path = path, path.resolve()
     _put_back(path)
-    partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
-    with _naming(path, partial):
-        partial.mkdir()
+    with _partial_beside(path, Path.mkdir, named) as partial:
         try:
             yield partial
             for written in partial.rglob("*"):
@@ -168,8 +167,67 @@ def _naming(path: Path, partial: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _partial_beside(
+    path: Path, make: Callable[[Path], None], named: Path | None = None
+) -> Iterator[Path]:
+    """Gives a new file or folder beside `path`, locked, which tells it from the leftovers of killed
+    writers of `path`: those are removed. Errors call it `named`, or else `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in _left_beside(path, "partial"):
+        lock = _lock(left, wait=False)
+        if lock is not None:
+            _remove(left)
+            _unlock(lock)
+    while True:
+        # The suffix stays at the end: writers such as numpy.save and savefig go by it.
+        partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
+        with _naming(named or path, partial):
+            make(partial)
+        lock = _lock(partial, wait=True)
+        if partial.exists():  # else another writer took it for a leftover before it was locked
+            break
+        _unlock(lock)
+    try:
+        with _naming(named or path, partial):
+            yield partial
+    finally:
+        _unlock(lock)
+
+
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """Locks a file or folder; None where a living process holds it, and where it cannot be known,
+    since the system (Windows) or the file system has no such locks."""
+    if sys.platform == "win32":
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    if sys.platform != "win32" and lock is not None:
+        fcntl.flock(lock, fcntl.LOCK_UN)  # forked workers may hold the descriptor, too
+        os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def remove_folder(path: Path) -> None:
-    """Removes a folder; a kill leaves it whole or gone, and a leftover beside it."""
+    """Removes a folder, where `path` is a link the one that it points to; a kill leaves it whole or
+    gone, and a leftover beside it."""
+    path = path.resolve()
     if path.exists():
         partial = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
         path.replace(partial)
@@ -179,10 +237,11 @@ def remove_folder(path: Path) -> None:
 def remove_leftovers(path: Path) -> None:
     """Removes what writers of the folder `path` that were killed left beside it; for those who
     know that nobody else writes it now."""
+    path = path.resolve()
     _put_back(path)
     for kind in ("partial", "old"):
         for left in _left_beside(path, kind):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
 
 
 def _left_beside(path: Path, kind: str) -> list[Path]:
@@ -284,9 +343,10 @@ def write_checksums(folder: Path) -> None:
     write_json(folder / CHECKSUMS, found)
 
 
-def damaged_files(folder: Path) -> list[str]:
+def damaged_files(folder: Path, only: str | None = None) -> list[str]:
     """The files of a folder that are missing or not what its checksums.json says; that file itself
-    where it is missing or no list of checksums: nothing is known to be whole without it."""
+    where it is missing or no list of checksums: nothing is known to be whole without it. `only`
+    checks one file instead of all."""
     try:
         expected = read_json(folder / CHECKSUMS)
     except InputError:
@@ -296,7 +356,8 @@ def damaged_files(folder: Path) -> list[str]:
     return [
         name
         for name, digest in expected.items()
-        if not (folder / name).is_file() or sha256(folder / name) != digest
+        if name == (only or name)
+        and not ((folder / name).is_file() and sha256(folder / name) == digest)
     ]
 
 

@@ -3,9 +3,11 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +367,87 @@ def test_where_a_file_system_has_no_locks_a_file_keeps_others_out(
     subprocess.run([sys.executable, "-c", code, f"{path}.soft"])
     with locked(path, "busy"):
         pass
+
+
+# --- leftovers and links ---------------------------------------------------------------------
+
+
+@contextmanager
+def writer_of(path: Path) -> Iterator[Path]:
+    """Writes a file or folder `path`, by its name."""
+    with (atomic_file if path.suffix else atomic_folder)(path) as partial:
+        (partial if path.suffix else partial / "is").write_text("new")
+        yield partial
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out"])
+def test_every_writer_removes_what_a_killed_one_left(tmp_path: Path, name: str) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; import test_files\n"
+        "with test_files.writer_of(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = tmp_path / name
+    for _ in range(2):
+        words = [sys.executable, "-c", code, str(path)]
+        killed = subprocess.run(words, cwd=Path(__file__).parent, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert len(names(tmp_path)) == 1  # that of the kill before is gone
+    (tmp_path / f".partial-0123abcd-my-{name}").mkdir()  # another name
+    with writer_of(path):
+        pass
+    assert names(tmp_path) == sorted([f".partial-0123abcd-my-{name}", name])
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out"])
+def test_a_writer_leaves_alone_what_a_living_one_is_writing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with writer_of(path) as first:
+        with writer_of(path) as second:
+            assert first.exists()
+            assert second.exists()
+        assert first.exists()
+    assert names(tmp_path) == [name]
+
+
+def test_a_partial_that_was_taken_for_a_leftover_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, taken = files._lock, []
+
+    def late(path: Path, *, wait: bool) -> int | None:
+        if wait and not taken:
+            taken.append(path)
+            path.rmdir()  # another writer was faster
+        return lock(path, wait=wait)
+
+    monkeypatch.setattr(files, "_lock", late)
+    fill(tmp_path / "out", "a")
+    assert taken
+    assert names(tmp_path) == ["out"]
+
+
+def test_where_there_are_no_locks_nothing_is_taken_for_a_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".partial-0123abcd-out").mkdir()
+    monkeypatch.setattr(files, "_lock", lambda path, wait: None)
+    fill(tmp_path / "out", "a")
+    assert names(tmp_path) == [".partial-0123abcd-out", "out"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_points_to_is_replaced_where_it_lies(
+    tmp_path: Path, there: bool
+) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.mkdir()
+    large.mkdir()
+    if there:
+        fill(large / "run", "old")
+    (small / "run").symlink_to(large / "run")
+    fill(small / "run", "new")
+    assert (small / "run").is_symlink()
+    assert held(large / "run") == "new"
+    assert (names(small), names(large)) == (["run"], ["run"])
+    files.remove_folder(small / "run")
+    assert (names(small), names(large)) == (["run"], [])
