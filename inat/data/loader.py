@@ -325,13 +325,18 @@ class Loader:
     ) -> Iterator[tuple[Batch, list[PhotoEvent]]]:
         """Each worker reads whole batches. The workers stay for the next iteration; one that
         begins before this one has ended gets its own."""
-        processes, self._processes = self._processes or self._start_processes(), None
+        processes, self._processes = self._processes, None
+        if processes is None or not _all_alive(processes):
+            processes = self._start_processes()
+        processes.sampler.stretches = stretches  # type: ignore[attr-defined]
         try:
-            processes.sampler.stretches = stretches  # type: ignore[attr-defined]
             with worker_deaths():
                 yield from processes
-        finally:
+        except GeneratorExit:  # whoever iterates has stopped early
             self._processes = processes
+            raise
+        # After any other error, a dead worker's too, the next iteration starts new ones.
+        self._processes = processes
 
     def _start_processes(self) -> DataLoader[tuple[Batch, list[PhotoEvent]]]:
         return DataLoader(
@@ -345,6 +350,11 @@ class Loader:
             # The base seed that DataLoader draws would otherwise move torch's global generator.
             generator=torch.Generator().manual_seed(0),
         )
+
+
+def _all_alive(processes: DataLoader[tuple[Batch, list[PhotoEvent]]]) -> bool:
+    iterator: Any = processes._iterator
+    return iterator is None or all(worker.is_alive() for worker in iterator._workers)
 
 
 def _own_group(_: int) -> None:
