@@ -1,6 +1,9 @@
-"""SIGINT and SIGTERM during a training: it ends its step, writes a checkpoint and leaves."""
+"""SIGINT, SIGTERM or SIGHUP during a training: it ends its step, writes a checkpoint, leaves."""
 
+import os
+import select
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +12,10 @@ from typing import Any
 
 from inat.errors import InatError
 from inat.training.processes import LateGreatest, greatest
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+                 if hasattr(signal, name))  # fmt: skip
+"""Windows has no SIGHUP."""
 
 
 class Stopped(InatError):
@@ -20,7 +27,7 @@ class Stopped(InatError):
 
 
 class StopSignals:
-    """What has come of SIGINT and SIGTERM; made by `stop_signals`.
+    """What has come of the signals; made by `stop_signals`.
 
     Attributes:
         received: the first that came to this process, None before.
@@ -51,9 +58,10 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Listens to SIGINT and SIGTERM. A second SIGINT does what it did before, which is to leave at
-    once; further SIGTERMs do nothing, since schedulers and torchrun each send their own. Outside
-    of the main thread nothing is listened to."""
+    """Listens to SIGINT, SIGTERM and SIGHUP (the terminal was closed, or ssh lost). A second SIGINT
+    does what it did before, which is to leave at once; further SIGTERMs do nothing, since
+    schedulers and torchrun each send their own. SIGHUP stays ignored under nohup. Outside of the
+    main thread nothing is listened to."""
     stops = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield stops
@@ -66,8 +74,9 @@ def stop_signals() -> Iterator[StopSignals]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, _handler(stops, restore))
+        for number in STOPPING:
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, _handler(stops, restore))
         yield stops
     finally:
         restore(*before)
@@ -78,6 +87,21 @@ def _handler(
 ) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, _: FrameType | None) -> None:
         restore(signal.SIGINT)
+        _let_go_of_closed_terminal()
         stops.received = stops.received or signal.Signals(number)
 
     return handle
+
+
+def _let_go_of_closed_terminal() -> None:
+    """Sends the output of a terminal that is gone to nowhere: an error at the next line that is
+    printed would keep the checkpoint from being written."""
+    if sys.platform == "win32":
+        return
+    for descriptor in (1, 2):
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0)):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
