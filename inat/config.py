@@ -471,7 +471,9 @@ class OptimConfig:
     """Largest L2 norm of the gradient; unset is off."""
 
     ema_decay: float | None = None
-    """Decay of the moving average of the weights, a step; unset is off."""
+    """Decay of the moving average of the weights per step; it rises to this with the steps n,
+    (1 + n) / (10 + n), and the average begins again with a stage of another prior or classifier;
+    unset is off."""
 
     def __post_init__(self) -> None:
         _above("optim.lr_per_256", self.lr_per_256)
@@ -576,8 +578,9 @@ class Config:
     """Stages that follow the one that all else describes: each a set of fields laid over the stage
     before, with its own epochs, '{epochs: 8, transforms: {image_size: 448}}'. May change: epochs,
     batch_size, sampler, transforms, loss, optim (but ema_decay) and model.freeze; new_head: true
-    begins with a new classifier. Network, moving average and log go on; optimiser and loss begin
-    anew. none: no further stage, whatever the file says."""
+    begins with a new classifier. Network, moving average (unless the prior or the classifier
+    changes) and log go on; optimiser and loss begin anew. none: no further stage, whatever the
+    file says."""
 
     def __post_init__(self) -> None:
         _refuse_huge(self)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64, Int64
+from numpy.typing import ArrayLike
 
 from inat.binary_files import read_csv
 from inat.errors import InputError
@@ -55,6 +56,13 @@ def temper(prior: Prior, power: float) -> Prior:
 def is_uniform(prior: Prior) -> bool:
     """Whether moving logits from this prior to the uniform one changes nothing."""
     return bool(np.allclose(prior, 1 / len(prior), rtol=1e-6))
+
+
+def same_prior(one: ArrayLike | None, other: ArrayLike | None) -> bool:
+    """Whether both are the same prior, or both are unknown."""
+    if one is None or other is None:
+        return one is other
+    return np.allclose(one, other, rtol=1e-6, atol=0)
 
 
 def tau_shift(logits_prior: Prior, tau: float) -> Float64[np.ndarray, "classes"]:

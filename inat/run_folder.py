@@ -3,12 +3,15 @@
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -17,14 +20,35 @@ from inat.config import CheckpointName, Config
 from inat.config_files import build, read_yaml
 from inat.config_values import merge
 from inat.errors import InputError
-from inat.files import read_json, write_bytes, write_json
+from inat.files import atomic_folder, locked, read_json, write_bytes, write_json
 from inat.prediction_file import SPECIES
-from inat.priors import Prior, count_prior
 
-NUMBERS = ("mean", "std", "category_ids", "draws_prior")
-"""Lists of numbers in model.json; the prior may be null, where it is not known."""
+NUMBERS = ("mean", "std", "category_ids")
+"""Lists of numbers in model.json."""
 
 PACKAGES = ("torch", "timm", "numpy", "albumentations", "simplejpeg", "opencv-python-headless")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFacts:
+    """What a checkpoint states about its own weights, in its state.json.
+
+    It lies beside the weights and under their checksums, so the two always belong together: the
+    stages of a training differ in all of it.
+
+    Attributes:
+        stage: of the training, counted from 1.
+        image_size: in pixels, that the network was trained at; None: what the config says.
+        draws_prior: class prior of the draws; None where it changes during training.
+        logits_prior: class prior that the logits carry; None where it is not known.
+        chosen: what was chosen on the held-out photos to get here, and by what.
+    """
+
+    stage: int = 1
+    image_size: int | None = None
+    draws_prior: list[float] | None = None
+    logits_prior: list[float] | None = None
+    chosen: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,23 +70,14 @@ class Run:
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """What prediction needs besides the weights: backbone, mean, std, category_ids,
-        draws_prior, logits_prior, weights_source."""
+        """What all checkpoints have in common: backbone, mean, std, category_ids,
+        weights_source. What differs between them is in their `WeightsFacts`."""
         return _checked_facts(self.path / "model.json")
 
     @cached_property
     def species(self) -> pd.DataFrame:
         """A row a label: category_id, name, lineage, train_count."""
         return read_table(self.path / "species.parquet", "train again", SPECIES)
-
-    @property
-    def draws_prior(self) -> Prior:
-        """The class prior of the draws that the run was trained on; that of the photo counts
-        where the draws changed during training."""
-        prior = self.model["draws_prior"]
-        if prior is None:
-            return count_prior(self.species["train_count"].to_numpy(np.int64))
-        return np.array(prior, np.float64)
 
     @property
     def is_geo_prior(self) -> bool:
@@ -84,6 +99,11 @@ class Run:
         """The folder of the checkpoint before the last, for the case that the last is damaged."""
         return self.path / "checkpoints" / "previous"
 
+    def read_stamp(self) -> bytes:
+        """What tells this run from any other that is put in its place; empty where none is."""
+        path = self.path / "environment.json"
+        return path.read_bytes() if path.is_file() else b""
+
     @property
     def metrics_path(self) -> Path:
         """One JSON object a line: training steps and validations."""
@@ -100,8 +120,6 @@ def _checked_facts(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no facts of a model (a JSON object); train again")
     for key in NUMBERS:
         values = facts.get(key, "")
-        if values is None and key == "draws_prior":
-            continue
         if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
             raise InputError(f"{path}: '{key}' is no list of numbers; train again")
     for key in ("precision", "device", "trained"):
@@ -110,12 +128,8 @@ def _checked_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def read_epoch(path: Path, *, begun: bool = False) -> int:
-    """Epochs that were trained, as the state.json of a checkpoint says.
-
-    Args:
-        path: the state.json.
-        begun: count one that is not whole, too.
+def read_epoch(path: Path) -> int:
+    """Whole epochs that were trained, as the state.json of a checkpoint says.
 
     Raises:
         InputError: it does not.
@@ -123,7 +137,33 @@ def read_epoch(path: Path, *, begun: bool = False) -> int:
     state = read_json(path)
     if not isinstance(state, dict) or type(state.get("epoch")) is not int:
         raise InputError(f"{path}: does not say 'epoch'; train again")
-    return int(state["epoch"]) + (begun and bool(state.get("batches")))
+    return int(state["epoch"])
+
+
+def weights_facts(state: Any, path: Path, n_classes: int) -> WeightsFacts:
+    """The facts about the weights in the content of a state.json.
+
+    Raises:
+        InputError: they are missing, or are not facts about a network of so many classes.
+    """
+    try:
+        facts = msgspec.convert(state["weights"], WeightsFacts)
+    except (TypeError, KeyError):
+        raise InputError(f"{path}: does not state 'weights'; train again") from None
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: 'weights': {error}; train again") from None
+    for name in ("draws_prior", "logits_prior"):
+        prior = getattr(facts, name)
+        if prior is not None and not _is_prior(prior, n_classes):
+            raise InputError(
+                f"{path}: '{name}' is not a class prior of {n_classes} species; train again"
+            )
+    return facts
+
+
+def _is_prior(prior: list[float], n_classes: int) -> bool:
+    values = np.array(prior)
+    return values.shape == (n_classes,) and bool((values >= 0).all()) and 0 < values.sum() < np.inf
 
 
 def open_run(path: Path | str) -> Run:
@@ -147,13 +187,23 @@ def is_run(path: Path) -> bool:
     return all((path / name).is_file() for name in ("config.yaml", "environment.json"))
 
 
-def refuse_run_place(out: Path, sources: Sequence[Run], *, overwrite: bool) -> None:
-    """Stops where a run that is made from `sources` must not be put.
+@contextmanager
+def new_run_folder(out: Path, sources: Sequence[Run], *, overwrite: bool) -> Iterator[Path]:
+    """Gives an empty folder, which takes the place of `out` on leaving without an error: for a run
+    that is made from `sources` at once. No other process may write `out` meanwhile.
 
     Raises:
         InputError: `out` is or holds one of them, holds anything but a run, or holds a run that
             may not be overwritten.
+        WorldError: another process writes `out`.
     """
+    with writing(out, "--out"):
+        _refuse_run_place(out, sources, overwrite=overwrite)
+        with atomic_folder(out) as partial:
+            yield partial
+
+
+def _refuse_run_place(out: Path, sources: Sequence[Run], *, overwrite: bool) -> None:
     for source in sources:
         if source.path.resolve().is_relative_to(out.resolve()):
             raise InputError(f"{out}: holds the run {source.path}; give another --out")
@@ -167,11 +217,32 @@ def refuse_run_place(out: Path, sources: Sequence[Run], *, overwrite: bool) -> N
         )
 
 
+@contextmanager
+def writing(path: Path, option: str = "--run") -> Iterator[None]:
+    """Holds a run folder, or one of fold runs, for as long as this process writes it; every verb
+    that writes one does so inside.
+
+    Args:
+        path: the folder, or a link to it; it need not exist yet.
+        option: where the user names it.
+
+    Raises:
+        WorldError: another process writes it.
+    """
+    folder = path.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"{path}: another process writes there; wait for it, or give another {option}"
+    # Beside the folder, which --overwrite replaces.
+    with locked(folder.with_name(f".{folder.name}.lock"), busy):
+        yield
+
+
 def create_run(path: Path, config: Config, devices: Mapping[str, Any] | None = None) -> Run:
     """Makes the folder of a new run and writes its config and environment, with what is known of
     its devices."""
     write_bytes(path / "config.yaml", config.to_yaml().encode())
-    write_json(path / "environment.json", {**environment(), **(devices or {})})
+    facts = {"id": uuid4().hex, **environment(), **(devices or {})}
+    write_json(path / "environment.json", facts)
     return Run(path)
 
 

@@ -43,14 +43,18 @@ def lay_stages(config: Config) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def stage_at(config: Config, epoch: int) -> Config:
-    """The config of the stage in which epoch `epoch` of the training, counted from 1, lies."""
-    *earlier, last = (stage.config for stage in lay_stages(config))
-    for stage in earlier:
-        if epoch <= stage.epochs:
-            return stage
-        epoch -= stage.epochs
-    return last
+def stage_config(config: Config, number: int) -> Config:
+    """The config of a stage of the training, counted from 1.
+
+    Raises:
+        InputError: the training has no such stage.
+    """
+    stages = lay_stages(config)
+    if not 1 <= number <= len(stages):
+        raise InputError(
+            f"the checkpoint is of stage {number}, and the config has {len(stages)}; train again"
+        )
+    return stages[number - 1].config
 
 
 def canonical_stages(config: Config) -> tuple[str, ...]:

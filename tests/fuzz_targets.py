@@ -295,13 +295,13 @@ def run_models(folder: Path) -> tuple[Damaged, Read]:
     (folder / "environment.json").write_text("{}")
     valid = {
         "backbone": "resnet18", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25],
-        "category_ids": [2, 10], "draws_prior": [0.5, 0.5], "logits_prior": None,
+        "category_ids": [2, 10],
         "weights_source": "none", "precision": "fp32", "device": "cpu", "trained": "0" * 64,
     }  # fmt: skip
 
     def read() -> None:
         run = open_run(folder)
-        _ = run.model, run.draws_prior, run.made_by
+        _ = run.model, run.made_by
 
     return damaged_json(valid), _then(folder / "model.json", read)
 

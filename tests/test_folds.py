@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import TINY
+from tiny_runs import TINY, restate
 from worlds import category_id, make_world
 
 import inat
 from inat.cli import main
 from inat.data.annotations import cut_holdout, load_split
 from inat.errors import InputError
-from inat.files import write_json
 from inat.fold_runs import FoldRuns
 from inat.prediction_file import PredictionFile
 from inat.priors import count_prior
@@ -137,7 +136,7 @@ def test_logits_that_carry_one_prior_or_an_unknown_one_stay_as_they_are(
     own: FoldRuns, prior: list[float] | None
 ) -> None:
     for run in own.runs:
-        write_json(run.path / "model.json", {**run.model, "logits_prior": prior})
+        restate(run, logits_prior=prior)
     oof = inat.predict_out_of_fold(own.path, name="again")
     if prior is None:
         assert oof.logits_prior is None

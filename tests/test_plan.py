@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from tiny_runs import weights_facts
 from worlds import category_id, make_world
 
 import inat
@@ -172,7 +173,7 @@ def test_a_run_keeps_the_digest_of_its_prior_s_file_and_is_not_gone_on_with_by_a
     write(97, 1, 1, 1)
     again = inat.train(config, run, overwrite=True)
     assert again.model["loss_prior_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert again.model["logits_prior"] == share(COUNTS / np.array([97, 1, 1, 1]))
+    assert weights_facts(again).logits_prior == share(COUNTS / np.array([97, 1, 1, 1]))
 
 
 def test_a_run_of_an_older_version_says_no_digest_of_its_prior_and_is_gone_on_with(
@@ -265,7 +266,7 @@ def test_a_run_whose_logits_carry_no_known_prior_says_null_and_adjust_asks(
     world: Path, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     run = trained(world, tmp_path / "run", epochs=2, **fields)
-    assert run.model["logits_prior"] is None
+    assert weights_facts(run).logits_prior is None
     prediction = inat.predict(run.path, "val")
     assert prediction.logits_prior is None
     assert orjson.loads((prediction.path / "meta.json").read_bytes())["logits_prior"] is None
@@ -289,8 +290,7 @@ def test_an_unreadable_photo_is_predicted_as_the_counts_where_the_draws_have_no_
     photo.write_bytes(photo.read_bytes()[:200])
     skip = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.5, "epochs": 1}
     run = trained(world, tmp_path / "run", **skip, **drawn_by("progressive"))
-    assert run.model["draws_prior"] is None
-    assert run.draws_prior == share(counts)
+    assert weights_facts(run).draws_prior is None
     prediction = inat.predict(run.path, "test")
     row = prediction.logits[prediction.ids.tolist().index(image["id"])]
     assert row == pytest.approx(np.log(np.array(counts) / 30), abs=2e-3)

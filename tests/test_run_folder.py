@@ -9,14 +9,14 @@ import pytest
 
 from inat.config import Config
 from inat.errors import InputError
-from inat.files import write_json
+from inat.files import write_checksums, write_json
 from inat.prediction.trained_model import find_checkpoint
-from inat.run_folder import Run, create_run
+from inat.run_folder import Run, WeightsFacts, create_run
 from inat.training.checkpoint import LoopState, read_state
 
 FACTS = {
     "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "category_ids": [2, 10],
-    "draws_prior": [0.5, 0.5], "precision": "fp32", "device": "cpu", "trained": "0" * 64,
+    "precision": "fp32", "device": "cpu", "trained": "0" * 64,
 }  # fmt: skip
 STATE = asdict(LoopState(epoch=3, step=7))
 
@@ -25,8 +25,18 @@ STATE = asdict(LoopState(epoch=3, step=7))
 def run(tmp_path: Path) -> Run:
     made = create_run(tmp_path / "run", Config())
     write_json(made.path / "model.json", FACTS)
-    write_json(made.checkpoint("last") / "state.json", STATE)
+    write_state(made, STATE)
     return made
+
+
+def write_state(run: Run, state: Any) -> Path:
+    """Lets the run's last checkpoint say something, with the checksums of that."""
+    folder = run.checkpoint("last")
+    write_json(folder / "state.json", state)
+    (folder / "checksums.json").unlink(missing_ok=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    write_checksums(folder)
+    return folder / "state.json"
 
 
 def refusal(call: Any) -> str:
@@ -35,9 +45,38 @@ def refusal(call: Any) -> str:
     return str(caught.value)
 
 
-def test_an_unknown_prior_of_the_draws_is_allowed(run: Run) -> None:
-    write_json(run.path / "model.json", FACTS | {"draws_prior": None})
-    assert run.model["draws_prior"] is None
+def test_a_checkpoint_states_its_priors_or_null(run: Run) -> None:
+    assert find_checkpoint(run).facts == WeightsFacts()
+    known = {"stage": 2, "draws_prior": [0.25, 0.75], "logits_prior": [0.5, 0.5]}
+    write_state(run, STATE | {"weights": known})
+    found = find_checkpoint(run).facts
+    assert (found.stage, found.draws_prior, found.logits_prior) == (2, [0.25, 0.75], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("weights", "fault"),
+    [
+        (None, "'weights': "),
+        ([], "'weights': "),
+        ({"stage": "1"}, "'weights': "),
+        ({"chosen": []}, "'weights': "),
+        ({"logits_prior": [[0.5], 0.5]}, "'weights': "),
+        ({"logits_prior": [0.5]}, "'logits_prior' is not a class prior of 2 species"),
+        ({"logits_prior": [1.5, -0.5]}, "'logits_prior' is not a class prior of 2 species"),
+        ({"draws_prior": [0, 0]}, "'draws_prior' is not a class prior of 2 species"),
+    ],
+)
+def test_facts_about_weights_of_other_types_are_refused(run: Run, weights: Any, fault: str) -> None:
+    path = write_state(run, STATE | {"weights": weights})
+    text = refusal(lambda: find_checkpoint(run))
+    assert text.startswith(f"{path}: {fault}")
+    assert text.endswith("; train again")
+
+
+def test_a_checkpoint_of_an_older_version_asks_to_train_again(run: Run) -> None:
+    path = write_state(run, {key: STATE[key] for key in STATE if key != "weights"})
+    sentence = f"{path}: does not state 'weights'; train again"
+    assert refusal(lambda: find_checkpoint(run)) == sentence
 
 
 @pytest.mark.parametrize(
@@ -49,7 +88,6 @@ def test_an_unknown_prior_of_the_draws_is_allowed(run: Run) -> None:
         (FACTS | {"mean": None}, "'mean' is no list of numbers"),
         (FACTS | {"std": "0.5"}, "'std' is no list of numbers"),
         (FACTS | {"category_ids": [2, "10"]}, "'category_ids' is no list of numbers"),
-        (FACTS | {"draws_prior": [[0.5], 0.5]}, "'draws_prior' is no list of numbers"),
         (FACTS | {"trained": 1}, "'trained' is no text"),
     ],
 )
@@ -80,13 +118,12 @@ def test_a_state_of_other_types_is_refused(run: Run, state: Any, reason: str) ->
     assert read_state(folder) == LoopState(epoch=3, step=7)
     write_json(folder / "state.json", state)
     assert refusal(lambda: read_state(folder)) == (
-        f"{folder / 'state.json'}: no state of a training ({reason}); train anew"
+        f"{folder / 'state.json'}: not the state of a training ({reason}); train again"
     )
 
 
 @pytest.mark.parametrize("state", [[], {}, {"epoch": "3"}, {"epoch": None}])
 def test_a_checkpoint_that_does_not_say_its_epoch_is_refused(run: Run, state: Any) -> None:
     assert find_checkpoint(run).epoch == 3
-    path = run.checkpoint("last") / "state.json"
-    write_json(path, state)
+    path = write_state(run, state)
     assert refusal(lambda: find_checkpoint(run)) == f"{path}: does not say 'epoch'; train again"

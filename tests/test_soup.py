@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from tiny_runs import train_tiny, weights
+from tiny_runs import restate, train_tiny, weights, weights_facts
 from torch import Tensor, nn
 from worlds import make_world
 
@@ -44,10 +44,10 @@ def refusal(runs: list[Run], out: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-def changed(run: Run, path: Path, **facts: Any) -> Run:
+def changed(run: Run, path: Path, **model: Any) -> Run:
     """A copy of a run with other facts in its model.json."""
     shutil.copytree(run.path, path)
-    (path / "model.json").write_bytes(orjson.dumps({**run.model, **facts}))
+    (path / "model.json").write_bytes(orjson.dumps({**run.model, **model}))
     return Run(path)
 
 
@@ -194,20 +194,21 @@ def test_a_soup_is_a_run_that_is_predicted_and_evaluated(runs: list[Run], made: 
     line = orjson.loads(made.metrics_path.read_bytes().splitlines()[-1])
     assert line["kind"] == "validation"
     assert line["mean_class_accuracy"] == pytest.approx(score)
-    assert made.model["logits_prior"] == runs[0].model["logits_prior"]
-    assert made.model["chosen"] == {}
-    facts = made.model["soup"]
-    assert facts["how"] == "uniform"
-    assert [one["run"] for one in facts["runs"]] == [str(run.path) for run in runs[:2]]
-    assert [one["used"] for one in facts["runs"]] == [True, True]
+    assert weights_facts(made) == weights_facts(runs[0])
+    assert weights_facts(made).chosen == {}
+    told = made.model["soup"]
+    assert told["how"] == "uniform"
+    assert [one["run"] for one in told["runs"]] == [str(run.path) for run in runs[:2]]
+    assert [one["used"] for one in told["runs"]] == [True, True]
     assert made.config.digest == runs[0].config.digest
 
 
 def test_priors_that_differ_leave_that_of_the_soup_unknown(runs: list[Run], tmp_path: Path) -> None:
-    adjusted = changed(runs[1], tmp_path / "la", logits_prior=[0.25] * 4)
+    adjusted = changed(runs[1], tmp_path / "la")
+    restate(adjusted, logits_prior=[0.25] * 4)
     made = soup([runs[0].path, adjusted.path], tmp_path / "soup")
-    assert made.model["logits_prior"] is None
-    assert made.model["draws_prior"] == runs[0].model["draws_prior"]
+    assert weights_facts(made).logits_prior is None
+    assert weights_facts(made).draws_prior == weights_facts(runs[0]).draws_prior
 
 
 def test_a_soup_is_neither_trained_on_nor_has_a_best_checkpoint(made: Run) -> None:
@@ -278,7 +279,7 @@ def test_a_greedy_soup_says_what_it_chose_on(
     )
     assert "(the runs were chosen on them)" in captured.err
     by = "mean class accuracy on the held-out part of train"
-    assert made.model["chosen"] == {"runs": by}
+    assert weights_facts(made).chosen == {"runs": by}
     prediction = inat.predict(made.path, "holdout")
     with pytest.raises(InputError, match=f"something was chosen \\(runs by {by}\\)"):
         evaluate(prediction)
@@ -333,7 +334,10 @@ def test_options_and_places_that_do_not_do_are_refused(
     assert refusal(runs, runs[1].path, overwrite=True) == (
         f"{runs[1].path}: holds the run {runs[1].path}; give another --out"
     )
-    whole = [train_tiny(tmp_path / "whole", world, **{"data.holdout": "none"})] * 2
+    whole = [
+        train_tiny(tmp_path / f"whole{seed}", world, seed=seed, **{"data.holdout": "none"})
+        for seed in range(2)
+    ]
     assert refusal(whole, out, how="greedy") == (
         f"{whole[0].path}: nothing was held out (data.holdout none), so there are no photos to be "
         "greedy on; use --how uniform"
@@ -343,6 +347,12 @@ def test_options_and_places_that_do_not_do_are_refused(
         f"{other}: its train photos are not those that {runs[0].path} was trained on; give the "
         "data set it was trained on (--data.root)"
     )
+    copy = Run(shutil.copytree(runs[0].path, tmp_path / "copy"))
+    for twice in (runs[0], copy):
+        assert refusal([runs[0], twice], out) == (
+            f"{twice.path}: its weights are those of {runs[0].path}; a soup averages runs that "
+            "differ, so give each run once"
+        )
     assert not out.exists()
     made_whole = soup([run.path for run in whole], out)
     assert made_whole.metrics_path.read_bytes() == b""

@@ -375,7 +375,8 @@ def test_a_state_of_other_fields_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError) as caught:
         read_state(tmp_path / "last")
     assert str(caught.value) == (
-        f"{path}: no state of a training (its fields are not those of this version); train anew"
+        f"{path}: not the state of a training (its fields are not those of this version); "
+        "train again"
     )
 
 

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 import inat
-from inat.config import Config
+from inat.config import CheckpointName, Config
 from inat.config_files import build
 from inat.config_values import merge
-from inat.run_folder import Run
+from inat.files import read_json, write_checksums, write_json
+from inat.prediction.trained_model import find_checkpoint
+from inat.run_folder import Run, WeightsFacts
 
 TINY: dict[str, Any] = {
     "epochs": 1,
@@ -41,6 +43,20 @@ def train_tiny(run: Path, world: Path, *, resume: bool = False, **settings: Any)
 def weights(run: Run, name: str = "last", kind: str = "model") -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint: of the `model`, its moving average `ema`, the `optimizer`."""
     return load_file(run.checkpoint(name) / f"{kind}.safetensors")
+
+
+def weights_facts(run: Run, name: CheckpointName = "last") -> WeightsFacts:
+    """What a checkpoint states about its weights."""
+    return find_checkpoint(run, name).facts
+
+
+def restate(run: Run, **changed: Any) -> None:
+    """Lets the last checkpoint of a run state other facts about its weights."""
+    folder = run.checkpoint("last")
+    state = read_json(folder / "state.json")
+    (folder / "checksums.json").unlink()
+    write_json(folder / "state.json", state | {"weights": state["weights"] | changed})
+    write_checksums(folder)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from inat.competitions import Competition
 from inat.config import ModelConfig
 from inat.errors import InputError, WorldError, unknown_name
+from inat.files import CHECKSUMS, damaged_files
 from inat.models import cifar_resnet  # noqa: F401 - registers its networks in timm
 from inat.models.heads import build_head, classifier_names, put_classifier, single_classifier
 
@@ -213,6 +214,9 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
             f"model.weights: {str(path)!r} is no file; "
             + unknown_name("or give hub, none, or a package", str(path), PACKAGES)
         )
+    sums = path.with_name(CHECKSUMS)
+    if sums.is_file() and damaged_files(path.parent, path.name):
+        raise InputError(f"{path}: damaged, it is not what {sums} says; copy or make it again")
     try:
         if path.suffix == ".safetensors":
             tensors: dict[str, Tensor] = load_file(path)

@@ -10,7 +10,6 @@ import torch
 
 from inat.data.annotations import Split
 from inat.data.places import have_place, places_of
-from inat.models.backbone import read_weights
 from inat.models.device import pick_device
 from inat.models.geo_prior import GeoPrior, log_presence
 from inat.prediction.trained_model import Checkpoint
@@ -70,5 +69,5 @@ def write_log_presence(
 def _load(run: Run, checkpoint: Checkpoint) -> GeoPrior:
     with torch.random.fork_rng(devices=[]):
         network = GeoPrior(len(run.model["category_ids"]))
-    network.load_state_dict(dict(read_weights(checkpoint.path)))
+    network.load_state_dict(dict(checkpoint.load_weights()))
     return network.to(pick_device(run.config.runtime.device))

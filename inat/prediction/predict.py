@@ -35,7 +35,7 @@ from inat.data.photos import SLOW_SECONDS
 from inat.data.taxonomy import Taxonomy
 from inat.data.views import View, parse_views
 from inat.errors import InputError, WorldError
-from inat.files import disk_remedies, locked, remove_leftovers
+from inat.files import disk_remedies, locked
 from inat.metrics import top_k
 from inat.models.device import (
     fast_kernels,
@@ -57,11 +57,10 @@ from inat.prediction.trained_model import (
 )
 from inat.prediction.views import refuse_sizes
 from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
-from inat.priors import log_softmax
+from inat.priors import count_prior, log_softmax
 from inat.progress import first_few, progress_bar, say
 from inat.run_folder import Run, open_run, versions, with_root
 from inat.same_model import CONFIG
-from inat.stages import stage_at
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ def predict(
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} is no plain name; it becomes a folder in {run}")
     chosen = find_checkpoint(opened, checkpoint, weights)
-    config = stage_at(with_root(opened.config, root), chosen.epoch)
+    config = chosen.config(with_root(opened.config, root))
     job = _Job(
         run=opened,
         config=config,
@@ -281,7 +280,7 @@ def predict_photos(
     found, unreadable = _own_photos(Path(photos))
     table = _split_of_files(opened, Path(photos), found)
     chosen = find_checkpoint(opened, checkpoint, weights)
-    config = stage_at(opened.config, chosen.epoch)
+    config = chosen.config(opened.config)
     job = _Job(
         opened,
         config,
@@ -422,7 +421,7 @@ def _part(
     """The next part; an unreadable photo has the row of one that tells nothing."""
     told = (loader.bad_photos, loader.recovered_photos, loader.slow_photos)
     before = [len(events) for events in told]
-    rows = np.repeat(store(_untold(job.run)[None], job.dtype), len(ids), axis=0)
+    rows = np.repeat(store(_untold(job)[None], job.dtype), len(ids), axis=0)
     place_of = {image_id: place for place, image_id in enumerate(ids.tolist())}
     # No further, though a GPU works ahead: troubles of later photos are of the parts with those.
     of_part = islice(batches, -(-len(ids) // loader.batch_size))
@@ -439,11 +438,14 @@ def _part(
     return rows, Troubles(*([str(event) for event in events] for events in new))
 
 
-def _untold(run: Run) -> Float64[np.ndarray, "classes"]:
-    """Logits of a photo that tells nothing: they are the prior that all logits of the run carry,
-    so that what takes it off leaves them uniform; that of the draws where it is not known."""
-    known = run.model["logits_prior"]
-    prior = run.draws_prior if known is None else np.array(known, np.float64)
+def _untold(job: _Job) -> Float64[np.ndarray, "classes"]:
+    """Logits of a photo that tells nothing: they are the prior that all logits carry, so that what
+    takes it off leaves them uniform. Where it is not known, they are that of the draws, or of the
+    photo counts where the draws changed during training."""
+    facts = job.checkpoint.facts
+    known = facts.draws_prior if facts.logits_prior is None else facts.logits_prior
+    counts = job.run.species["train_count"].to_numpy(np.int64)
+    prior = count_prior(counts) if known is None else np.array(known, np.float64)
     with np.errstate(divide="ignore"):  # a species without photos
         row: Float64[np.ndarray, classes] = np.log(prior)
     return row
@@ -453,7 +455,6 @@ def _join(
     job: _Job, parts: Parts, photo_table: pd.DataFrame, path: Path, meta: dict[str, Any]
 ) -> None:
     troubles = []
-    remove_leftovers(path)
     with write_prediction(
         path,
         ids=job.photos.image_ids,
@@ -503,7 +504,7 @@ def _meta(job: _Job) -> dict[str, Any]:
     return {
         "competition": config.data.competition,
         "split": photos.name,
-        "logits_prior": run.model["logits_prior"],
+        "logits_prior": checkpoint.facts.logits_prior,
         "views": [view.facts() for view in views],
         "view_mean": job.view_mean if len(views) > 1 else None,
         "run": str(run.path),

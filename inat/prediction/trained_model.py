@@ -1,16 +1,22 @@
 """A run's network with the weights of one of its checkpoints."""
 
+import hashlib
+import os
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import safetensors.torch
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 from inat.config import CheckpointName, Config, Precision, Weights
-from inat.errors import InputError, one_line
-from inat.files import sha256
-from inat.models.backbone import Triple, build_backbone, read_weights
+from inat.errors import InputError, WorldError, one_line
+from inat.files import CHECKSUMS, open_file, parse_json, read_file, read_json
+from inat.models.backbone import Triple, build_backbone
 from inat.models.device import (
     can_run,
     pick_device,
@@ -19,33 +25,73 @@ from inat.models.device import (
     to_device_format,
 )
 from inat.progress import say
-from inat.run_folder import Run, read_epoch
-from inat.stages import stage_at
+from inat.run_folder import Run, WeightsFacts, weights_facts
+from inat.stages import stage_config
+
+TRIES = 5
+"""Times that a checkpoint is opened again because a training put another in its place."""
+
+
+class _OpenFile:
+    """A file that can still be read after a training has put another in its place."""
+
+    def __init__(self, path: Path) -> None:
+        with open_file(path) as file:
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self) -> bytes:
+        """All of its bytes."""
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            file.seek(0)
+            return file.read()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file that a model's weights are read from.
+    """A checkpoint that was found; its weights are read later, by `load_weights`.
 
     Attributes:
         name: last or best.
         weights: ema (moving average) or raw.
         path: the weights' file.
         epoch: epochs that were trained; of one that was under way, its number.
-        chosen: what was chosen on the held-out photos to get here; empty for the last of a
-            training.
+        facts: what it states about its weights.
+        digest: SHA-256 that the weights' file has by checksums.json.
+        file: the weights' file, open.
     """
 
     name: CheckpointName
     weights: Literal["ema", "raw"]
     path: Path
     epoch: int
-    chosen: dict[str, str]
+    facts: WeightsFacts
+    digest: str
+    file: _OpenFile
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of the weights' file."""
-        return sha256(self.path)
+    def chosen(self) -> dict[str, str]:
+        """What was chosen on the held-out photos to get here; empty for the last of a training."""
+        return self.facts.chosen
+
+    def config(self, run_config: Config) -> Config:
+        """The run's config as it is in the stage that the checkpoint is of."""
+        return stage_config(run_config, self.facts.stage)
+
+    def load_weights(self) -> Mapping[str, Tensor]:
+        """The weights: those of exactly the bytes that have the digest.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        content = self.file.read()
+        if hashlib.sha256(content).hexdigest() != self.digest:
+            raise _damaged(self.path)
+        try:
+            tensors: dict[str, Tensor] = safetensors.torch.load(content)
+        except SafetensorError as error:
+            raise InputError(f"{self.path}: not weights ({one_line(error):.160})") from None
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -65,9 +111,9 @@ def find_checkpoint(
     """The checkpoint of that name; auto takes the moving average where the run kept one.
 
     Raises:
-        InputError: the run has no such checkpoint or no moving average.
+        InputError: the run has no such checkpoint or no moving average, or it is damaged.
+        WorldError: a training replaces it all the time.
     """
-    folder = run.checkpoint(name)
     if name == "best" and run.config.data.holdout == "none":
         raise InputError(
             f"{run.path}: there is no best checkpoint, since data.holdout none validates nothing; "
@@ -77,18 +123,69 @@ def find_checkpoint(
         raise InputError(
             f"{run.path}: {run.made_by} leaves no best checkpoint; use --checkpoint last"
         )
+    folder = run.checkpoint(name)
     if not folder.is_dir():
         raise InputError(f"{run.path}: there is no checkpoint {name}; let an epoch end")
-    has_ema = (folder / "ema.safetensors").is_file()
+    for _ in range(TRIES):
+        sums = _checksums(folder)
+        try:
+            found = _open(run, name, weights, sums)
+            fault = None
+        except (InputError, FileNotFoundError) as error:
+            fault = error
+        # A training that puts the next checkpoint in place meanwhile must not pair the facts of
+        # one with the weights of the other.
+        if _checksums(folder) != sums:
+            continue
+        if isinstance(fault, FileNotFoundError):
+            raise _damaged(Path(fault.filename))
+        if fault is not None:
+            raise fault
+        return found
+    raise WorldError(f"{folder}: a training replaces it all the time; run the command again")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    sums = read_json(folder / CHECKSUMS) if (folder / CHECKSUMS).is_file() else None
+    if not isinstance(sums, dict):
+        raise InputError(
+            f"{folder / CHECKSUMS}: missing or damaged, so nothing tells whether the weights are "
+            "whole; take another checkpoint, or make the run again"
+        )
+    return sums
+
+
+def _open(run: Run, name: CheckpointName, weights: Weights, sums: Mapping[str, str]) -> Checkpoint:
+    folder = run.checkpoint(name)
+    has_ema = "ema.safetensors" in sums
     if weights == "ema" and not has_ema:
         raise InputError(f"{run.path}: no moving average was kept (optim.ema_decay was off)")
     kind: Literal["ema", "raw"] = "ema" if has_ema and weights != "raw" else "raw"
-    file_name = "ema.safetensors" if kind == "ema" else "model.safetensors"
-    epoch = read_epoch(folder / "state.json", begun=True)
-    chosen: dict[str, str] = dict(run.model.get("chosen", {}))
-    if name == "best":
-        chosen |= {"epoch": "mean class accuracy on the held-out part of train"}
-    return Checkpoint(name, kind, folder / file_name, epoch, chosen)
+    path = folder / ("ema.safetensors" if kind == "ema" else "model.safetensors")
+    file = _OpenFile(path)
+    place = folder / "state.json"
+    content = read_file(place)
+    if hashlib.sha256(content).hexdigest() != sums.get(place.name):
+        raise _damaged(place)
+    state: Any = parse_json(place, content)
+    if not isinstance(state, dict) or type(state.get("epoch")) is not int:
+        raise InputError(f"{place}: does not say 'epoch'; train again")
+    return Checkpoint(
+        name=name,
+        weights=kind,
+        path=path,
+        epoch=state["epoch"] + bool(state.get("batches")),
+        facts=weights_facts(state, place, len(run.model["category_ids"])),
+        digest=sums.get(path.name, ""),
+        file=file,
+    )
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(
+        f"{path}: damaged, it is not what {CHECKSUMS} says; take another checkpoint, copy the "
+        "run again, or make it again"
+    )
 
 
 MOST_IMAGES = 512
@@ -121,15 +218,15 @@ def load_model(
             f"{run.path}: is a geo prior, which sees places and no photos; give the run that it "
             f"was made from ({run.model['stage_two']['run']})"
         )
-    config, facts = stage_at(run.config, checkpoint.epoch), run.model
+    config, facts = checkpoint.config(run.config), run.model
     backbone = build_backbone(
         replace(config.model, weights="none"),
         len(facts["category_ids"]),
         seed=0,
-        image_size=config.transforms.image_size,
+        image_size=checkpoint.facts.image_size or config.transforms.image_size,
     )
     try:
-        backbone.network.load_state_dict(dict(read_weights(checkpoint.path)))
+        backbone.network.load_state_dict(dict(checkpoint.load_weights()))
     except RuntimeError as error:
         raise InputError(
             f"{checkpoint.path}: its weights do not fit the config ({one_line(error):.160}); train "

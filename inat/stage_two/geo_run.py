@@ -10,7 +10,7 @@ from inat.config import Config
 from inat.data.annotations import Split
 from inat.data.places import have_place, places_of
 from inat.errors import InputError
-from inat.files import atomic_folder, write_json
+from inat.files import write_json
 from inat.metrics import top_k
 from inat.models.device import pick_device
 from inat.models.geo_prior import GeoPrior, log_presence
@@ -19,7 +19,8 @@ from inat.run_folder import Run, create_run
 from inat.stage_two.body import photos_of
 from inat.stage_two.geo_prior import GeoRecipe, n_steps, train_geo_prior
 from inat.stage_two.options import Options
-from inat.stage_two.run_files import write_checkpoint, write_species
+from inat.stage_two.run_files import write_species
+from inat.training.checkpoint import LoopState, write_weights
 from inat.training.tracking import MetricsLog
 from inat.training.validation import score_guesses
 
@@ -27,8 +28,9 @@ FEW_STEPS = 500
 CHUNK = 1024
 
 
-def make_geo_run(run: Run, config: Config, out: Path, options: Options) -> Run:
-    """Trains a geo prior on the photos that `run` was trained on; looks at none of them.
+def make_geo_run(run: Run, config: Config, path: Path, options: Options) -> None:
+    """Trains a geo prior on the photos that `run` was trained on, into the empty folder `path`;
+    looks at none of them.
 
     Raises:
         InputError: the data has no locations, or none of these photos has a place.
@@ -44,15 +46,15 @@ def make_geo_run(run: Run, config: Config, out: Path, options: Options) -> Run:
     _announce(run, placed, labels, recipe)
     device = pick_device(config.runtime.device)
     cuda = [device] if device.type == "cuda" else []
-    with atomic_folder(out) as partial, torch.random.fork_rng(devices=cuda):
-        log = MetricsLog(partial / "metrics.jsonl")
+    with torch.random.fork_rng(devices=cuda):
+        log = MetricsLog(path / "metrics.jsonl")
         try:
             network = train_geo_prior(places[placed], labels, photos.n_classes, recipe, device, log)
             if held_out is not None:
                 _score_held_out(network, held_out, config, recipe, log)
         finally:
             log.close()
-        made = create_run(partial, config)
+        made = create_run(path, config)
         write_species(made, run)
         facts = {
             "run": str(run.path),
@@ -61,13 +63,10 @@ def make_geo_run(run: Run, config: Config, out: Path, options: Options) -> Run:
             "n_photos": len(labels),
             "n_without_place": int((~placed).sum()),
         }
+        write_json(made.path / "model.json", {**run.model, "stage_two": facts})
         # Presence is no share of the photos: it carries no class prior that could be taken off.
-        write_json(
-            made.path / "model.json",
-            {**run.model, "logits_prior": None, "chosen": {}, "stage_two": facts},
-        )
-        write_checkpoint(made, network, recipe.epochs, n_steps(labels, recipe))
-    return Run(out)
+        state = LoopState(recipe.epochs, n_steps(labels, recipe))
+        write_weights(made.checkpoint("last"), network, state)
 
 
 def _announce(run: Run, placed: np.ndarray, labels: np.ndarray, recipe: GeoRecipe) -> None:

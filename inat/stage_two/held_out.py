@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from inat.earlier_prior import EarlierPriorShare
 from inat.metrics import top_k
 from inat.models.heads import put_classifier
 from inat.stage_two.body import Body
@@ -11,7 +12,9 @@ from inat.stage_two.features import cached_features
 from inat.training.validation import Validation, score_guesses, validate
 
 
-def score_cached(body: Body, head: nn.Module) -> Validation:
+def score_cached(
+    body: Body, head: nn.Module, earlier_prior: EarlierPriorShare | None = None
+) -> Validation:
     """The accuracies from cached features, in the view that predictions use."""
     assert body.held_out is not None
     guesses, labels = [], []
@@ -20,6 +23,8 @@ def score_cached(body: Body, head: nn.Module) -> Validation:
             logits = head(features.to(body.device))
         guesses.append(top_k(logits.cpu().numpy(), 3))
         labels.append(true.numpy())
+        if earlier_prior is not None:
+            earlier_prior.add(logits.cpu().numpy(), labels[-1])
     return score_guesses(
         np.concatenate(guesses),
         np.concatenate(labels),
@@ -28,7 +33,9 @@ def score_cached(body: Body, head: nn.Module) -> Validation:
     )
 
 
-def score_live(body: Body, head: nn.Module) -> Validation:
+def score_live(
+    body: Body, head: nn.Module, earlier_prior: EarlierPriorShare | None = None
+) -> Validation:
     """The accuracies from photos, through the network as it is now, which then has the head."""
     assert body.held_out is not None
     put_classifier(body.network, head)
@@ -41,4 +48,5 @@ def score_live(body: Body, head: nn.Module) -> Validation:
         channels_last=body.model.channels_last,
         train_counts=body.trained.train_counts,
         band_edges=body.config.data.band_edges,
+        earlier_prior=earlier_prior,
     )

@@ -10,14 +10,22 @@ import torch
 from torch import nn
 
 from inat.config import CheckpointName, Config, LossConfig, Precision, Weights
+from inat.earlier_prior import EarlierPriorShare
 from inat.errors import InputError
-from inat.files import atomic_folder, write_json
+from inat.files import write_json
 from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import put_classifier
 from inat.prediction.trained_model import find_checkpoint
-from inat.priors import Prior
+from inat.priors import Prior, same_prior
 from inat.progress import first_few, say
-from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
+from inat.run_folder import (
+    Run,
+    WeightsFacts,
+    create_run,
+    new_run_folder,
+    open_run,
+    with_root,
+)
 from inat.stage_two import crt, lws
 from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
 from inat.stage_two.body import Body, take_body
@@ -27,13 +35,12 @@ from inat.stage_two.head_training import HeadRecipe, train_head
 from inat.stage_two.held_out import score_cached, score_live
 from inat.stage_two.ncm import nearest_mean_head
 from inat.stage_two.options import TRAINED_HEADS, Options
-from inat.stage_two.run_files import write_checkpoint, write_species
+from inat.stage_two.run_files import write_species
 from inat.stage_two.tau_norm import GRID, score_grid, tau_normalised
-from inat.stages import stage_at
+from inat.training.checkpoint import CHOSEN_ON, LoopState, write_weights
 from inat.training.tracking import MetricsLog
 
 FEW_STEPS = 500
-CHOSEN_ON = "mean class accuracy on the held-out part of train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +52,8 @@ class NewHead:
         name: its name in `model.head`.
         epochs: epochs that it was trained.
         steps: steps that it was trained.
-        prior: of the draws it was trained on; None where its logits carry none that is known.
+        draws_prior: of the draws it was trained on; None: it was not trained.
+        prior: that its logits carry; None where it is not known.
         facts: numbers for model.json.
         chosen: what was chosen on the held-out photos.
     """
@@ -54,6 +62,7 @@ class NewHead:
     name: Literal["linear", "scaled", "nearest_mean"]
     epochs: int = 0
     steps: int = 0
+    draws_prior: Prior | None = None
     prior: Prior | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
@@ -124,7 +133,7 @@ def train_stage_two(
         InputError: no such run or checkpoint, an option that the method does not take, no
             held-out part to choose tau on, a head that the method cannot start from, no
             locations, `out` exists.
-        WorldError: a photo cannot be read, the loss is not finite.
+        WorldError: a photo cannot be read, the loss is not finite, another process writes `out`.
     """
     out = Path(out)
     options = Options(
@@ -141,45 +150,49 @@ def train_stage_two(
     )
     opened = open_run(run)
     _refuse_head(opened, options)
-    refuse_run_place(out, [opened], overwrite=overwrite)
-    start = find_checkpoint(opened, checkpoint, weights)
-    config = stage_at(with_root(opened.config, root), start.epoch)
-    if method == "geo_prior":
-        return make_geo_run(opened, config, out, options)
-    runtime = config.runtime
-    with (
-        memory_remedies("give a smaller --feature-batch-size, with --live a smaller --batch-size"),
-        fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic),
-    ):
-        body = take_body(
-            opened,
-            config,
-            start,
-            batch_size=feature_batch_size,
-            workers=workers,
-            precision=precision,
-        )
-        _make_run(body, out, options)
+    # Whole or not at all: what is interrupted leaves nothing at `out`.
+    with new_run_folder(out, [opened], overwrite=overwrite) as partial:
+        start = find_checkpoint(opened, checkpoint, weights)
+        config = start.config(with_root(opened.config, root))
+        if method == "geo_prior":
+            make_geo_run(opened, config, partial, options)
+            return Run(out)
+        runtime = config.runtime
+        with (
+            memory_remedies(
+                "give a smaller --feature-batch-size, with --live a smaller --batch-size"
+            ),
+            fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic),
+        ):
+            body = take_body(
+                opened,
+                config,
+                start,
+                batch_size=feature_batch_size,
+                workers=workers,
+                precision=precision,
+            )
+            _make_head_run(body, partial, options)
     return Run(out)
 
 
-def _make_run(body: Body, out: Path, options: Options) -> None:
-    start = body.checkpoint
-    say(f"stage two  {options.method} on {body.run.path} ({start.name}, {start.weights})")
+def _make_head_run(body: Body, path: Path, options: Options) -> None:
+    checkpoint = body.checkpoint
+    say(f"stage two  {options.method} on {body.run.path} ({checkpoint.name}, {checkpoint.weights})")
     cuda = [body.device] if body.device.type == "cuda" else []
-    # Whole or not at all: what is interrupted leaves nothing at `out`.
-    with atomic_folder(out) as partial, torch.random.fork_rng(devices=cuda):
-        log = MetricsLog(partial / "metrics.jsonl")
+    with torch.random.fork_rng(devices=cuda):
+        log = MetricsLog(path / "metrics.jsonl")
         try:
             head = _make_head(body, options, log)
             head.module.to(body.device)
-            _score_held_out(body, head, options, log)
+            head = _scored(body, head, options, log)
         finally:
             log.close()
         put_classifier(body.network, head.module)
-        made = create_run(partial, _config_with(body.config, head), device_facts())
+        made = create_run(path, _config_with(body.config, head), device_facts())
         _write_facts(made, body, head, options)
-        write_checkpoint(made, body.network, head.epochs, head.steps)
+        state = LoopState(head.epochs, head.steps, weights=_weights_facts(body, head))
+        write_weights(made.checkpoint("last"), body.network, state)
 
 
 def _config_with(config: Config, head: NewHead) -> Config:
@@ -241,6 +254,7 @@ def _trained_head(body: Body, options: Options, log: MetricsLog) -> NewHead:
         name="linear" if options.method == "crt" else "scaled",
         epochs=recipe.epochs,
         steps=recipe.n_steps,
+        draws_prior=batches.prior,
         prior=batches.prior,
         facts={**dataclasses.asdict(recipe), "bad_photos": batches.bad_photos},
     )
@@ -284,14 +298,36 @@ def _choose_tau(body: Body, linear: nn.Linear, log: MetricsLog) -> float:
     return best
 
 
-def _score_held_out(body: Body, head: NewHead, options: Options, log: MetricsLog) -> None:
-    """Prints and logs how well the held-out part, if there is one, is recognised."""
+def _scored(body: Body, head: NewHead, options: Options, log: MetricsLog) -> NewHead:
+    """Prints and logs how well the held-out part, if there is one, is recognized. A head that
+    starts from the old one keeps its prior only where these photos show it."""
+    earlier = body.checkpoint.facts.logits_prior
+    may_carry_old = options.method == "lws" and not same_prior(earlier, head.prior)
+    share = None
+    if may_carry_old and body.held_out is not None and earlier is not None:
+        assert head.prior is not None
+        share = EarlierPriorShare(np.array(earlier), head.prior)
+    if body.held_out is not None:
+        score = score_live if options.live else score_cached
+        result = score(body, head.module, share)
+        say(f"           {result}" + (" (tau was chosen on them)" if head.chosen else ""))
+        numbers = {**vars(result), **({} if share is None else share.facts())}
+        log.write("validation", epoch=head.epochs, step=head.steps, chosen=head.chosen, **numbers)
+    if not may_carry_old:
+        return head
+    if share is not None and share.is_gone():
+        say(f"prior      uniform; share of the old head's prior that is left: {share}")
+        return head
+    say(f"prior      unknown, so adjust needs --from-prior: {_why_unknown(body, share)}")
+    return replace(head, prior=None)
+
+
+def _why_unknown(body: Body, share: EarlierPriorShare | None) -> str:
+    if share is not None:
+        return f"share of the old head's prior that is left: {share}; train with more steps"
     if body.held_out is None:
-        return
-    module = head.module
-    result = score_live(body, module) if options.live else score_cached(body, module)
-    say(f"           {result}" + (" (tau was chosen on them)" if head.chosen else ""))
-    log.write("validation", epoch=head.epochs, step=head.steps, chosen=head.chosen, **vars(result))
+        return "nothing was held out (data.holdout none) to measure what the old head left"
+    return "that of the old head is not known either"
 
 
 def _write_facts(made: Run, body: Body, head: NewHead, options: Options) -> None:
@@ -301,9 +337,6 @@ def _write_facts(made: Run, body: Body, head: NewHead, options: Options) -> None
         made.path / "model.json",
         {
             **run.model,
-            "draws_prior": run.model["draws_prior"] if head.prior is None else head.prior,
-            "logits_prior": head.prior,
-            "chosen": body.checkpoint.chosen | head.chosen,
             "stage_two": {
                 "run": str(run.path),
                 "checkpoint": body.checkpoint.name,
@@ -313,4 +346,15 @@ def _write_facts(made: Run, body: Body, head: NewHead, options: Options) -> None
                 **head.facts,
             },
         },
+    )
+
+
+def _weights_facts(body: Body, head: NewHead) -> WeightsFacts:
+    facts = body.checkpoint.facts
+    draws = facts.draws_prior if head.draws_prior is None else head.draws_prior.tolist()
+    return WeightsFacts(
+        image_size=facts.image_size,
+        draws_prior=draws,
+        logits_prior=None if head.prior is None else head.prior.tolist(),
+        chosen=facts.chosen | head.chosen,
     )

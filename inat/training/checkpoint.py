@@ -1,7 +1,7 @@
 """Checkpoints: safetensors for tensors, JSON for the rest, a folder put in place as a whole."""
 
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,21 @@ from torch.optim import Optimizer
 
 from inat.errors import InputError
 from inat.files import (
+    CHECKSUMS,
     atomic_folder,
     damaged_files,
     read_json,
     remove_leftovers,
+    sha256,
     write_checksums,
     write_json,
 )
 from inat.progress import first_few, say
+from inat.run_folder import WeightsFacts
 from inat.training.processes import by_first, is_sharded, like, whole
+
+CHOSEN_ON = "mean class accuracy on the held-out part of train"
+"""What the best epoch, the runs of a greedy soup and a searched tau are chosen by."""
 
 
 @dataclass
@@ -34,22 +40,28 @@ class LoopState:
         epoch: whole epochs behind us, validated.
         step: optimiser steps behind us.
         first_step: those behind us when the stage of the last epoch began.
+        average_began: those behind us when the moving average of the weights began.
         best_score: best mean class accuracy on the held-out part in this stage, None before the
             first.
         batches: the loader's batches behind us in the epoch that is under way.
         losses: of the steps since the last line of metrics.jsonl.
         metrics_bytes: length of metrics.jsonl; a resume cuts it there.
         loss_scale: state of float16's scaler, None without one.
+        shows_prior: whether held-out photos have shown that the logits carry the stage's prior.
+        weights: what is known about the weights.
     """
 
     epoch: int = 0
     step: int = 0
     first_step: int = 0
+    average_began: int = 0
     best_score: float | None = None
     batches: int = 0
     losses: list[float] = field(default_factory=list)
     metrics_bytes: int = 0
     loss_scale: dict[str, Any] | None = None
+    shows_prior: bool = False
+    weights: WeightsFacts = field(default_factory=WeightsFacts)
 
     @property
     def stage_step(self) -> int:
@@ -71,9 +83,10 @@ def save_checkpoint(
     loss: nn.Module | None = None,
     *,
     keep: Path | None = None,
+    best: Path | None = None,
 ) -> None:
     """Writes a checkpoint; the one that was there is replaced only by a whole one, and goes to
-    `keep` if that is given.
+    `keep` if that is given. `best` gets the same weights, without the optimizer's state.
 
     All processes call it: sharded weights are gathered from all, one writes, and none goes on
     before that is done.
@@ -87,7 +100,7 @@ def save_checkpoint(
         return {**tensors, "optimizer": of_optimizer}, rest
 
     gathered = contents() if is_sharded(network) else None
-    by_first(lambda: _write_checkpoint(folder, state, *(gathered or contents()), keep))
+    by_first(lambda: _write_checkpoint(folder, state, *(gathered or contents()), keep, best))
 
 
 def _write_checkpoint(
@@ -96,6 +109,7 @@ def _write_checkpoint(
     tensors: dict[str, dict[str, Tensor]],
     rest_of_optimizer: dict[str, Any],
     keep: Path | None,
+    best: Path | None,
 ) -> None:
     with atomic_folder(folder, keep=keep) as partial:
         for name, of_part in tensors.items():
@@ -104,6 +118,37 @@ def _write_checkpoint(
         write_json(partial / "optimizer.json", rest_of_optimizer)
         write_json(partial / "state.json", asdict(state))
         write_checksums(partial)
+        if best is not None:  # before: a last that knows the best score must never stand alone
+            _write_best(best, partial, state)
+
+
+def _write_best(best: Path, written: Path, state: LoopState) -> None:
+    """The weights of a checkpoint that was just written, by hard links where the disk has them."""
+    facts = replace(state.weights, chosen={"epoch": CHOSEN_ON})
+    sums = read_json(written / CHECKSUMS)
+    with atomic_folder(best) as partial:
+        for name in ("model.safetensors", "ema.safetensors"):
+            if name in sums:
+                _link(written / name, partial / name)
+        write_json(partial / "state.json", asdict(replace(state, weights=facts)))
+        linked = {name: sums[name] for name in sums if (partial / name).is_file()}
+        state_sum = {"state.json": sha256(partial / "state.json")}
+        write_json(partial / CHECKSUMS, linked | state_sum)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # exFAT and some network disks have none
+        shutil.copyfile(source, target)
+
+
+def write_weights(folder: Path, network: nn.Module, state: LoopState) -> None:
+    """Writes a checkpoint of weights alone, to predict with, into a new folder."""
+    folder.mkdir(parents=True)
+    save_file(_owned(network.state_dict()), folder / "model.safetensors")
+    write_json(folder / "state.json", asdict(state))
+    write_checksums(folder)
 
 
 def settle_checkpoints(last: Path, before: Path) -> bool:
@@ -144,12 +189,13 @@ def read_state(folder: Path) -> LoopState:
     told = read_json(path)
     if not isinstance(told, dict) or told.keys() != {each.name for each in fields(LoopState)}:
         raise InputError(
-            f"{path}: no state of a training (its fields are not those of this version); train anew"
+            f"{path}: not the state of a training (its fields are not those of this version); "
+            "train again"
         )
     try:
         return msgspec.convert(told, LoopState)
     except msgspec.ValidationError as error:
-        raise InputError(f"{path}: no state of a training ({error}); train anew") from None
+        raise InputError(f"{path}: not the state of a training ({error}); train again") from None
 
 
 def load_checkpoint(

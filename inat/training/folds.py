@@ -1,17 +1,19 @@
 """Trains a run a fold, so that every photo is held out by one of them."""
 
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from inat.config import Config
 from inat.errors import InputError
+from inat.files import remove_folder, remove_leftovers
 from inat.fold_runs import FoldRuns, fold_path, holds_folds
 from inat.prediction.folds import predict_out_of_fold
 from inat.prediction.processes import this_process
 from inat.progress import say
+from inat.run_folder import writing
 from inat.training.loop import dry_run, resolved, train
 from inat.training.plan import make_plan
 
@@ -40,7 +42,8 @@ def train_folds(
 
     Raises:
         InputError: anything wrong with config or data; a folder that is in use.
-        WorldError: the loss is not finite, or a photo cannot be read.
+        WorldError: the loss is not finite, a photo cannot be read, or another process writes the
+            folder or one of its runs.
     """
     config, path = resolved(config, run, overrides)
     if resume and overwrite:
@@ -51,20 +54,30 @@ def train_folds(
             f"each GPU a fold of its own: CUDA_VISIBLE_DEVICES=0 inat train CONFIG --run "
             f"RUN/fold_1 --data.holdout fold:1/{folds}, and so on"
         )
-    _refuse_place(path)
     configs = [fold_config(config, fold, folds) for fold in range(1, folds + 1)]
-    # Before the first is trained: a fold that cannot be would be found out days later.
-    for each in configs:
-        make_plan(each)
-    if overwrite and holds_folds(path):
-        dry_run(configs[0])  # what is wrong must not cost the old runs
-        shutil.rmtree(path)
-    runs = []
-    for fold, each in enumerate(configs, start=1):
-        say(f"fold       {fold} of {folds}")
-        runs.append(train(each, fold_path(path, fold), resume=resume))
-    predict_out_of_fold(path)
+    with writing(path):
+        remove_leftovers(path)
+        _refuse_place(path)
+        # Before the first is trained: a fold that cannot be would be found out days later.
+        for each in configs:
+            make_plan(each)
+        if overwrite and holds_folds(path):
+            dry_run(configs[0])  # what is wrong must not cost the old runs
+            _throw_away(path)
+        runs = []
+        for fold, each in enumerate(configs, start=1):
+            say(f"fold       {fold} of {folds}")
+            runs.append(train(each, fold_path(path, fold), resume=resume))
+        predict_out_of_fold(path)
     return FoldRuns(path, tuple(runs))
+
+
+def _throw_away(path: Path) -> None:
+    """Removes old fold runs, none of which another process trains."""
+    with ExitStack() as locks:
+        for fold in sorted(path.glob("fold_*")):
+            locks.enter_context(writing(fold))
+        remove_folder(path)
 
 
 def fold_config(config: Config, fold: int, folds: int) -> Config:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from inat.config import MAY_DIFFER, Config
 from inat.config_files import build, read_config
 from inat.config_values import merge
 from inat.data.loader import worker_deaths
-from inat.errors import InputError
+from inat.earlier_prior import EarlierPriorShare
+from inat.errors import InputError, WorldError
 from inat.files import (
     atomic_file,
     atomic_folder,
     disk_remedies,
-    locked,
     remove_folder,
     remove_leftovers,
     write_bytes,
@@ -29,7 +29,7 @@ from inat.files import (
 from inat.models.device import device_facts, memory_remedies
 from inat.prediction.processes import this_process
 from inat.progress import progress_bar, say, silence
-from inat.run_folder import Run, create_run, differing_fields, is_run
+from inat.run_folder import Run, WeightsFacts, create_run, differing_fields, is_run, writing
 from inat.training.bad_photos import list_bad_photos, recall_bad_photos
 from inat.training.checkpoint import (
     LoopState,
@@ -38,7 +38,7 @@ from inat.training.checkpoint import (
     save_checkpoint,
     settle_checkpoints,
 )
-from inat.training.plan import Plan, loss_prior_files, make_plan
+from inat.training.plan import Plan, StagePlan, loss_prior_files, make_plan
 from inat.training.processes import by_first, others_alive, weights_together
 from inat.training.step import accumulated, take_step
 from inat.training.stopping import Stopped, StopSignals, stop_signals
@@ -96,7 +96,7 @@ def train(
         with engine(config, begun) as (accelerator, precision), ExitStack() as lock:
 
             def is_finished() -> bool:
-                lock.enter_context(_locked(path))
+                lock.enter_context(writing(path))
                 return _is_finished(path, plan, resume=resume, overwrite=overwrite)
 
             if by_first(is_finished):
@@ -109,14 +109,6 @@ def train(
 def _begun(path: Path) -> Run | None:
     """The run that is there, if it has got as far as to know its model."""
     return Run(path) if is_run(path) and (path / "model.json").is_file() else None
-
-
-def _locked(path: Path) -> AbstractContextManager[None]:
-    """Keeps other trainings out of a run folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    busy = f"{path}: another training works there; wait for it, or give another --run"
-    # Beside the folder, which --overwrite replaces.
-    return locked(path.resolve().with_name(f".{path.resolve().name}.lock"), busy)
 
 
 def _train(
@@ -258,6 +250,7 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
     last = run.checkpoint("last")
     remove_leftovers(run.checkpoint("best"))
     if settle_checkpoints(last, run.checkpoint_before) and read_state(last).epoch == plan.epochs:
+        remove_folder(run.checkpoint_before)  # where a kill kept the training from doing so
         return True
     if not resume:
         raise InputError(
@@ -306,10 +299,7 @@ def _write_facts(run: Run, trainer: Trainer) -> None:
             "world_size": trainer.accelerator.num_processes,
             "process_batch": trainer.loader.batch_size,
             "trained": plan.trained.fingerprint,
-            "learning_rate": plan.learning_rate,
             "category_ids": plan.trained.taxonomy.category_ids,
-            "draws_prior": plan.draws_prior,
-            "logits_prior": plan.logits_prior,
             "loss_prior_sha256": plan.loss_prior_sha256,
         },
     )
@@ -324,6 +314,7 @@ class _Keeper:
     stops: StopSignals
     saved_at: float
     saved_step: int
+    stamp: bytes
 
     def is_due(self, config: Config, state: LoopState) -> bool:
         """Whether it is time for a checkpoint within the epoch."""
@@ -334,29 +325,49 @@ class _Keeper:
         return steps is not None and state.step - self.saved_step >= steps
 
     def save(self, trainer: Trainer, state: LoopState, *, is_best: bool = False) -> None:
-        """Writes the checkpoint."""
+        """Writes the checkpoint.
+
+        Raises:
+            WorldError: another run lies in the folder by now.
+        """
+        by_first(self._refuse_another_run)
         self.log.flush()
         _save(trainer, state, self.run, is_best=is_best)
         self.stops.forget()
         self.saved_at, self.saved_step = time.monotonic(), state.step
 
+    def _refuse_another_run(self) -> None:
+        # Locks do not hold on every file system, and no lock keeps out rm and mv.
+        if self.run.read_stamp() != self.stamp:
+            raise WorldError(
+                f"{self.run.path}: the run folder was removed or replaced while this training "
+                "worked in it, so it stops; train again, with another --run where something else "
+                "lies there"
+            )
+
 
 def _run_epochs(trainer: Trainer, plan: Plan, run: Run) -> None:
     trainer, state = _resumed(trainer, plan, run)
     by_first(lambda: _write_facts(run, trainer))
+    stamp = by_first(run.read_stamp)
     is_main = trainer.accelerator.is_main_process
     log = MetricsLog(run.metrics_path, keep_bytes=state.metrics_bytes) if is_main else NoLog()
     try:
         with stop_signals() as stops:
-            keeper = _Keeper(run, log, stops, time.monotonic(), state.step)
+            keeper = _Keeper(run, log, stops, time.monotonic(), state.step, stamp)
             while state.epoch < plan.epochs:
                 if state.epoch == trainer.plan.end_epoch:
                     trainer = next_trainer(trainer, plan.stage_after(state.epoch))
                     # Best is best of a stage: priors and sizes differ between them.
                     state.first_step, state.best_score = state.step, None
+                    state.shows_prior = False
+                    if trainer.plan.begins_average:
+                        state.average_began = state.step
                     say(f"stage      {trainer.plan.number} of {len(plan.stages)}")
                 _run_epoch(trainer, state, keeper, plan.epochs)
                 stops.check()
+            # Nothing is left to resume: a finished run need not be three times its size.
+            by_first(lambda: remove_folder(run.checkpoint_before))
     finally:
         log.close()
 
@@ -367,7 +378,7 @@ def _run_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: int)
     try:
         with worker_deaths():
             _train_epoch(trainer, state, keeper, epochs)
-            result = _validate(trainer, keeper.stops)
+            result = _validate(trainer, state, keeper)
     except Stopped:
         keeper.save(trainer, state)
         raise
@@ -406,21 +417,31 @@ def _save(trainer: Trainer, state: LoopState, run: Run, *, is_best: bool) -> Non
     list_bad_photos(trainer, run)
     scaler = trainer.accelerator.scaler
     state.loss_scale = None if scaler is None else scaler.state_dict()
+    state.weights = _weights_facts(trainer.plan, state)
     if state.best_score is None:  # none, or that of the stage before, of other priors
         by_first(lambda: remove_folder(run.checkpoint("best")))
-    # best first: a last that knows the best score must never stand alone.
-    for name in ("best", "last") if is_best else ("last",):
-        if name == "last":  # the stage may be another than that of the last before
-            by_first(lambda: _write_facts(run, trainer))
-        save_checkpoint(
-            run.path / "checkpoints" / name,
-            state,
-            trainer.backbone.network,
-            trainer.averaged,
-            trainer.optimizer,
-            trainer.loss,
-            keep=run.checkpoint_before if name == "last" else None,
-        )
+    save_checkpoint(
+        run.checkpoint("last"),
+        state,
+        trainer.backbone.network,
+        trainer.averaged,
+        trainer.optimizer,
+        trainer.loss,
+        keep=run.checkpoint_before,
+        best=run.checkpoint("best") if is_best else None,
+    )
+
+
+def _weights_facts(plan: StagePlan, state: LoopState) -> WeightsFacts:
+    is_known = not plan.starts_from_other_prior or state.shows_prior
+    priors = plan.draws_prior, plan.logits_prior if is_known else None
+    draws, logits = (None if prior is None else prior.tolist() for prior in priors)
+    return WeightsFacts(
+        stage=plan.number,
+        image_size=plan.config.transforms.image_size,
+        draws_prior=draws,
+        logits_prior=logits,
+    )
 
 
 def _train_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: int) -> None:
@@ -468,22 +489,33 @@ def _log_window(trainer: Trainer, state: LoopState, log: MetricsLog, window: Win
     )
 
 
-def _validate(trainer: Trainer, stops: StopSignals) -> Validation | None:
+def _validate(trainer: Trainer, state: LoopState, keeper: _Keeper) -> Validation | None:
     """Scores the held-out part, if there is one."""
+    plan = trainer.plan
     if trainer.held_out_loader is None:
         return None
+    share, earlier = None, plan.earlier_prior
+    if plan.starts_from_other_prior and earlier is not None and plan.logits_prior is not None:
+        share = EarlierPriorShare(earlier, plan.logits_prior)
     with weights_together(trainer.evaluated):
-        return validate(
+        result = validate(
             trainer.evaluated,
             trainer.held_out_loader,
-            check=stops.check,
+            check=keeper.stops.check,
+            earlier_prior=share,
             mean=trainer.backbone.mean,
             std=trainer.backbone.std,
             precision=trainer.precision,
             channels_last=trainer.channels_last,
-            train_counts=trainer.plan.trained.train_counts,
-            band_edges=trainer.plan.config.data.band_edges,
+            train_counts=plan.trained.train_counts,
+            band_edges=plan.config.data.band_edges,
         )
+    if share is not None:
+        state.shows_prior = share.is_gone()
+        said = "gone" if state.shows_prior else "not gone, so the logits' prior is unknown"
+        say(f"prior      share of the earlier one that is left: {share}: {said}")
+        keeper.log.write("prior", epoch=state.epoch + 1, step=state.step, **share.facts())
+    return result
 
 
 def _note_validation(

@@ -17,8 +17,12 @@ from inat.priors import (
     normalised,
     prior_left,
     read_prior,
+    same_prior,
 )
 from inat.stages import Stage, lay_stages
+
+LARGE_SHARE = 0.1
+"""decay^steps from which a moving average is said to be longer than its training."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ class StagePlan:
             several, for other stages, one behind the other; None without one.
         logits_prior: class prior that the trained model's logits carry; None where no formula
             says which.
+        starts_from_other_prior: whether it goes on with a classifier whose logits carry another
+            prior; `logits_prior` then holds once held-out photos show it.
+        earlier_prior: that other prior; None where it is not known.
+        begins_average: whether the moving average of the weights begins again, since that of the
+            stage before is of another prior or another classifier.
     """
 
     number: int
@@ -59,6 +68,9 @@ class StagePlan:
     loss_prior: Prior | None
     loss_prior_sha256: str | None
     logits_prior: Prior | None
+    starts_from_other_prior: bool = False
+    earlier_prior: Prior | None = None
+    begins_average: bool = True
 
     @property
     def end_epoch(self) -> int:
@@ -86,6 +98,32 @@ class StagePlan:
             f"({optim.lr_per_256:g} per 256, {optim.lr_scaling}, batch {self.global_batch}){head}",
             f"steps      {config.epochs} epochs x {self.steps_per_epoch} = {self.n_steps} steps, "
             f"{self.n_steps * self.global_batch} photos",
+            *self._describe_average(),
+            *self._describe_prior(),
+        ]
+
+    def _describe_average(self) -> list[str]:
+        decay = self.config.optim.ema_decay
+        if decay is None:
+            return []
+        again = ", begins again" if self.begins_average and self.number > 1 else ""
+        left = decay**self.n_steps
+        if left < LARGE_SHARE or not self.begins_average:
+            return [f"average    of the weights, decay {decay:g}{again}"] if again else []
+        return [
+            f"average    of the weights{again}: {self.n_steps} steps are few for decay {decay:g} "
+            f"(decay^steps is {left:.2g}), so it is raised step by step, (1 + n) / (10 + n)"
+        ]
+
+    def _describe_prior(self) -> list[str]:
+        if not self.starts_from_other_prior or self.logits_prior is None:
+            return []
+        if self.earlier_prior is not None and self.held_out is not None:
+            return ["prior      changes in this stage; it is stated once held-out photos show it"]
+        why = "nothing is held out" if self.held_out is None else "the earlier one is not known"
+        return [
+            f"prior      changes in this stage, and {why} to measure it by: it will be unknown, so "
+            "adjust will need --from-prior"
         ]
 
     def _describe_loss(self) -> str:
@@ -177,7 +215,8 @@ def make_plan(config: Config) -> Plan:
     stages: list[StagePlan] = []
     for stage in lay_stages(config):
         first_epoch = stages[-1].end_epoch if stages else 0
-        stages.append(_plan_stage(stage, len(stages) + 1, first_epoch, trained, held_out, digest))
+        planned = _plan_stage(stage, len(stages) + 1, first_epoch, trained, held_out, digest)
+        stages.append(_after(stages[-1], planned) if stages else planned)
     return Plan(config, tuple(stages), _describe_copies(config, trained, held_out))
 
 
@@ -199,6 +238,20 @@ def _describe_copies(config: Config, trained: Split, held_out: Split | None) -> 
     return (
         f"copies     {' and '.join(counts)} photos have a copy, or another photo of their "
         "observation, among those trained on"
+    )
+
+
+def _after(before: StagePlan, stage: StagePlan) -> StagePlan:
+    """A stage with what it takes over from the one before."""
+    keeps_prior = same_prior(before.logits_prior, stage.logits_prior)
+    keeps_draws = same_prior(before.draws_prior, stage.draws_prior)
+    if stage.new_head:
+        return stage
+    return replace(
+        stage,
+        starts_from_other_prior=before.starts_from_other_prior or not keeps_prior,
+        earlier_prior=before.earlier_prior if keeps_prior else before.logits_prior,
+        begins_average=not (keeps_prior and keeps_draws),
     )
 
 

@@ -1,14 +1,12 @@
 """Averages the weights of several runs into one run (model soup, Wortsman et al. 2022)."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
@@ -17,8 +15,7 @@ from inat.config import CheckpointName, Config, Precision, SoupRecipe, Weights
 from inat.data.annotations import Split, cut_holdout, load_split
 from inat.data.loader import Loader, build_loader, to_device
 from inat.errors import InputError, unknown_name
-from inat.files import atomic_file, atomic_folder, write_json
-from inat.models.backbone import read_weights
+from inat.files import atomic_file, write_json
 from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import classifier_names
 from inat.prediction.trained_model import (
@@ -28,14 +25,19 @@ from inat.prediction.trained_model import (
     forward_batch,
     load_model,
 )
+from inat.priors import same_prior
 from inat.progress import say
-from inat.run_folder import Run, create_run, open_run, refuse_run_place, with_root
-from inat.stages import stage_at
-from inat.training.checkpoint import LoopState
+from inat.run_folder import (
+    Run,
+    WeightsFacts,
+    create_run,
+    new_run_folder,
+    open_run,
+    with_root,
+)
+from inat.training.checkpoint import CHOSEN_ON, LoopState, write_weights
 from inat.training.tracking import MetricsLog
 from inat.training.validation import Validation, validate
-
-CHOSEN_ON = "mean class accuracy on the held-out part of train"
 
 BATCH_NORM_DRAWS = 10_000
 """Draws of the first run's training that batch norm's statistics are taken from, at most."""
@@ -176,9 +178,9 @@ def soup(
         overwrite: throw away the run that `out` holds.
 
     Raises:
-        InputError: no such run or checkpoint, other architectures, species or training photos, no
-            held-out part to be greedy on, `out` exists.
-        WorldError: a photo cannot be read.
+        InputError: no such run or checkpoint, other architectures, species or training photos, a
+            run twice, no held-out part to be greedy on, `out` exists.
+        WorldError: a photo cannot be read, or another process writes `out`.
     """
     out = Path(out)
     if how not in get_args(SoupRecipe):
@@ -186,32 +188,34 @@ def soup(
     if len(runs) < 2:
         raise InputError(f"a soup has two runs or more, and {len(runs)} was given")
     opened = [open_run(run) for run in runs]
-    refuse_run_place(out, opened, overwrite=overwrite)
-    for run in opened[1:]:
-        _refuse_another_kind(run, opened[0])
-    if how == "greedy" and opened[0].config.data.holdout == "none":
-        raise InputError(
-            f"{opened[0].path}: nothing was held out (data.holdout none), so there are no photos "
-            "to be greedy on; use --how uniform"
-        )
-    ingredients = [Ingredient(run, find_checkpoint(run, checkpoint, weights)) for run in opened]
     runtime = opened[0].config.runtime
     with (
+        new_run_folder(out, opened, overwrite=overwrite) as partial,
         memory_remedies("give a smaller --batch-size"),
         fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic),
     ):
+        for run in opened[1:]:
+            _refuse_another_kind(run, opened[0])
+        if how == "greedy" and opened[0].config.data.holdout == "none":
+            raise InputError(
+                f"{opened[0].path}: nothing was held out (data.holdout none), so there are no "
+                "photos to be greedy on; use --how uniform"
+            )
+        ingredients = [Ingredient(run, find_checkpoint(run, checkpoint, weights)) for run in opened]
         kitchen = _kitchen(ingredients[0], root, workers, precision, batch_size)
-        with atomic_folder(out) as partial:
-            log = MetricsLog(partial / "metrics.jsonl")
-            try:
-                used = ingredients if how == "uniform" else _greedy(kitchen, ingredients, log)
-                kitchen.fill(used)
-                _log_taste(kitchen, log, how)
-            finally:
-                log.close()
-            made = create_run(partial, kitchen.config, device_facts())
-            _write_facts(made, ingredients, used, how)
-            _write_checkpoint(made, kitchen.model.network, ingredients[0])
+        _refuse_same_weights(ingredients)
+        log = MetricsLog(partial / "metrics.jsonl")
+        try:
+            used = ingredients if how == "uniform" else _greedy(kitchen, ingredients, log)
+            kitchen.fill(used)
+            _log_taste(kitchen, log, how)
+        finally:
+            log.close()
+        made = create_run(partial, kitchen.config, device_facts())
+        _write_facts(made, ingredients, used, how)
+        first, facts = ingredients[0].checkpoint, _weights_facts(used, how)
+        state = LoopState(epoch=first.epoch, weights=facts)
+        write_weights(made.checkpoint("last"), kitchen.model.network, state)
     return Run(out)
 
 
@@ -258,7 +262,18 @@ def _refuse_other_shapes(state: Mapping[str, Tensor], first: Mapping[str, Tensor
 
 
 def _weights(ingredient: Ingredient) -> Mapping[str, Tensor]:
-    return read_weights(ingredient.checkpoint.path)
+    return ingredient.checkpoint.load_weights()
+
+
+def _refuse_same_weights(ingredients: Sequence[Ingredient]) -> None:
+    seen: dict[str, Path] = {}
+    for one in ingredients:
+        earlier = seen.setdefault(one.checkpoint.digest, one.run.path)
+        if earlier is not one.run.path:
+            raise InputError(
+                f"{one.run.path}: its weights are those of {earlier}; a soup averages runs that "
+                "differ, so give each run once"
+            )
 
 
 def _refuse_another_kind(run: Run, first: Run) -> None:
@@ -289,7 +304,7 @@ def _kitchen(
     precision: Precision | None,
     batch_size: int | None,
 ) -> Kitchen:
-    config = stage_at(with_root(first.run.config, root), first.checkpoint.epoch)
+    config = first.checkpoint.config(with_root(first.run.config, root))
     data, held_out = config.data, None
     trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
     if data.holdout != "none":
@@ -344,14 +359,10 @@ def _write_facts(
     first = ingredients[0].run
     with atomic_file(made.path / "species.parquet") as partial:
         first.species.to_parquet(partial, index=False)
-    chosen = {what: by for one in used for what, by in one.checkpoint.chosen.items()}
     write_json(
         made.path / "model.json",
         {
             **first.model,
-            "draws_prior": _common(used, "draws_prior"),
-            "logits_prior": _common(used, "logits_prior"),
-            "chosen": chosen | ({"runs": CHOSEN_ON} if how == "greedy" else {}),
             "soup": {
                 "how": how,
                 "runs": [_ingredient_facts(one, used=one in used) for one in ingredients],
@@ -360,12 +371,20 @@ def _write_facts(
     )
 
 
-def _common(used: list[Ingredient], key: Literal["draws_prior", "logits_prior"]) -> Any:
+def _weights_facts(used: list[Ingredient], how: str) -> WeightsFacts:
+    chosen = {what: by for one in used for what, by in one.checkpoint.chosen.items()}
+    return WeightsFacts(
+        # The config is that of the first one's stage alone.
+        image_size=used[0].checkpoint.facts.image_size,
+        draws_prior=_common([one.checkpoint.facts.draws_prior for one in used]),
+        logits_prior=_common([one.checkpoint.facts.logits_prior for one in used]),
+        chosen=chosen | ({"runs": CHOSEN_ON} if how == "greedy" else {}),
+    )
+
+
+def _common(priors: list[list[float] | None]) -> list[float] | None:
     """The prior that all have; None where they differ: no formula says what their mean carries."""
-    priors = [ingredient.run.model[key] for ingredient in used]
-    if any(prior is None for prior in priors) or not np.allclose(priors, priors[0], rtol=1e-6):
-        return None
-    return priors[0]
+    return priors[0] if all(same_prior(prior, priors[0]) for prior in priors) else None
 
 
 def _ingredient_facts(ingredient: Ingredient, *, used: bool) -> dict[str, Any]:
@@ -376,13 +395,3 @@ def _ingredient_facts(ingredient: Ingredient, *, used: bool) -> dict[str, Any]:
         "checkpoint_sha256": ingredient.checkpoint.digest,
         "weights": ingredient.checkpoint.weights,
     }
-
-
-def _write_checkpoint(made: Run, network: nn.Module, first: Ingredient) -> None:
-    folder = made.checkpoint("last")
-    folder.mkdir(parents=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
-        folder / "model.safetensors",
-    )
-    write_json(folder / "state.json", dataclasses.asdict(LoopState(first.checkpoint.epoch)))

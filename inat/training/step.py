@@ -54,7 +54,7 @@ def take_step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
     # So that every process holds the same state after each step, and a checkpoint all of it.
     average_statistics(trainer.backbone.network)
     if trainer.ema is not None:
-        trainer.ema.update(trainer.backbone.network)
+        trainer.ema.update(state.step - state.average_began)
     return Step(
         number=state.step + 1,
         learning_rate=min(group["lr"] for group in optimizer.param_groups),

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -42,6 +41,7 @@ from inat.models.device import (
 )
 from inat.progress import say
 from inat.run_folder import Run
+from inat.training.average import MovingAverage
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan
 from inat.training.processes import PATIENCE, BatchPart, gathered, is_sharded, shard, shared_batch
@@ -70,7 +70,7 @@ class Trainer:
     loss: Loss
     optimizer: Optimizer
     schedule: Scheduler
-    ema: ModelEmaV3 | None
+    ema: MovingAverage | None
     loader: Loader
     held_out_loader: Loader | None
     precision: str
@@ -233,12 +233,13 @@ def build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Train
         plan.stages[0], accelerator, backbone, None, precision, channels_last=channels_last
     )
     if config.optim.ema_decay is not None:
-        trainer.ema = ModelEmaV3(backbone.network, decay=config.optim.ema_decay)
+        trainer.ema = MovingAverage(backbone.network, config.optim.ema_decay)
     return trainer
 
 
 def next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
-    """The trainer of a later stage: network and moving average go on, all else begins anew."""
+    """The trainer of a later stage: the network goes on, and so does its moving average unless the
+    stage begins it again; all else is new."""
     config, backbone = stage.config, trainer.backbone
     networks = [backbone.network] + ([] if trainer.ema is None else [trainer.ema.module])
     if config.transforms.image_size != trainer.plan.config.transforms.image_size:
@@ -246,13 +247,18 @@ def next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
             set_image_size(network, config.transforms.image_size)
     if stage.new_head:
         renew_head(networks, config.model, config.seed)
+    average = trainer.ema
+    if average is not None:
+        assert config.optim.ema_decay is not None
+        kept = None if stage.begins_average else average.module
+        average = MovingAverage(backbone.network, config.optim.ema_decay, kept)
     # Else accelerate would go on unscaling the gradients of the optimiser before.
     trainer.accelerator.free_memory()
     started = _stage_trainer(
         stage,
         trainer.accelerator,
         frozen(backbone, config.model.freeze),
-        trainer.ema,
+        average,
         trainer.precision,
         channels_last=trainer.channels_last,
     )
@@ -280,7 +286,7 @@ def _stage_trainer(
     stage: StagePlan,
     accelerator: Accelerator,
     backbone: Backbone,
-    ema: ModelEmaV3 | None,
+    ema: MovingAverage | None,
     precision: str,
     *,
     channels_last: bool,

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Int64
 from torch import nn
 
 from inat.data.loader import Loader
+from inat.earlier_prior import EarlierPriorShare
 from inat.metrics import accuracy_interval, class_means, hits_at, mean_of, shot_bands, top_k
 from inat.models.backbone import Triple
 from inat.prediction.forward import iterate_logits
@@ -64,9 +66,11 @@ def validate(
     train_counts: np.ndarray,
     band_edges: tuple[int, int],
     check: Callable[[], None] = lambda: None,
+    earlier_prior: EarlierPriorShare | None = None,
 ) -> Validation:
     """Scores every photo of the processes' loaders once; keeps guesses, not logits, so memory
-    stays small. `check` is called after each batch that all processes have."""
+    stays small. `check` is called after each batch that all processes have; `earlier_prior`
+    receives the logits of all processes' photos."""
     none = np.empty((0, min(3, len(train_counts))), np.int64)
     guesses, labels = [none], [np.empty(0, np.int64)]
     found = iterate_logits(
@@ -81,8 +85,14 @@ def validate(
     for place, (batch, logits) in enumerate(found, start=1):
         guesses.append(top_k(logits.numpy(), 3))
         labels.append(batch["label"].numpy())
+        if earlier_prior is not None:
+            earlier_prior.add(logits.numpy(), labels[-1])
         if place * loader.global_batch <= loader.n_draws:  # a last one need not reach all
             check()
+    if earlier_prior is not None:
+        everywhere = gathered((earlier_prior.slopes, earlier_prior.labels))
+        earlier_prior.slopes = [*chain(*(slopes for slopes, _ in everywhere))]
+        earlier_prior.labels = [*chain(*(labels for _, labels in everywhere))]
     parts = gathered((np.concatenate(guesses), np.concatenate(labels)))
     all_guesses, all_labels = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
     return score_guesses(all_guesses, all_labels, train_counts, band_edges)
