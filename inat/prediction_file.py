@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 from numpy.lib.format import open_memmap
 
 from inat.binary_files import read_array, read_table
@@ -95,6 +95,21 @@ class PredictionFile:
         absent: pd.DataFrame = self.species[here == 0]
         return absent
 
+    def read(self, rows: slice | Int64[np.ndarray, "some"]) -> Float32[np.ndarray, "some classes"]:
+        """A copy of the logits of a few images.
+
+        Raises:
+            InputError: one of them is not finite.
+        """
+        logits: Float32[np.ndarray, "some classes"] = self.logits[rows].astype(np.float32)
+        finite = np.isfinite(logits)
+        if not finite.all():
+            image = self.ids[rows][finite.all(axis=1).argmin()]
+            raise InputError(
+                f"{self.path / 'logits.npy'}: the logits of image {image} are not finite; {REMEDY}"
+            )
+        return logits
+
     def chunks(self, n_bytes: int | None = None) -> Iterator[slice]:
         """Slices of the images that need about `n_bytes` each as float32; None: 64 MB."""
         rows = max(1, (n_bytes or CHUNK_BYTES) // (4 * self.n_classes))
@@ -131,6 +146,11 @@ def read_prediction(path: Path | str) -> PredictionFile:
         )
     species = read_table(path / "species.parquet", REMEDY, SPECIES, n_classes)
     photos = read_table(path / "photos.parquet", REMEDY, PHOTOS, n_images)
+    _refuse_repeats(path, ids, species)
+    if not np.array_equal(photos["id"], ids):
+        raise InputError(
+            f"{path}: its parts disagree: photos.parquet has other ids than ids.npy; {REMEDY}"
+        )
     if not logits.size or not ((labels >= -1) & (labels < len(species))).all():
         raise InputError(
             f"{path}: it has no photo, or a label that is none of its {len(species)} species; "
@@ -139,8 +159,8 @@ def read_prediction(path: Path | str) -> PredictionFile:
     prior = meta["logits_prior"]
     if prior is not None and not (len(prior) == len(species) and _are_shares(prior)):
         raise InputError(
-            f"{path / 'meta.json'}: 'logits_prior' is no list of {len(species)} numbers, one a "
-            "species; predict again"
+            f"{path / 'meta.json'}: 'logits_prior' is not a list of {len(species)} numbers, one "
+            "per species, that sum to 1; predict again"
         )
     return PredictionFile(path, logits, np.array(ids), np.array(labels), species, photos, meta)
 
@@ -159,9 +179,13 @@ def write_prediction(
     """Gives the logits' rows to be filled by `store`; on leaving, the file is in its place.
 
     Nothing is left at `path` when the block raises. `dtype` is float16 or float32.
+
+    Raises:
+        InputError: an id twice, category ids that do not ascend, a folder of something else.
     """
     if path.exists() and not (path / "meta.json").is_file() and any(path.iterdir()):
         raise InputError(f"{path}: the folder is not empty and holds no prediction; give another")
+    _refuse_repeats(path, ids, species)
     with atomic_folder(path) as partial:
         shape = (len(ids), len(species))
         logits = open_memmap(partial / "logits.npy", mode="w+", dtype=dtype, shape=shape)
@@ -182,8 +206,14 @@ def store(
 
     So the likeliest classes lie near 0, where float16 is finest; what lies more than 65,504
     below the best is stored as that.
+
+    Raises:
+        InputError: a logit is NaN or infinite (minus infinity is not, where it is not the best).
     """
-    shifted = logits - logits.max(axis=1, keepdims=True)
+    best = logits.max(axis=1, keepdims=True)
+    if not np.isfinite(best).all():  # NaN where any of the row is
+        raise InputError("the new logits are not finite: the prior or the prediction is damaged")
+    shifted = logits - best
     np.maximum(shifted, np.finfo(np.float16).min, out=shifted)
     stored: Float[np.ndarray, "images classes"] = shifted.astype(dtype, copy=False)
     return stored
@@ -224,5 +254,17 @@ def refuse_other_photos(prediction: PredictionFile, first: PredictionFile) -> No
         )
 
 
+def _refuse_repeats(path: Path, ids: Int64[np.ndarray, "images"], species: pd.DataFrame) -> None:
+    if len(np.unique(ids)) < len(ids):
+        raise InputError(f"{path / 'ids.npy'}: has an image twice; {REMEDY}")
+    # Ties go to the lower id, and searches rely on it.
+    if not (np.diff(species["category_id"]) > 0).all():
+        raise InputError(
+            f"{path / 'species.parquet'}: its category ids do not ascend, or one is there twice; "
+            f"{REMEDY}"
+        )
+
+
 def _are_shares(values: list[Any]) -> bool:
-    return all(type(value) in (int, float) and 0 <= value < math.inf for value in values)
+    are_numbers = all(type(value) in (int, float) and 0 <= value < math.inf for value in values)
+    return are_numbers and math.isclose(sum(values), 1, rel_tol=1e-3)

@@ -120,6 +120,8 @@ def read_prior(path: Path, category_ids: Int64[np.ndarray, "classes"]) -> Prior:
     if weights.isna().any():
         raise InputError(f"{path}: category {weights.index[weights.isna()][0]} has no prior")
     values = pd.to_numeric(weights, errors="coerce").to_numpy(np.float64)
-    if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
-        raise InputError(f"{path}: priors must be numbers from 0 on, and not all 0")
+    with np.errstate(over="ignore"):
+        total = values.sum()
+    if not ((values >= 0).all() and 0 < total < np.inf):
+        raise InputError(f"{path}: priors must be numbers from 0 on with a finite sum above 0")
     return normalised(values)

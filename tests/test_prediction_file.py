@@ -13,6 +13,7 @@ import pytest
 from predictions import make_prediction
 
 from inat import prediction_file
+from inat.cli import main
 from inat.errors import InputError
 from inat.files import read_json, write_json
 from inat.prediction_file import read_prediction, store, write_prediction
@@ -253,9 +254,24 @@ def meta(**fields: Any) -> Callable[[Path], None]:
         (meta(competition=None), "{p}/meta.json: 'competition' is None; predict again"),
         (meta(chosen=[]), "{p}/meta.json: 'chosen' is []; predict again"),
         (meta(logits_prior=[0.5, 0.5, None, 0]),
-         "{p}/meta.json: 'logits_prior' is no list of 4 numbers, one a species; predict again"),
-        (meta(logits_prior=[1, 1, 1, -1]),
-         "{p}/meta.json: 'logits_prior' is no list of 4 numbers, one a species; predict again"),
+         "{p}/meta.json: 'logits_prior' is not a list of 4 numbers, one per species, that sum "
+         "to 1; predict again"),
+        (meta(logits_prior=[1, 1, 0, -1]),
+         "{p}/meta.json: 'logits_prior' is not a list of 4 numbers, one per species, that sum "
+         "to 1; predict again"),
+        (meta(logits_prior=[1e308, 1e308, 1e308, 1]),
+         "{p}/meta.json: 'logits_prior' is not a list of 4 numbers, one per species, that sum "
+         "to 1; predict again"),
+        (save("ids.npy", [11, 18, 18, 32, 39], np.int64),
+         "{p}/ids.npy: has an image twice; predict again"),
+        (save("ids.npy", [11, 18, 25, 39, 32], np.int64),
+         "{p}: its parts disagree: photos.parquet has other ids than ids.npy; predict again"),
+        (column("species.parquet", "category_id", [2, 10, 10, 56]),
+         "{p}/species.parquet: its category ids do not ascend, or one is there twice; predict "
+         "again"),
+        (column("species.parquet", "category_id", [2, 28, 10, 56]),
+         "{p}/species.parquet: its category ids do not ascend, or one is there twice; predict "
+         "again"),
     ],
 )  # fmt: skip
 def test_a_damaged_part_gives_one_clear_line(
@@ -313,3 +329,69 @@ def test_what_is_no_folder_is_no_prediction_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="no prediction file"):
         read_prediction(str(tmp_path / "file"))
+
+
+# --- logits that are not finite, ids that stand twice ---------------------------------------------
+
+
+@pytest.mark.parametrize("logit", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "evaluate DAMAGED --out OUT",
+        "compare WHOLE DAMAGED --out OUT",
+        "adjust DAMAGED --tau 1 --out OUT",
+        "adjust DAMAGED --tau search --out OUT",
+        "adjust WHOLE --tau search --fit DAMAGED --out OUT",
+        "adjust DAMAGED --target uniform --out OUT",
+        "adjust DAMAGED --target estimated --out OUT",
+        "adjust WHOLE --target estimated --fit DAMAGED --out OUT",
+        "adjust WHOLE --geo DAMAGED_GEO --out OUT",
+        "ensemble WHOLE DAMAGED --out OUT",
+        "ensemble WHOLE DAMAGED --how rank --out OUT",
+        "ensemble WHOLE WHOLE --fit WHOLE DAMAGED --out OUT",
+        "submission write TEST --out OUT.csv",
+        "submission write WHOLE_TEST --estimate-on DAMAGED --out OUT.csv",
+    ],
+)
+def test_logits_that_are_not_finite_are_refused_by_whoever_reads_them(
+    words: str, logit: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {}
+    for name in ("whole", "damaged", "test", "whole_test", "damaged_geo"):
+        split = "test" if "test" in name else "holdout"
+        place = tmp_path / name / split
+        make_prediction(place, LOGITS, [0, 1, 2, 3, 0], split=split, role="held out")
+        if "geo" in name:
+            meta(logits="log presence", checkpoint_sha256="g")(place)
+        places[name.upper()] = place
+        if not name.startswith("whole"):
+            logits = np.load(place / "logits.npy")
+            logits[3, 1] = logit
+            np.save(place / "logits.npy", logits)
+    out = tmp_path / "out"
+    command = [str(places.get(word, word)).replace("OUT", str(out)) for word in words.split()]
+    assert main(command) == 2
+    damaged = next(places[w] for w in words.split() if w in ("DAMAGED", "DAMAGED_GEO", "TEST"))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        f"inat: {damaged / 'logits.npy'}: the logits of image 32 are not finite; predict again\n"
+    )
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_nothing_that_is_not_finite_is_stored() -> None:
+    for row in ([0, np.nan], [0, np.inf], [-np.inf, -np.inf]):
+        with pytest.raises(InputError, match="not finite"):
+            store(np.array([[0, 1], row], np.float32))
+    assert store(np.array([[0, -np.inf]], np.float32)).tolist() == [[0, -65504]]
+
+
+def test_an_image_or_a_category_that_stands_twice_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has an image twice"):
+        make_prediction(tmp_path / "p", LOGITS, ids=[1, 2, 3, 4, 1])
+    for category_ids in ([2, 10, 10, 56], [2, 28, 10, 56]):
+        with pytest.raises(InputError, match="do not ascend, or one is there twice"):
+            make_prediction(tmp_path / "p", LOGITS, category_ids=category_ids)
+    assert not (tmp_path / "p").exists()

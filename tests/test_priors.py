@@ -21,7 +21,7 @@ from inat.priors import (
 )
 
 COUNTS = np.array([60, 30, 8, 2])
-NO_NUMBERS = "priors must be numbers from 0 on, and not all 0"
+NO_NUMBERS = "priors must be numbers from 0 on with a finite sum above 0"
 CATEGORY_IDS = np.array([2, 10, 28])
 
 
@@ -135,6 +135,7 @@ def test_a_prior_file_is_read_by_category_id_in_any_order_and_scaled(tmp_path: P
         ("category_id,prior\n2,1\n10,-1\n28,1\n", NO_NUMBERS),
         ("category_id,prior\n2,1\n10,inf\n28,1\n", NO_NUMBERS),
         ("category_id,prior\n2,0\n10,0\n28,0\n", NO_NUMBERS),
+        ("category_id,prior\n2,1e308\n10,1e308\n28,1e308\n", NO_NUMBERS),
     ],
 )  # fmt: skip
 def test_a_bad_prior_file_gives_one_clear_line(

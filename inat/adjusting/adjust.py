@@ -158,7 +158,7 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
         dtype=prediction.logits.dtype,
     ) as rows:
         for chunk in prediction.chunks():
-            moved = prediction.logits[chunk].astype(np.float32) / np.float32(move.temperature)
+            moved = prediction.read(chunk) / np.float32(move.temperature)
             rows[chunk] = store(moved + move.shift, rows.dtype)
 
 
@@ -288,6 +288,9 @@ def _estimated_move(
     else:
         check_calibration_photos(prediction, held_out)
         labelled = (calibration_logits(prediction, held_out), held_out.labels)
+    for photos in (prediction, held_out or prediction):
+        for chunk in photos.chunks():
+            photos.read(chunk)  # refuses what is not finite, which the estimate does not look for
     found = estimate_label_shift(
         prediction.logits,
         # A species without training photos is taken to have had half of one.

@@ -57,7 +57,7 @@ def calibration_logits(
     shift[drawn] = target_shift(carried[drawn], wanted[drawn])
     moved = np.empty_like(held_out.logits)
     for chunk in held_out.chunks():
-        moved[chunk] = store(held_out.logits[chunk].astype(np.float32) + shift, moved.dtype)
+        moved[chunk] = store(held_out.read(chunk) + shift, moved.dtype)
     return moved
 
 

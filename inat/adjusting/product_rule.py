@@ -59,9 +59,9 @@ def add_log_presence(
         dtype=prediction.logits.dtype,
     ) as rows:
         for chunk in prediction.chunks():
-            presence = geo.logits[rows_of[chunk]].astype(np.float32)
+            presence = geo.read(rows_of[chunk])
             placed[chunk] = np.ptp(presence, axis=1) > 0
-            rows[chunk] = store(prediction.logits[chunk].astype(np.float32) + presence, rows.dtype)
+            rows[chunk] = store(prediction.read(chunk) + presence, rows.dtype)
         step = {
             "of": str(prediction.path),
             "geo": str(geo.path),

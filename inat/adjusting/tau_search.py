@@ -102,7 +102,7 @@ def hits_of_taus(photos: PredictionFile, prior: Prior) -> Bool[np.ndarray, "taus
     log_prior = np.log(prior).astype(np.float32)
     hits = np.empty((len(GRID), len(photos)), bool)
     for chunk in photos.chunks():
-        logits = photos.logits[chunk].astype(np.float32)
+        logits = photos.read(chunk)
         moved = np.empty_like(logits)
         for row, tau in enumerate(GRID):
             np.subtract(logits, np.float32(tau) * log_prior, out=moved)

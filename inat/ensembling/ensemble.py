@@ -79,8 +79,7 @@ def ensemble(
     """Writes the prediction that several members make together.
 
     Members are moved to the uniform prior, sharpened or softened by a temperature each where
-    there is something to fit it on, and averaged. Photos stand in the first member's order,
-    classes by category id.
+    there is something to fit it on, and averaged. Photos stand in the first member's order.
 
     Args:
         predictions: two or more prediction files of the same photos.
@@ -249,14 +248,12 @@ def _write(
     choices: dict[str, str],
 ) -> None:
     first = members[0].prediction
-    columns = members[0].columns
-    species = first.species if columns is None else first.species.iloc[columns]
     chosen_on = photos.ids if photos and choices else np.empty(0, np.int64)
     with write_prediction(
         out,
         ids=first.ids,
         labels=np.max([member.labels for member in members], axis=0),
-        species=species.reset_index(drop=True),
+        species=first.species,
         photos=first.photos.assign(role=_roles(members, np.isin(first.ids, chosen_on))),
         meta=_meta(how, members, chosen, photos, choices),
         dtype=np.result_type(*(member.prediction.logits.dtype for member in members)),

@@ -20,22 +20,16 @@ class Member:
     Attributes:
         prediction: the prediction file.
         rows: where the ensemble's photos stand in it; None: in the same order.
-        columns: where the ensemble's classes, by ascending category id, stand in it; None: in the
-            same order.
-        shift: what moves its logits to the uniform prior, in the ensemble's order.
+        shift: what moves its logits to the uniform prior.
     """
 
     prediction: PredictionFile
     rows: Int64[np.ndarray, "images"] | None
-    columns: Int64[np.ndarray, "classes"] | None
     shift: Float32[np.ndarray, "classes"]
 
     def logits(self, chunk: slice) -> Float32[np.ndarray, "rows classes"]:
         """Logits of a few of the ensemble's photos, moved to the uniform prior: a copy."""
-        stored = self.prediction.logits[chunk if self.rows is None else self.rows[chunk]]
-        if self.columns is not None:
-            stored = stored[:, self.columns]
-        logits = stored.astype(np.float32)
+        logits = self.prediction.read(chunk if self.rows is None else self.rows[chunk])
         logits += self.shift
         return logits
 
@@ -43,16 +37,7 @@ class Member:
     def labels(self) -> Int64[np.ndarray, "images"]:
         """True labels in the ensemble's order, -1 where unknown."""
         labels = self.prediction.labels
-        if self.columns is not None:
-            of_own = np.argsort(self.columns)
-            labels = np.where(labels < 0, -1, of_own[labels])
         return labels if self.rows is None else labels[self.rows]
-
-    @property
-    def train_counts(self) -> Int64[np.ndarray, "classes"]:
-        """Photos of each species in the whole train split, in the ensemble's order."""
-        counts = self.prediction.train_counts
-        return counts if self.columns is None else counts[self.columns]
 
     @property
     def roles(self) -> np.ndarray:
@@ -64,7 +49,7 @@ class Member:
 def align(
     predictions: Sequence[PredictionFile], from_prior: Path | str | None = None
 ) -> list[Member]:
-    """The predictions as members: photos as the first one has them, classes by category id.
+    """The predictions as members: photos as the first one has them.
 
     Args:
         predictions: two or more.
@@ -78,15 +63,10 @@ def align(
     for prediction in predictions:
         _refuse_log_presence(prediction)
     first = predictions[0]
-    if len(np.unique(first.ids)) < len(first):
-        raise InputError(f"{first.path}: it has a photo twice; predict again")
+    for prediction in predictions:
+        _refuse_other_species(prediction, first)
     members = [
-        Member(
-            prediction,
-            _rows(prediction, first),
-            _columns(prediction, first),
-            _shift(prediction, from_prior),
-        )
+        Member(prediction, _rows(prediction, first), _shift(prediction, from_prior))
         for prediction in predictions
     ]
     for member in members[1:]:
@@ -109,7 +89,7 @@ def _shift(
     is_known = prediction.logits_prior is not None
     prior = carried_prior(prediction, None if is_known else from_prior)
     shift: Float32[np.ndarray, classes] = tau_shift(prior, 1.0).astype(np.float32)
-    return shift[np.argsort(prediction.category_ids)]
+    return shift
 
 
 def _rows(prediction: PredictionFile, first: PredictionFile) -> Int64[np.ndarray, "images"] | None:
@@ -127,17 +107,13 @@ def _rows(prediction: PredictionFile, first: PredictionFile) -> Int64[np.ndarray
     return rows
 
 
-def _columns(
-    prediction: PredictionFile, first: PredictionFile
-) -> Int64[np.ndarray, "classes"] | None:
-    categories, expected = prediction.category_ids, np.sort(first.category_ids)
-    if not np.array_equal(np.sort(categories), expected):
+def _refuse_other_species(prediction: PredictionFile, first: PredictionFile) -> None:
+    categories, expected = prediction.category_ids, first.category_ids
+    if not np.array_equal(categories, expected):
         raise InputError(
             f"{prediction.path}: its {len(categories)} species are not the {len(expected)} of "
             f"{first.path}; give predictions of runs on one data set"
         )
-    order: Int64[np.ndarray, classes] = np.argsort(categories)
-    return None if np.array_equal(categories, expected) else order
 
 
 def _refuse_another_truth(member: Member, first: Member) -> None:
@@ -149,7 +125,7 @@ def _refuse_another_truth(member: Member, first: Member) -> None:
             f"{path}: it is of competition {competitions[0]}, and {other} of {competitions[1]}; "
             "give predictions of one"
         )
-    if not np.array_equal(member.train_counts, first.train_counts):
+    if not np.array_equal(member.prediction.train_counts, first.prediction.train_counts):
         raise InputError(
             f"{path}: its species' train counts are not those of {other}; "
             "give predictions of runs on one data set"

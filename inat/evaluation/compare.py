@@ -90,7 +90,7 @@ def compare(
 ) -> Comparison:
     """Says whether the second prediction is better than the first, overall and in each shot band.
 
-    The rows and the species of the two may stand in different orders.
+    The rows of the two may stand in different orders.
 
     Args:
         first: the prediction to compare with.

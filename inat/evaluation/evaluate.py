@@ -264,7 +264,7 @@ def _notes_on_counts(table: pd.DataFrame) -> list[str]:
 
 def guess(prediction: PredictionFile, k: int) -> Int64[np.ndarray, "images k"]:
     """The k likeliest labels of every photo, best first; ties go to the lower category id."""
-    return np.concatenate([top_k(prediction.logits[rows], k) for rows in prediction.chunks()])
+    return np.concatenate([top_k(prediction.read(rows), k) for rows in prediction.chunks()])
 
 
 def _labels(prediction: PredictionFile, solution: Path | str | None) -> Int64[np.ndarray, "images"]:

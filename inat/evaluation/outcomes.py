@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from inat.errors import InputError
 from inat.metrics import hits_at, top_k
 from inat.prediction_file import PredictionFile
 from inat.priors import log_softmax
@@ -60,19 +59,11 @@ def look_at(prediction: PredictionFile, labels: Int64[np.ndarray, "images"]) -> 
     """
     guesses, confidence, true_probability = [], [], []
     for rows in prediction.chunks():
-        logits = prediction.logits[rows]
+        logits = prediction.read(rows)
         found = top_k(logits, N_GUESSES)
-        with np.errstate(invalid="ignore"):  # inf - inf; refused below
-            log_probability = log_softmax(logits)
+        log_probability = log_softmax(logits)
         asked = np.column_stack([found[:, 0], labels[rows]])
         asked_probability = np.exp(np.take_along_axis(log_probability, asked, axis=1))
-        # A logit that is NaN or +inf makes its whole row NaN.
-        if np.isnan(asked_probability).any():
-            row = rows.start + int(np.isnan(asked_probability).any(axis=1).argmax())
-            raise InputError(
-                f"{prediction.path / 'logits.npy'}: the logits of image {prediction.ids[row]} are "
-                "not finite; predict again"
-            )
         guesses.append(found)
         confidence.append(asked_probability[:, 0])
         true_probability.append(asked_probability[:, 1])

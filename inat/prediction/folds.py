@@ -116,7 +116,7 @@ def _join(path: Path, parts: list[PredictionFile], meta: dict[str, Any]) -> Pred
         for part in parts:
             shift = _shift(part.logits_prior, meta["logits_prior"])
             for chunk in part.chunks():
-                moved = store(part.logits[chunk].astype(np.float32) + shift, rows.dtype)
+                moved = store(part.read(chunk) + shift, rows.dtype)
                 rows[place[begin:][chunk]] = moved
             begin += len(part)
     return read_prediction(path)
