@@ -2,7 +2,8 @@
 
 A folder with `logits.npy` (float16 `[images, classes]`, row maximum subtracted; float32 where
 that was asked for), `ids.npy`, `labels.npy` (-1 where unknown), `species.parquet`,
-`photos.parquet` and `meta.json`. It is written beside its place and put there by one rename.
+`photos.parquet` and `meta.json`; where something was chosen for it, `chosen_on.npy` has the keys
+of the photos that it was chosen on. It is written beside its place and put there by one rename.
 """
 
 import math
@@ -35,6 +36,7 @@ SPECIES = {"category_id": "whole numbers", "name": "texts", "train_count": "whol
 PHOTOS = {
     "id": "whole numbers", "key": "whole numbers", "file_name": "texts", "role": "texts"
 }  # fmt: skip
+CHOSEN_ON = "chosen_on.npy"
 REMEDY = "predict again"
 CHUNK_BYTES = 64_000_000
 LOG_PRESENCE = "log presence"
@@ -54,6 +56,7 @@ class PredictionFile:
         photos: a row an image: id, key (what the photo is recognized by in other predictions,
             see `Split.keys`), file_name, role.
         meta: competition, split, logits_prior, run, checkpoint, weights, chosen ...
+        chosen_keys: keys of the photos on which something was chosen for it, of whatever split.
     """
 
     path: Path
@@ -63,6 +66,7 @@ class PredictionFile:
     species: pd.DataFrame
     photos: pd.DataFrame
     meta: dict[str, Any]
+    chosen_keys: Int64[np.ndarray, "chosen"]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -162,7 +166,12 @@ def read_prediction(path: Path | str) -> PredictionFile:
             f"{path / 'meta.json'}: 'logits_prior' is not a list of {len(species)} numbers, one "
             "per species, that sum to 1; predict again"
         )
-    return PredictionFile(path, logits, np.array(ids), np.array(labels), species, photos, meta)
+    chosen: Int64[np.ndarray, chosen] = np.empty(0, np.int64)
+    if (path / CHOSEN_ON).exists():
+        chosen = np.array(read_array(path / CHOSEN_ON, REMEDY, np.int64, ndim=1))
+    return PredictionFile(
+        path, logits, np.array(ids), np.array(labels), species, photos, meta, chosen
+    )
 
 
 @contextmanager
@@ -175,10 +184,12 @@ def write_prediction(
     photos: pd.DataFrame,
     meta: dict[str, Any],
     dtype: npt.DTypeLike = np.float16,
+    chosen_keys: Sequence[Int64[np.ndarray, "_"]] = (),
 ) -> Iterator[Float[np.ndarray, "images classes"]]:
     """Gives the logits' rows to be filled by `store`; on leaving, the file is in its place.
 
-    Nothing is left at `path` when the block raises. `dtype` is float16 or float32.
+    Nothing is left at `path` when the block raises. `dtype` is float16 or float32, `chosen_keys`
+    are of the photos on which something was chosen, by this step and by those before it.
 
     Raises:
         InputError: an id twice, category ids that do not ascend, a folder of something else.
@@ -196,6 +207,9 @@ def write_prediction(
         np.save(partial / "labels.npy", labels, allow_pickle=False)
         species.to_parquet(partial / "species.parquet", index=False)
         photos.to_parquet(partial / "photos.parquet", index=False)
+        if sum(map(len, chosen_keys)):
+            chosen = np.unique(np.concatenate(chosen_keys))
+            np.save(partial / CHOSEN_ON, chosen, allow_pickle=False)
         write_json(partial / "meta.json", {"format": FORMAT, **meta})
 
 

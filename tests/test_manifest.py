@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from predictions import make_prediction
 from sklearn.metrics import f1_score
+from tiny_runs import train_tiny
 
-from inat import submission
+import inat
+from inat import adjust, compare, ensemble, evaluate, submission
 from inat.cli import main
 from inat.competitions import find_competition
 from inat.data.annotations import load_split
@@ -399,6 +401,112 @@ def test_one_photo_a_species_tells_no_spread() -> None:
         == "expected top-3 error: 0.2500, mean over photos, on the 4 unseen photos of p"
     )
     assert Interval(0.25, None, None).within(0, 1).low is None
+
+
+# --- choices, other runs and other making --------------------------------------------------------
+
+
+def adjusted(source: PredictionFile, out: Path, **options: Any) -> PredictionFile:
+    return adjust(source, out, **options)[0]
+
+
+def test_photos_that_a_tau_was_searched_on_are_chosen_on_for_the_submission_too(
+    tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    holdout = made(tmp_path, "holdout", labels=LABELS, split="holdout", role="held out")
+    test = adjusted(unlabelled, tmp_path / "test-tau", tau="search", fit=holdout)
+    tau = test.meta["adjusted"][0]["tau"]
+    by_hand = adjusted(holdout, tmp_path / "elsewhere" / "by-hand", tau=tau)
+    for on in (by_hand, holdout):
+        found = estimated(test, on=on)
+        assert found.role == "chosen on"
+        assert found.line().endswith("in history of adjustments, and so may the score")
+        assert "chosen on them, it flatters" in found.line()
+    # A part of them, and what is made of the submission's prediction later.
+    rows = slice(0, 7)
+    ids = holdout.ids[rows].tolist()
+    part = made(tmp_path, "part", logits=RNG_LOGITS[rows], labels=LABELS[rows], ids=ids)
+    later = adjusted(test, tmp_path / "later", target="uniform")
+    pair = make_prediction(tmp_path / "b", RNG_LOGITS[:, ::-1], run="runs/b")
+    both, _ = ensemble([test, pair], tmp_path / "both")
+    for submitted in (test, later, both):
+        assert estimated(submitted, on=part).role == "chosen on"
+    # Others have nothing to do with it.
+    val = made(tmp_path, "val", labels=LABELS, split="val", ids=range(5000, 5030))
+    assert estimated(test, on=val).role == "unseen"
+
+
+def test_photos_that_weights_and_temperatures_were_fitted_on_are_chosen_on(tmp_path: Path) -> None:
+    members = [made(tmp_path / n, "test", run=n, checkpoint_sha256=n) for n in "ab"]
+    held = [
+        made(tmp_path / n, "holdout", labels=LABELS, role="held out", run=n, checkpoint_sha256=n,
+             ids=range(900, 930))
+        for n in "ab"
+    ]  # fmt: skip
+    both, _ = ensemble(members, tmp_path / "both", fit=held)
+    by_hand, _ = ensemble(held, tmp_path / "by-hand")
+    assert estimated(both, on=by_hand).role == "chosen on"
+    with pytest.raises(InputError, match="something was chosen"):
+        evaluate(ensemble(held, tmp_path / "fitted", fit=held)[0])
+
+
+def test_photos_that_the_checkpoint_was_chosen_on_are_chosen_on_for_every_split(
+    world: Path, tmp_path: Path
+) -> None:
+    run = train_tiny(tmp_path / "run", world)
+    best = inat.predict(run.path, "test", checkpoint="best")
+    holdout = inat.predict(run.path, "holdout")
+    assert set(holdout.photos["role"]) == {"held out"}
+    assert len(holdout.chosen_keys) == 0
+    assert best.chosen_keys.tolist() == sorted(holdout.photos["key"].tolist())
+    found = estimated(best, on=holdout)
+    assert found.role == "chosen on"
+    assert "checkpoint" in found.made_otherwise
+
+
+def test_a_comparison_refuses_photos_that_something_was_chosen_on_for_one_of_the_two(
+    tmp_path: Path,
+) -> None:
+    holdout = made(tmp_path, "holdout", labels=LABELS, split="holdout", role="held out")
+    others = made(
+        tmp_path, "others", labels=LABELS, split="holdout", role="held out", ids=range(900, 930)
+    )
+    tuned = adjusted(others, tmp_path / "tuned", tau="search", fit=holdout)
+    assert set(tuned.photos["role"]) == {"held out"}
+    plain = make_prediction(
+        tmp_path / "plain", RNG_LOGITS, LABELS, ids=range(900, 930), role="held out"
+    )
+    compare(plain, tuned)
+    on_holdout = ensemble([tuned, plain], tmp_path / "both")[0]
+    assert evaluate(on_holdout).notes is not None
+    searched = adjusted(holdout, tmp_path / "searched", tau="search")
+    for pair in ((holdout, searched), (searched, holdout)):
+        with pytest.raises(InputError, match="on 30 of its photos something was chosen") as told:
+            compare(*pair)
+        assert "--chosen-here" in str(told.value)
+        compare(*pair, chosen_here=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"checkpoint_sha256": "c9"}, "run"),
+        ({"views": [{"kind": "flip"}]}, "views"),
+        ({"weights": "ema"}, "weights"),
+        ({"adjusted": [{"of": "x", "tau": 1.0}]}, "history of adjustments"),
+    ],
+)
+def test_what_is_made_otherwise_in_the_prediction_that_is_estimated_on_is_said(
+    options: dict[str, Any], what: str, tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    val = made(tmp_path, "val", labels=LABELS, split="val", **options)
+    found = estimated(unlabelled, on=val)
+    assert found.made_otherwise == (what,)
+    assert found.line().endswith(
+        f"; that prediction differs from the submitted one in {what}, and so may the score"
+    )
+    alike = made(tmp_path, "alike", labels=LABELS, split="val")
+    assert estimated(unlabelled, on=alike).made_otherwise == ()
 
 
 # --- a CSV and a manifest that do not belong together -------------------------------------------

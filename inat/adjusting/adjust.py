@@ -145,9 +145,10 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
     meta["logits_prior"] = move.prior.tolist()
     meta["adjusted"] = [*meta.get("adjusted", []), {"of": str(prediction.path), **move.what}]
     meta["chosen"] = meta["chosen"] | move.chosen
-    photos = prediction.photos
+    photos, chosen_keys = prediction.photos, [prediction.chosen_keys]
     if move.chosen_on is not None:
         photos = _marked(photos, move.chosen_on)
+        chosen_keys += [move.chosen_on.chosen_keys, move.chosen_on.photos["key"].to_numpy()]
     with write_prediction(
         out,
         ids=prediction.ids,
@@ -156,6 +157,7 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
         photos=photos,
         meta=meta,
         dtype=prediction.logits.dtype,
+        chosen_keys=chosen_keys,
     ) as rows:
         for chunk in prediction.chunks():
             moved = prediction.read(chunk) / np.float32(move.temperature)

@@ -57,6 +57,7 @@ def add_log_presence(
         photos=prediction.photos.assign(role=_graver(prediction.photos["role"].to_numpy(), roles)),
         meta=meta,
         dtype=prediction.logits.dtype,
+        chosen_keys=[prediction.chosen_keys, geo.chosen_keys],
     ) as rows:
         for chunk in prediction.chunks():
             presence = geo.read(rows_of[chunk])

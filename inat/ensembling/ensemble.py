@@ -248,15 +248,21 @@ def _write(
     choices: dict[str, str],
 ) -> None:
     first = members[0].prediction
-    chosen_on = photos.ids if photos and choices else np.empty(0, np.int64)
+    chosen_keys = [member.prediction.chosen_keys for member in members]
+    chosen_on = np.empty(0, np.int64)
+    if photos is not None and choices:
+        chosen_on = photos.members[0].prediction.photos["key"].to_numpy()
+        chosen_keys += [chosen_on, *(one.prediction.chosen_keys for one in photos.members)]
+    is_chosen_on = np.isin(first.photos["key"], chosen_on)
     with write_prediction(
         out,
         ids=first.ids,
         labels=np.max([member.labels for member in members], axis=0),
         species=first.species,
-        photos=first.photos.assign(role=_roles(members, np.isin(first.ids, chosen_on))),
+        photos=first.photos.assign(role=_roles(members, is_chosen_on)),
         meta=_meta(how, members, chosen, photos, choices),
         dtype=np.result_type(*(member.prediction.logits.dtype for member in members)),
+        chosen_keys=chosen_keys,
     ) as rows:
         _fill(rows, how, members, chosen)
 

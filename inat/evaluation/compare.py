@@ -12,6 +12,7 @@ from inat.bands import BandName
 from inat.errors import InputError
 from inat.evaluation.difference import Difference, paired_difference
 from inat.evaluation.evaluate import Evaluation, evaluate
+from inat.evaluation.seen_photos import refuse_seen_photos
 from inat.evaluation.sentence import comparison_sentence
 from inat.files import write_json
 from inat.metrics import shot_bands
@@ -107,6 +108,8 @@ def compare(
     """
     opened = [p if isinstance(p, PredictionFile) else read_prediction(p) for p in (first, second)]
     _refuse_others(*opened)
+    for places in (0, 1), (1, 0):
+        refuse_seen_photos(*(opened[place] for place in places), chosen_here=chosen_here)
     one, other = (
         evaluate(p, solution=solution, bands=bands, band_edges=band_edges, chosen_here=chosen_here)
         for p in opened

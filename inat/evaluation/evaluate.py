@@ -28,6 +28,7 @@ from inat.evaluation.lineage import (
 )
 from inat.evaluation.outcomes import Outcomes, look_at
 from inat.evaluation.reliability import Kept, Reliability, kept_at_thresholds, reliability
+from inat.evaluation.seen_photos import refuse_seen_photos
 from inat.evaluation.species import SpeciesMeans, species_means, species_table, worst_species
 from inat.files import atomic_file, write_json
 from inat.metrics import Interval, accuracy_interval, shot_bands, top_k
@@ -174,7 +175,7 @@ def evaluate(
         prediction = read_prediction(prediction)
     edges = _edges(prediction, bands, band_edges)
     labels = _labels(prediction, solution)
-    notes = _refuse_seen_photos(prediction, chosen_here=chosen_here)
+    notes = refuse_seen_photos(prediction, chosen_here=chosen_here)
     outcomes = look_at(prediction, labels)
     notes += _notes_on_copies(prediction, outcomes)
     species, category_ids = prediction.species, prediction.category_ids
@@ -293,28 +294,3 @@ def _labels(prediction: PredictionFile, solution: Path | str | None) -> Int64[np
             "does not know"
         )
     return place
-
-
-def _refuse_seen_photos(prediction: PredictionFile, *, chosen_here: bool) -> list[str]:
-    roles = prediction.photos["role"]
-    trained_on = int((roles == "trained on").sum())
-    if 2 * trained_on >= len(prediction):  # fewer are copies in a split that was not trained on
-        raise InputError(
-            f"{prediction.path}: {trained_on} of its {len(prediction)} photos were trained on, "
-            "and a score on them says nothing; predict val, test or the held-out part"
-        )
-    chosen_on = int((roles == "chosen on").sum())
-    if not chosen_on:
-        return []
-    if 2 * chosen_on < len(prediction):
-        return [
-            f"{chosen_on:,} of {len(prediction):,} photos are copies of photos on which something "
-            "was chosen"
-        ]
-    chosen = "; ".join(f"{what} by {how}" for what, how in prediction.meta["chosen"].items())
-    if not chosen_here:
-        raise InputError(
-            f"{prediction.path}: on {chosen_on} of its photos something was chosen ({chosen}), so "
-            "a score on them flatters; predict val or test, or say --chosen-here"
-        )
-    return [f"chosen on these very photos: {chosen}; the figures flatter"]

@@ -111,6 +111,7 @@ def _join(path: Path, parts: list[PredictionFile], meta: dict[str, Any]) -> Pred
         photos=photos.iloc[order].reset_index(drop=True),
         meta=meta,
         dtype=parts[0].logits.dtype,
+        chosen_keys=[part.chosen_keys for part in parts],
     ) as rows:
         begin = 0
         for part in parts:

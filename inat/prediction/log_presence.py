@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from jaxtyping import Int64
 
 from inat.data.annotations import Split
 from inat.data.places import have_place, places_of
@@ -33,6 +34,7 @@ def write_log_presence(
     checkpoint: Checkpoint,
     photos: Split,
     photo_table: pd.DataFrame,
+    chosen_keys: Int64[np.ndarray, "chosen"],
     meta: dict[str, Any],
     dtype: npt.DTypeLike,
 ) -> PredictionFile:
@@ -58,6 +60,7 @@ def write_log_presence(
         photos=photo_table,
         meta=meta,
         dtype=dtype,
+        chosen_keys=[chosen_keys],
     ) as rows:
         for begin in range(0, len(photos), length):
             chunk = slice(begin, begin + length)

@@ -336,7 +336,7 @@ def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoEvent]]:
 
 
 def _write(job: _Job, path: Path, meta: dict[str, Any], process: Process) -> PredictionFile:
-    photo_table = _photo_table(job)
+    photo_table, chosen_keys = _photo_table(job)
     model = job.model()
     meta["precision"] = model.precision
     length = job.photos_a_part
@@ -352,7 +352,7 @@ def _write(job: _Job, path: Path, meta: dict[str, Any], process: Process) -> Pre
         _make_parts(job, model, parts, process)
         if process.rank == 0:
             wait_until_none(lambda: _missing(parts, process), str(path))
-            _join(job, parts, photo_table, path, meta)
+            _join(job, parts, photo_table, chosen_keys, path, meta)
     if process.rank == 0:
         parts.remove()
     else:
@@ -372,8 +372,9 @@ def _write_presence(
             f"{job.run.path}: one process predicts a geo prior, in seconds, and not "
             f"{process.world_size}; call it without --world-size or torchrun"
         )
-    table = _photo_table(job)
-    return write_log_presence(path, job.run, job.checkpoint, job.photos, table, meta, job.dtype)
+    return write_log_presence(
+        path, job.run, job.checkpoint, job.photos, *_photo_table(job), meta, job.dtype
+    )
 
 
 def _missing(parts: Parts, process: Process) -> list[str]:
@@ -452,7 +453,12 @@ def _untold(job: _Job) -> Float64[np.ndarray, "classes"]:
 
 
 def _join(
-    job: _Job, parts: Parts, photo_table: pd.DataFrame, path: Path, meta: dict[str, Any]
+    job: _Job,
+    parts: Parts,
+    photo_table: pd.DataFrame,
+    chosen_keys: Int64[np.ndarray, "chosen"],
+    path: Path,
+    meta: dict[str, Any],
 ) -> None:
     troubles = []
     with write_prediction(
@@ -463,6 +469,7 @@ def _join(
         photos=photo_table,
         meta=meta,
         dtype=job.dtype,
+        chosen_keys=[chosen_keys],
     ) as rows:
         for number in range(len(parts)):
             rows[parts.rows(number)], of_part = parts.read(number)
@@ -571,8 +578,9 @@ def _is_made(path: Path, meta: dict[str, Any], job: _Job) -> bool:
     return True
 
 
-def _photo_table(job: _Job) -> pd.DataFrame:
-    """What the run's training made of each photo: unseen, trained on, held out, chosen on.
+def _photo_table(job: _Job) -> tuple[pd.DataFrame, Int64[np.ndarray, "chosen"]]:
+    """What the run's training made of each photo: unseen, trained on, held out, chosen on; and the
+    keys of all photos on which something was chosen.
 
     A photo is known by its key: one of val whose bytes were trained on, under whatever name, is
     trained on.
@@ -580,8 +588,11 @@ def _photo_table(job: _Job) -> pd.DataFrame:
     run, photos, data = job.run, job.photos, job.config.data
     trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
     role = np.full(len(photos), "unseen", object)
+    chosen_keys: Int64[np.ndarray, chosen] = np.empty(0, np.int64)
     if data.holdout != "none":
         trained, held = cut_holdout(trained, data.holdout, data.holdout_seed)
+        if job.checkpoint.chosen:
+            chosen_keys = held.keys
         role[np.isin(photos.keys, held.keys)] = "chosen on" if job.checkpoint.chosen else "held out"
     if trained.fingerprint != run.model["trained"]:
         raise InputError(
@@ -590,7 +601,7 @@ def _photo_table(job: _Job) -> pd.DataFrame:
             "(--data.root)"
         )
     role[np.isin(photos.keys, trained.keys)] = "trained on"
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "id": photos.image_ids,
             "key": photos.keys,
@@ -598,6 +609,7 @@ def _photo_table(job: _Job) -> pd.DataFrame:
             "role": pd.array(role, "str"),
         }
     )
+    return table, chosen_keys
 
 
 def _refuse_other_species(run: Run, photos: Split) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from inat.competitions import Competition
 from inat.errors import InputError
 from inat.evaluation.evaluate import guess
+from inat.evaluation.seen_photos import roles_for
 from inat.metrics import Interval, bootstrap_interval, hits_at, macro_f1, photo_interval
 from inat.prediction_file import PredictionFile, read_prediction
 from inat.same_model import differences
@@ -33,6 +34,8 @@ class Estimate:
         mean_over: photos, or species where the photos were held out of train: train's long tail
             is not the test's.
         species_without_photo: how many species have none there.
+        made_otherwise: in what the prediction that was scored was made otherwise than the one that
+            is submitted: run, views, history of adjustments ...
     """
 
     metric: str
@@ -44,6 +47,7 @@ class Estimate:
     role: str
     mean_over: str
     species_without_photo: int
+    made_otherwise: tuple[str, ...] = ()
 
     def line(self) -> str:
         """The estimate as one sentence."""
@@ -54,9 +58,16 @@ class Estimate:
             if self.species_without_photo
             else ""
         )
+        differs = (
+            "; that prediction differs from the submitted one in "
+            f"{', '.join(self.made_otherwise)}, and so may the score"
+            if self.made_otherwise
+            else ""
+        )
         return (
             f"expected {self.metric}: {self.value:.4f}{interval}, mean over {self.mean_over}, on "
             f"the {self.photos:,} {self.role} photos of {self.prediction}{flatters}{lacking}"
+            f"{differs}"
         )
 
 
@@ -68,23 +79,28 @@ def estimate(
     Args:
         prediction: of the test split.
         spec: the competition.
-        on: labelled prediction, made in the same way; None: the prediction itself if its labels
-            are known, or else the best of those in the same folder that the same checkpoint,
-            views and adjustments made.
+        on: labelled prediction; what is made otherwise in it is said. None: the prediction itself
+            if its labels are known, or else the best of those in the same folder that the same
+            checkpoint, views and adjustments made.
 
     Raises:
         InputError: `on` has other species, lacks labels, or was trained on.
     """
     if on is None:
-        found = [(p, role) for p in _beside(prediction) if (role := _role(p)) is not None]
+        found = [
+            (other, role)
+            for other in _beside(prediction)
+            if (role := _role(other, prediction)) is not None
+        ]
         if not found:
             return (
                 f"no labelled prediction of the same making lies beside {prediction.path}; predict "
                 "val or holdout in the same way, or name one by --estimate-on"
             )
-        return _score(*min(found, key=lambda one: (ROLES.index(one[1]), -len(one[0]))), spec)
+        best = min(found, key=lambda one: (ROLES.index(one[1]), -len(one[0])))
+        return _score(*best, spec)
     source = on if isinstance(on, PredictionFile) else read_prediction(on)
-    role = _role(source)
+    role = _role(source, prediction)
     if role is None:
         raise InputError(
             f"--estimate-on {source.path}: its photos have no labels, or were trained on; predict "
@@ -92,7 +108,8 @@ def estimate(
         )
     if not np.array_equal(source.category_ids, prediction.category_ids):
         raise InputError(f"--estimate-on {source.path}: its species are not {prediction.path}'s")
-    return _score(source, role, spec)
+    otherwise = dict.fromkeys(differences(prediction.meta, source.meta, "same config"))
+    return _score(source, role, spec, tuple(otherwise))
 
 
 def _beside(prediction: PredictionFile) -> Iterator[PredictionFile]:
@@ -117,15 +134,17 @@ def _is_alike(other: PredictionFile, prediction: PredictionFile) -> bool:
     return next(differences(other.meta, prediction.meta), None) is None
 
 
-def _role(prediction: PredictionFile) -> str | None:
+def _role(source: PredictionFile, submitted: PredictionFile) -> str | None:
     """The worst role of its photos; None where a score on them would say nothing."""
-    roles: set[str] = set(prediction.photos["role"])
-    if not len(prediction) or (prediction.labels < 0).any() or not roles <= set(ROLES):
+    roles: set[str] = set(roles_for(source, submitted))
+    if not len(source) or (source.labels < 0).any() or not roles <= set(ROLES):
         return None
     return max(roles, key=ROLES.index)
 
 
-def _score(source: PredictionFile, role: str, spec: Competition) -> Estimate:
+def _score(
+    source: PredictionFile, role: str, spec: Competition, made_otherwise: tuple[str, ...] = ()
+) -> Estimate:
     labels, guesses = source.labels, guess(source, spec.n_scored)
     over = "photos" if role == "unseen" else "species"
     interval: Interval | None
@@ -147,4 +166,5 @@ def _score(source: PredictionFile, role: str, spec: Competition) -> Estimate:
         role=role,
         mean_over=over,
         species_without_photo=source.n_classes - len(np.unique(labels)),
+        made_otherwise=made_otherwise,
     )

@@ -1,0 +1,63 @@
+"""On which photos a score says nothing, or flatters: one rule for whoever prints a score."""
+
+import numpy as np
+
+from inat.errors import InputError
+from inat.prediction_file import PredictionFile
+
+
+def roles_for(prediction: PredictionFile, *others: PredictionFile) -> np.ndarray:
+    """The role of each photo of a prediction, as text, for a score that is read as the others' too.
+
+    A photo on which something was chosen for any of them is chosen on: a tau that was searched on
+    the held-out photos for the test split flatters whatever is adjusted by it on these photos.
+    """
+    chosen = np.concatenate([each.chosen_keys for each in (prediction, *others)])
+    roles = prediction.photos["role"].to_numpy(object).copy()
+    roles[np.isin(prediction.photos["key"], chosen) & (roles != "trained on")] = "chosen on"
+    return roles
+
+
+def refuse_seen_photos(
+    prediction: PredictionFile, *others: PredictionFile, chosen_here: bool
+) -> list[str]:
+    """Refuses photos half of which, or more, were trained on or had something chosen on them.
+
+    Args:
+        prediction: of the photos.
+        others: what it is compared with.
+        chosen_here: take photos on which something was chosen, and say so.
+
+    Returns:
+        Sentences that belong beside the score.
+
+    Raises:
+        InputError: half of the photos or more are such.
+    """
+    roles = roles_for(prediction, *others)
+    trained_on = int((roles == "trained on").sum())
+    if 2 * trained_on >= len(prediction):  # fewer are copies in a split that was not trained on
+        raise InputError(
+            f"{prediction.path}: {trained_on} of its {len(prediction)} photos were trained on, "
+            "and a score on them says nothing; predict val, test or the held-out part"
+        )
+    chosen_on = int((roles == "chosen on").sum())
+    if not chosen_on:
+        return []
+    if 2 * chosen_on < len(prediction):
+        return [
+            f"{chosen_on:,} of {len(prediction):,} photos are copies of photos on which something "
+            "was chosen"
+        ]
+    made = [
+        f"{what} by {how}"
+        for each in (prediction, *others)
+        for what, how in each.meta["chosen"].items()
+    ]
+    chosen = "; ".join(dict.fromkeys(made))
+    if not chosen_here:
+        raise InputError(
+            f"{prediction.path}: on {chosen_on} of its photos something was chosen ({chosen}), so "
+            "a score on them flatters; predict val or test, or say --chosen-here"
+        )
+    return [f"chosen on these very photos: {chosen}; the figures flatter"]
