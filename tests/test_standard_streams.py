@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 from predictions import make_prediction
+from rich.table import Table
+from rich.text import Text
 
 from inat.cli import main
+from inat.evaluation.table import print_table
 
 INAT = [sys.executable, "-m", "inat"]
 VERBS = "from inat.standard_streams import take_over_streams; take_over_streams()\n" + (
@@ -191,3 +194,23 @@ def test_each_verb_names_the_file_that_cannot_be_written_and_a_remedy(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == (
         sorted(elsewhere.iterdir()) if elsewhere.exists() else []
     )
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 60, 80, 200])
+def test_no_figure_is_cut_or_folded_on_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for header in ("top-1\n%", "many\n3 species", "note"):
+        table.add_column(header, justify="right", overflow="fold")
+    name = "runs/a/predictions/" + "x" * 40
+    table.add_row(name, "81.4 of 100", "55.0\n50.1–60.2\n█████░░░░░", Text("100.0 [b]"))
+    monkeypatch.setattr("inat.evaluation.table.PLAIN_WIDTH", width)
+    print_table(table)
+    out = capsys.readouterr().out
+    for figure in ("81.4 of 100", "55.0", "50.1–60.2", "100.0 [b]"):
+        assert figure in out
+    as_list = [name, "  top-1 %: 81.4 of 100", "  many 3 species: 55.0 50.1–60.2",
+               "  note: 100.0 [b]"]  # fmt: skip
+    assert (out.splitlines() == as_list) is (width <= 40)

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.table import Column, Table
 
 from inat.bands import BANDS
 from inat.errors import shown
@@ -14,6 +15,9 @@ from inat.evaluation.evaluate import Evaluation
 from inat.metrics import Interval
 
 PLAIN_WIDTH = 200
+NAME_WIDTH = 8
+"""Characters that a folded name has in a line at least."""
+
 BAR_WIDTH = 10
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -121,9 +125,31 @@ def percent(interval: Interval | None) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Prints to standard output; wide enough never to cut a figure when that is a file."""
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    Console(width=width, markup=False, emoji=False).print(table)
+    """Prints to standard output; wide enough never to cut a figure when that is a file.
+
+    On a terminal that is too narrow for the figures it prints a list, a line per figure.
+    """
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False, emoji=False)
+    if sum(map(_least_width, table.columns)) + len(table.columns) <= console.width:
+        console.print(table)
+        return
+    headers = [" ".join(_lines(column.header)) for column in table.columns]
+    for name, *figures in zip(*(column.cells for column in table.columns), strict=True):
+        print(*_lines(name))
+        for header, figure in zip(headers[1:], figures, strict=True):
+            shown = [line for line in _lines(figure) if line.strip(f"{EIGHTHS}░")]  # no bars
+            print(f"  {header}: {' '.join(shown)}")
+
+
+def _least_width(column: Column) -> int:
+    """Figures are never cut; names may be folded."""
+    texts = [column.header, *column.cells]
+    width = max(cell_len(line) for text in texts for line in _lines(text) or [""])
+    return width if column.justify == "right" else min(width, NAME_WIDTH)
+
+
+def _lines(cell: RenderableType) -> list[str]:
+    return str(cell).splitlines()
 
 
 def plain_lines(table: Table, width: int = PLAIN_WIDTH) -> Sequence[str]:
