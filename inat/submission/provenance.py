@@ -9,7 +9,7 @@ from typing import Any
 from inat.competitions import Competition
 from inat.errors import InputError
 from inat.files import sha256
-from inat.prediction_file import FILES, PredictionFile, read_prediction
+from inat.prediction_file import CHOSEN_ON, FILES, PredictionFile, read_prediction
 from inat.priors import is_uniform
 from inat.run_folder import versions
 from inat.submission.estimate import Estimate
@@ -77,7 +77,8 @@ def _member(facts: dict[str, Any], ensemble: PredictionFile) -> dict[str, Any]:
 
 def _hashes(prediction: PredictionFile) -> dict[str, str]:
     """SHA-256 of each file of a prediction."""
-    return {name: sha256(prediction.path / name) for name in sorted(FILES)}
+    names = [*FILES, CHOSEN_ON] if len(prediction.chosen_keys) else FILES
+    return {name: sha256(prediction.path / name) for name in sorted(names)}
 
 
 def _prior(prediction: PredictionFile) -> dict[str, Any]:
