@@ -17,7 +17,7 @@ MADE_BY = ("competition", "checkpoint", "weights", "views", "view_mean", "how")
 SHARE = ("weight", "temperature")
 """What two ensembles give a member."""
 
-OF_THE_PHOTOS = ("of", "geo", "n_without_place")
+OF_THE_PHOTOS = ("of", "geo", "n_without_place", "presence_power")
 """In a step of the history, what differs from split to split."""
 
 UNTOLD = ("competition", "history of adjustments")

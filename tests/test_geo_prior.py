@@ -443,7 +443,9 @@ def test_log_presence_is_added_and_photos_without_a_place_keep_their_logits(tmp_
         shares = np.exp(row.astype(float)) / np.exp(row.astype(float)).sum()
         np.testing.assert_allclose(shares, product / product.sum(), rtol=5e-3, atol=1e-4)
     assert found.logits[2].tolist() == prediction.logits[2].tolist()
-    assert notes == ["1 of 5 photos have no place and keep their own logits"]
+    assert notes[0] == "1 of 5 photos have no place and keep their own logits"
+    power = found.meta["adjusted"][0]["presence_power"]
+    assert notes[1].startswith(f"presence grows as the {power:.2f}th power of a species' training")
     assert found.logits_prior == pytest.approx(prediction.logits_prior)
     assert found.meta["adjusted"] == [
         {
@@ -451,6 +453,7 @@ def test_log_presence_is_added_and_photos_without_a_place_keep_their_logits(tmp_
             "geo": str(geo.path),
             "geo_checkpoint_sha256": "abc",
             "n_without_place": 1,
+            "presence_power": power,
         }
     ]
     for key in prediction.meta.keys() - {"adjusted"}:
@@ -465,6 +468,28 @@ def test_tau_before_and_after_the_geo_prior_give_the_same(tmp_path: Path) -> Non
     two, _ = inat.adjust(two, tmp_path / "d", tau=1.0)
     np.testing.assert_allclose(one.logits, two.logits, rtol=2e-3, atol=2e-2)
     assert one.logits_prior == pytest.approx(two.logits_prior)
+
+
+def test_the_class_prior_that_presence_brings_is_measured_and_recorded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    counts = np.array([2, 5, 12, 40, 100, 300])
+    likelihood = rng.normal(0, 2, (3000, 6))
+    likelihood[7] = 0  # a photo without a place
+    for power in (0.0, 0.2, 1.0):
+        presence = likelihood + power * np.log(counts) * (likelihood != 0)
+        photos = make_prediction(
+            tmp_path / f"p{power}", rng.normal(size=(3000, 6)), train_counts=counts.tolist()
+        )
+        geo = make_presence(tmp_path / f"g{power}", presence, train_counts=counts.tolist())
+        made, notes = inat.adjust(photos, tmp_path / f"out{power}", geo=geo)
+        measured = made.meta["adjusted"][0]["presence_power"]
+        # Saturation takes a part of it off.
+        assert 0.6 * power - 0.02 < measured < power + 0.02
+        assert f"as the {measured:.2f}th power" in notes[1]
+    nowhere = make_presence(tmp_path / "nowhere", np.zeros((3000, 6)))
+    made, notes = inat.adjust(photos, tmp_path / "out", geo=nowhere)
+    assert made.meta["adjusted"][0]["presence_power"] is None
+    assert len(notes) == 1
 
 
 def test_photos_are_matched_by_their_id(tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def adjust(
             check the estimate; an oof is that of the folds that made `prediction`, alone or as
             an ensemble, or of folds of the same config.
         geo: what `predict` made of the same photos with a geo prior: its log presence is added,
-            and the class prior stays (Mac Aodha et al. 2019). It goes alone; tau and target
+            and `logits_prior` stays (Mac Aodha et al. 2019); what the presence brings of a prior
+            is measured and said. It goes alone; tau and target
             before or after it give the same.
         overwrite: replace what stands at `out`.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from inat.errors import InputError
 from inat.prediction_file import (
@@ -20,6 +20,7 @@ from inat.prediction_file import (
     store,
     write_prediction,
 )
+from inat.priors import log_softmax
 
 SEVERITY = {"unseen": 0, "held out": 1, "chosen on": 2, "trained on": 3}
 """Of two roles that a photo has, one for each model, the graver is that of their product."""
@@ -30,11 +31,13 @@ def add_log_presence(
 ) -> tuple[PredictionFile, list[str]]:
     """Writes logits + log presence; a photo without a place keeps its own logits.
 
-    Presence is taken for the likelihood of place and date, so that the class prior that the
-    logits carry stays what it was.
+    Presence is taken for the likelihood of place and date, so that `logits_prior` stays what it
+    was. It is more than that: a geo prior draws more photos of a common species, and answers higher
+    for it. How much of a prior the presence brings on these photos is measured (`presence_power`),
+    said and recorded.
 
     Returns:
-        The new file, and a sentence about the photos without a place.
+        The new file, and sentences about the photos without a place and that prior.
 
     Raises:
         InputError: `geo` is no geo prior's, is of other photos or species; a geo prior is in
@@ -46,6 +49,7 @@ def add_log_presence(
     _refuse_wrong_kinds(prediction, geo)
     rows_of = _rows(prediction, geo)
     placed: Bool[np.ndarray, images] = np.zeros(len(prediction), bool)
+    shares = np.zeros(prediction.n_classes)
     roles = geo.photos["role"].to_numpy(object)[rows_of]
     meta: dict[str, Any] = dict(prediction.meta)
     meta["chosen"] = meta["chosen"] | geo.meta["chosen"]
@@ -62,16 +66,46 @@ def add_log_presence(
         for chunk in prediction.chunks():
             presence = geo.read(rows_of[chunk])
             placed[chunk] = np.ptp(presence, axis=1) > 0
+            shares += np.exp(log_softmax(presence[placed[chunk]])).sum(axis=0, dtype=np.float64)
             rows[chunk] = store(prediction.read(chunk) + presence, rows.dtype)
+        power = presence_power(shares, prediction.train_counts)
         step = {
             "of": str(prediction.path),
             "geo": str(geo.path),
             "geo_checkpoint_sha256": geo.meta["checkpoint_sha256"],
             "n_without_place": int((~placed).sum()),
+            "presence_power": power,
         }
         meta["adjusted"] = [*meta.get("adjusted", []), step]
     note = f"{(~placed).sum():,} of {len(placed):,} photos have no place and keep their own logits"
-    return read_prediction(out), [note]
+    if power is None:
+        return read_prediction(out), [note]
+    return read_prediction(out), [
+        note,
+        f"presence grows as the {power:.2f}th power of a species' training photos on the photos "
+        "with a place; where these are balanced, that much of a class prior was added, which "
+        "logits_prior does not count",
+    ]
+
+
+def presence_power(
+    shares: Float64[np.ndarray, "classes"], train_counts: Int64[np.ndarray, "classes"]
+) -> float | None:
+    """b of the least-squares line log share = a + b log n over the species.
+
+    Args:
+        shares: sums over photos of each species' share of the presence.
+        train_counts: n.
+
+    Returns:
+        None where nothing tells it: no photo has a place, or all species have as many photos.
+    """
+    known = (shares > 0) & (train_counts > 0)
+    log_n = np.log(train_counts[known])
+    if not known.any() or np.ptp(log_n) == 0:
+        return None
+    slope = np.cov(log_n, np.log(shares[known]), bias=True)[0, 1] / log_n.var()
+    return round(float(slope), 3)
 
 
 def _refuse_wrong_kinds(prediction: PredictionFile, geo: PredictionFile) -> None:
