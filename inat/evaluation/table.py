@@ -137,8 +137,8 @@ def print_table(table: Table) -> None:
     for name, *figures in zip(*(column.cells for column in table.columns), strict=True):
         print(*_lines(name))
         for header, figure in zip(headers[1:], figures, strict=True):
-            shown = [line for line in _lines(figure) if line.strip(f"{EIGHTHS}░")]  # no bars
-            print(f"  {header}: {' '.join(shown)}")
+            texts = [line for line in _lines(figure) if line.strip(f"{EIGHTHS}░")]  # no bars
+            print(f"  {header}: {' '.join(texts)}")
 
 
 def _least_width(column: Column) -> int:
