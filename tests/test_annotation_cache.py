@@ -437,7 +437,7 @@ def forge(path: Path, edit: Callable[[pa.Table], pa.Table]) -> None:
     key = table.schema.metadata[b"inat"].split()[0].decode()
     forged = edit(table.replace_schema_metadata()).combine_chunks()
     stamp = annotation_cache._stamp(key, forged)
-    pq.write_table(forged.replace_schema_metadata({b"inat": stamp}), path)
+    pq.write_table(forged.replace_schema_metadata({b"inat": stamp}), path, use_dictionary=False)
 
 
 def with_value(table: pa.Table, name: str, row: int, value: object) -> pa.Table:
@@ -475,6 +475,23 @@ def test_a_table_that_no_annotation_file_gives_is_ignored_though_its_hash_is_rig
     forge(path, BAD_PHOTOS[kind])
     assert_same(load_split(root, name), before)
     assert pq.read_table(path)["file_name"].to_pylist() == before.file_names.to_pylist()
+
+
+def test_a_table_that_is_small_on_disk_and_large_in_memory_is_ignored(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_split(root)
+    path = root / ".inat" / "train2018.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, use_dictionary=True)  # one text many times
+    assert_same(load_split(root), before)
+    assert not pq.ParquetFile(path).metadata.row_group(0).column(2).has_dictionary_page
+    seen = parsings(monkeypatch)
+    for limit in ("MOST_ROWS", "LARGEST_TABLE"):
+        with monkeypatch.context() as patch:
+            patch.setattr(annotation_cache, limit, 3)
+            load_split(root)
+    assert seen == ["train2018.json"] * 2
 
 
 def test_a_forged_table_that_an_annotation_file_could_give_is_read(root: Path) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from inat.binary_files import LARGEST_TABLE, MOST_ROWS
 from inat.files import atomic_file, open_file
 from inat.progress import say
 
@@ -121,6 +122,15 @@ def _read(path: Path, key: str) -> pa.Table | None:
         # Not `read_table`, to which a folder `a=1` above the file would be a column.
         with open_file(path), pq.ParquetFile(path) as file:
             if not (file.schema_arrow.metadata or {}).get(STAMP, b"").startswith(key.encode()):
+                return None
+            # Written without dictionaries, with which a small file may hold one text many times.
+            groups = [file.metadata.row_group(at) for at in range(file.num_row_groups)]
+            columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+            if file.metadata.num_rows > MOST_ROWS or any(
+                column.has_dictionary_page for column in columns
+            ):
+                return None
+            if sum(column.total_uncompressed_size for column in columns) > LARGEST_TABLE:
                 return None
             table = file.read().combine_chunks()
         return table if table.schema.metadata[STAMP] == _stamp(key, table) else None

@@ -342,7 +342,7 @@ class _Journal:
         self._blocks: dict[str, dict[str, Any]] = {}
         if self.path.is_file():
             document = read_json(self.path)
-            if document["key"] == key:
+            if isinstance(document, dict) and document.get("key") == key:
                 self._blocks = document["blocks"]
 
     def findings(self, block: int, stamp: str) -> tuple[Findings, list[int]] | None:
