@@ -463,9 +463,15 @@ class OptimConfig:
     step_factor: float = 0.01
     """What each milestone multiplies the learning rate by."""
 
-    accumulate: int = 1
-    """Batches whose gradients are added up for one step; the global batch is so many times as
-    large. Batch norm still sees one batch at a time. 1 is off."""
+    accumulate: int | Literal["auto"] = 1
+    """Batches whose gradients are added up for one step; the global batch is this many times
+    batch_size. 1 is off. auto: batch_size is the global batch, and each process adds up as many
+    parts of its share as device_batch demands. Batch norm normalizes, and mixup and CutMix mix, one
+    part at a time, so with auto they depend on the number of processes; all else does not."""
+
+    device_batch: int | None = None
+    """Most photos that a process passes through the network at once. Needed by accumulate auto,
+    and used by it alone."""
 
     clip_grad_norm: float | None = None
     """Largest L2 norm of the gradient; unset is off."""
@@ -479,7 +485,15 @@ class OptimConfig:
         _above("optim.lr_per_256", self.lr_per_256)
         _above("optim.head_lr_factor", self.head_lr_factor)
         _above("optim.clip_grad_norm", self.clip_grad_norm)
-        _at_least("optim.accumulate", self.accumulate, 1)
+        _at_least("optim.device_batch", self.device_batch, 1)
+        if self.accumulate != "auto":
+            _at_least("optim.accumulate", self.accumulate, 1)
+        if (self.accumulate == "auto") != (self.device_batch is not None):
+            raise InputError(
+                f"optim.accumulate {self.accumulate} and optim.device_batch {self.device_batch}: "
+                "auto and the most photos that a process passes at once go together; set both, or "
+                "leave optim.device_batch unset"
+            )
         _above("optim.layer_decay", self.layer_decay)
         _within("optim.layer_decay", self.layer_decay, 0, 1)
         _at_least("optim.weight_decay", self.weight_decay, 0)
@@ -654,6 +668,12 @@ class Config:
             f"sampler.name {sampler} and {by} correct for the long tail twice; use {remedy}, or "
             "say loss.correct_twice true if that is meant"
         )
+
+    @property
+    def global_batch(self) -> int:
+        """Photos a step, over all processes."""
+        n_batches = self.optim.accumulate
+        return self.batch_size * (1 if n_batches == "auto" else n_batches)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested plain values, as it is saved with a run."""

@@ -106,10 +106,14 @@ def _typed(value: Any, hint: Any, place: str) -> Any:
     one_of = get_args(hint) or (hint,)  # int | None: (int, NoneType)
     if value is None and type(None) in one_of:
         return None
+    words = [word for one in one_of if get_origin(one) is Literal for word in get_args(one)]
+    if value in words:  # int | Literal["auto"]
+        return value
     try:
         return _CONVERTERS[one_of[0]](value)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{place} takes {_NAMES[one_of[0]]}, not {_shown(value)}") from None
+        names = " or ".join([_NAMES[one_of[0]], *words])
+        raise InputError(f"{place} takes {names}, not {_shown(value)}") from None
 
 
 def _typed_list(value: Any, elements: tuple[Any, ...], place: str) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from inat.strict_yaml import DEEPEST_LEVEL, LARGEST_FILE
 OPTIM_FIELDS = (
     "name, lr_per_256, lr_scaling, head_lr_factor, layer_decay, weight_decay, decay_norms, "
     "momentum, nesterov, schedule, warmup_epochs, milestones, step_factor, accumulate, "
-    "clip_grad_norm, ema_decay"
+    "device_batch, clip_grad_norm, ema_decay"
 )
 SECTIONS = (
     "seed, epochs, batch_size, data, sampler, transforms, model, loss, optim, runtime, stages"
@@ -94,7 +94,8 @@ optim:
   lr_scaling: none
   head_lr_factor: 10
   layer_decay: 0.75
-  accumulate: 2
+  accumulate: auto
+  device_batch: 2
   weight_decay: 1e-4
   decay_norms: true
   momentum: 0.8

@@ -20,7 +20,7 @@ from inat.models import device as devices
 from inat.training import processes, step, trainer
 from inat.training.checkpoint import LoopState
 from inat.training.plan import make_plan
-from inat.training.processes import LateGreatest, others_alive
+from inat.training.processes import LateGreatest, micro_batches, others_alive
 from inat.training.step import accumulated, take_step
 from inat.training.trainer import build_trainer, describe_device, engine
 from inat.training.window import Window
@@ -113,14 +113,67 @@ def test_idle_gpus_are_named_with_the_command_that_uses_them(
         accelerator=SimpleNamespace(device=torch.device("cuda"), num_processes=used),
         precision="bf16",
         channels_last=True,
+        n_batches=1,
+        loader=SimpleNamespace(batch_size=64),
     )
     each = "" if used == 1 else f", {used} processes"
     lines = describe_device(found)
     assert lines[0] == f"device     cuda (NVIDIA H100 80GB HBM3), bf16, channels_last{each}"
-    assert lines[1:] == (
+    assert lines[1] == "batches    64 photos a process and step"
+    assert lines[2:] == (
         [f"device     {idle} of 8 GPUs are idle; to use all: torchrun --nproc-per-node 8 -m -- "
          "inat train CONFIG --run RUN"] if idle else []
     )  # fmt: skip
+
+
+def test_few_photos_a_gpu_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cards(monkeypatch, 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    for kind, size, told in (("cuda", 32, True), ("cuda", 64, False), ("cpu", 32, False)):
+        found: Any = SimpleNamespace(
+            accelerator=SimpleNamespace(device=torch.device(kind), num_processes=8),
+            precision="bf16", channels_last=True, n_batches=4,
+            loader=SimpleNamespace(batch_size=size),
+        )  # fmt: skip
+        line = describe_device(found)[1]
+        assert line.startswith(f"batches    4 x {size} photos a process and step")
+        assert ("raise batch_size" in line) is told
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "device_batch", "world_size", "expected"),
+    [
+        (512, 128, 1, (4, 128)), (512, 128, 2, (2, 128)), (512, 128, 4, (1, 128)),
+        (512, 128, 8, (1, 64)), (100, 33, 1, (4, 25)), (14, 3, 2, (7, 1)), (8, 64, 1, (1, 8)),
+    ],
+)  # fmt: skip
+def test_accumulation_follows_the_number_of_processes_and_what_one_passes_at_once(
+    batch_size: int, device_batch: int, world_size: int, expected: tuple[int, int]
+) -> None:
+    auto = {"optim.accumulate": "auto", "optim.device_batch": device_batch}
+    config = tiny_config(batch_size=batch_size, **auto)
+    assert micro_batches(config, world_size) == expected
+    assert config.global_batch == batch_size == world_size * expected[0] * expected[1]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"optim.accumulate": "auto"}, {"optim.device_batch": 4},
+               {"optim.accumulate": 2, "optim.device_batch": 4}],
+)  # fmt: skip
+def test_auto_and_what_a_process_passes_at_once_go_together(fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"optim.accumulate .* optim.device_batch .* set both"):
+        tiny_config(**fields)
+    with pytest.raises(InputError, match=r"optim.accumulate takes a whole number or auto"):
+        tiny_config(**{"optim.accumulate": "some"})
+
+
+def test_the_command_line_takes_auto(
+    tmp_path: Path, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(tiny_config(**{"data.root": world}).to_yaml())
+    words = ["train", str(tmp_path / "a.yaml"), "--dry-run", "--optim.accumulate", "auto"]
+    assert main([*words, "--optim.device-batch", "2"]) == 0
+    assert "batches    4 x 2 photos a process and step\n" in capsys.readouterr().out
 
 
 # --- what processes tell each other ----

@@ -34,6 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "transforms.cutout": 8, "optim.clip_grad_norm": 1.0, "optim.ema_decay": 0.9,
     },
     "weighted": {"optim.accumulate": 2, "batch_size": 4, "loss.class_weights": "inverse"},
+    "auto": {"optim.accumulate": "auto", "optim.device_batch": 2, "loss.class_weights": "inverse"},
     "seesaw": {"loss.name": "seesaw"},
     "staged": {
         "stages": [{"epochs": 1, "new_head": True, "sampler": {"name": "class_balanced"}}],
@@ -95,7 +96,7 @@ def test_one_two_and_four_processes_draw_the_same_photos_and_end_with_the_same_w
     tmp_path: Path, world: Path, ranks: Callable[[int], Ranks], recipe: str
 ) -> None:
     alone = ended(ranks(1).train(tmp_path / "of_1", world, **RECIPES[recipe]))
-    for count in (2, 4) if recipe == "mixed" else (2,):
+    for count in (2, 4) if recipe in ("mixed", "auto") else (2,):
         run = tmp_path / f"of_{count}"
         outcomes = ended(ranks(count).train(run, world, **RECIPES[recipe]))
         assert global_order(outcomes) == global_order(alone)
@@ -148,8 +149,12 @@ def test_a_checkpoint_that_is_due_in_one_process_is_written_at_the_same_step_by_
 
 @pytest.mark.parametrize(
     ("counts", "settings"),
-    [((2, 4, 1), {}), ((2, 1, 2), {"runtime.shard": True})],
-    ids=["whole", "sharded"],
+    [
+        ((2, 4, 1), {}),
+        ((2, 1, 2), {"runtime.shard": True}),
+        ((1, 4, 2), {"optim.accumulate": "auto", "optim.device_batch": 2}),
+    ],
+    ids=["whole", "sharded", "auto"],
 )
 def test_another_number_of_processes_goes_on_with_the_same_photos_to_the_same_weights(
     tmp_path: Path,
@@ -164,7 +169,7 @@ def test_another_number_of_processes_goes_on_with_the_same_photos_to_the_same_we
         events = {} if last_step is None else {(count - 1, last_step): TERM}
         outcomes = ranks(count).train(run, world, resume=True, events=events, **settings)
         ended(outcomes, 143 if events else 0)
-        assert outcomes[0].all_sharded is (bool(settings) and count > 1)
+        assert outcomes[0].all_sharded is ("runtime.shard" in settings and count > 1)
         order += global_order(outcomes)
     assert order == global_order(alone)
     assert largest_difference(run, tmp_path / "peace") < 1e-5

@@ -88,14 +88,17 @@ def in_two_steps(config: Config) -> dict[str, Any]:
         stage = parse_yaml(text)
         stage |= {"epochs": 1, "optim": {**stage.get("optim", {}), "warmup_epochs": 0}}
         stage.pop("batch_size", None)
-        stage.get("optim", {}).pop("accumulate", None)
+        for field in ("accumulate", "device_batch"):
+            stage.get("optim", {}).pop(field, None)
         if "transforms" in stage:
             stage["transforms"] |= {"image_size": 48}
         stages.append(stage)
     return {
         "epochs": 1,
         "batch_size": 4,
-        "sampler.epoch_size": 8 * config.optim.accumulate,
+        "sampler.epoch_size": 8,
+        "optim.accumulate": 1,
+        "optim.device_batch": None,
         "transforms.image_size": 32,
         "model.backbone": SMALL[family(config.model)],
         "model.weights": "none",

@@ -131,8 +131,8 @@ def test_a_full_device_names_what_would_help(
         trained(world, tmp_path / "a")
     assert str(told.value) == (
         "memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); halve batch_size and "
-        "double optim.accumulate, or set runtime.gradient_checkpointing true; --resume goes on "
-        "from the last checkpoint"
+        "double optim.accumulate (or halve optim.device_batch), or set "
+        "runtime.gradient_checkpointing true; --resume goes on from the last checkpoint"
     )
 
 

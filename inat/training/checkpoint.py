@@ -44,6 +44,7 @@ class LoopState:
         best_score: best mean class accuracy on the held-out part in this stage, None before the
             first.
         batches: the loader's batches behind us in the epoch that is under way.
+        draws: the draws of all processes behind us in it.
         losses: of the steps since the last line of metrics.jsonl.
         metrics_bytes: length of metrics.jsonl; a resume cuts it there.
         loss_scale: state of float16's scaler, None without one.
@@ -57,6 +58,7 @@ class LoopState:
     average_began: int = 0
     best_score: float | None = None
     batches: int = 0
+    draws: int = 0
     losses: list[float] = field(default_factory=list)
     metrics_bytes: int = 0
     loss_scale: dict[str, Any] | None = None

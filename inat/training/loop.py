@@ -58,8 +58,8 @@ LIMIT_SECONDS = 2.0
 """How long a dry run measures the network, and the loader."""
 
 SMALLER_BATCHES = (
-    "halve batch_size and double optim.accumulate, or set runtime.gradient_checkpointing true; "
-    "--resume goes on from the last checkpoint"
+    "halve batch_size and double optim.accumulate (or halve optim.device_batch), or set "
+    "runtime.gradient_checkpointing true; --resume goes on from the last checkpoint"
 )
 
 
@@ -388,7 +388,7 @@ def _run_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: int)
         raise LossNotFinite(
             f"{error}; all images of the step are in {path}", error.step, error.image_ids
         ) from None
-    state.epoch, state.batches = state.epoch + 1, 0
+    state.epoch, state.batches, state.draws = state.epoch + 1, 0, 0
     is_best = _note_validation(trainer, result, state, keeper.log)
     state.metrics_bytes = keeper.log.n_bytes
     keeper.save(trainer, state, is_best=is_best)
@@ -449,13 +449,14 @@ def _train_epoch(trainer: Trainer, state: LoopState, keeper: _Keeper, epochs: in
     window = Window(state.losses)
     trainer.network.train()
     trainer.backbone.still_if_frozen()
-    trainer.loader.set_epoch(state.epoch, start=state.batches * trainer.loader.global_batch)
+    trainer.loader.set_epoch(state.epoch, start=state.draws)
     trainer.loss.set_progress((state.epoch - plan.first_epoch) / config.epochs)
     title = f"epoch {state.epoch + 1}/{epochs}"
     with progress_bar(title, plan.steps_per_epoch * plan.global_batch, "images") as bar:
         for batches, n_read in window.timed(accumulated(trainer)):
             step = take_step(trainer, batches, state)
             state.step, state.batches = step.number, state.batches + n_read
+            state.draws += n_read * trainer.loader.global_batch
             window.add(step)
             if state.step % config.runtime.log_every == 0:
                 _log_window(trainer, state, keeper.log, window)

@@ -277,7 +277,7 @@ def _plan_stage(
     config = stage.config
     sampler = build_sampler(config.sampler, trained.labels, trained.n_classes, config.epochs)
     epoch_size = sampler.epoch_size
-    global_batch = config.batch_size * config.optim.accumulate
+    global_batch = config.global_batch
     if epoch_size < global_batch:
         raise InputError(
             f"an epoch of {epoch_size} photos is less than one global batch of {global_batch}; "

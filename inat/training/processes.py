@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from inat.config import Config
 from inat.errors import InatError, InputError, WorldError, one_line
 
 T = TypeVar("T")
@@ -112,6 +113,21 @@ def shared_batch(batch_size: int, world_size: int) -> int:
             f"multiple of {world_size}"
         )
     return batch_size // world_size
+
+
+def micro_batches(config: Config, world_size: int) -> tuple[int, int]:
+    """How many batches each process adds up for a step, and how many photos each of them has.
+
+    Raises:
+        InputError: the photos of a step cannot be shared evenly.
+    """
+    share = shared_batch(config.batch_size, world_size)
+    if config.optim.accumulate != "auto":
+        return config.optim.accumulate, share
+    assert config.optim.device_batch is not None  # OptimConfig sees to that
+    fewest = -(-share // config.optim.device_batch)
+    n_batches = next(count for count in range(fewest, share + 1) if share % count == 0)
+    return n_batches, share // n_batches
 
 
 def summed(value: Tensor) -> Tensor:

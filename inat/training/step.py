@@ -26,7 +26,7 @@ def accumulated(trainer: Trainer) -> Iterator[tuple[list[Batch], int]]:
         n_read += 1
         if min(trainer.part_of(batch).sizes):  # else all photos of a process were unreadable
             group.append(batch)
-        if len(group) == trainer.plan.config.optim.accumulate:
+        if len(group) == trainer.n_batches:
             yield group, n_read
             group, n_read = [], 0
 
@@ -81,7 +81,7 @@ def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int, weight: 
     # What is random depends on (seed, stage, epoch, step, place) alone, so a resume repeats it:
     # dropout, drop path and the noise of erased boxes by torch's generator, which is each
     # process's own, the rest by `rng`, which is the same in all.
-    block = state.stage_step * config.optim.accumulate + place
+    block = state.stage_step * trainer.n_batches + place
     own_block = block * len(part.sizes) + part.rank
     torch.manual_seed(_block_seed(config.seed, own_block, trainer.plan.number - 1))
     rng = stream(config.seed, state.epoch, BATCHES, block)

@@ -44,8 +44,17 @@ from inat.run_folder import Run
 from inat.training.average import MovingAverage
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan
-from inat.training.processes import PATIENCE, BatchPart, gathered, is_sharded, shard, shared_batch
+from inat.training.processes import (
+    PATIENCE,
+    BatchPart,
+    gathered,
+    is_sharded,
+    micro_batches,
+    shard,
+)
 from inat.training.validation import Validation
+
+FEW_PHOTOS = 64
 
 PART_SIZES = "part_sizes"
 """Key of a batch under which its part's sizes are kept."""
@@ -86,6 +95,11 @@ class Trainer:
     def averaged(self) -> nn.Module | None:
         """The moving average's own network, or None."""
         return None if self.ema is None else self.ema.module
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of this process whose gradients are added up for a step."""
+        return micro_batches(self.plan.config, self.accelerator.num_processes)[0]
 
     @property
     def loaders(self) -> list[Loader]:
@@ -195,7 +209,15 @@ def describe_device(trainer: "Trainer") -> list[str]:
     layout = "channels_last" if trainer.channels_last else "contiguous"
     count = accelerator.num_processes
     each = f", {count} processes" if count > 1 else ""
+    n_batches, size = trainer.n_batches, trainer.loader.batch_size
     lines = [f"device     {device.type}{name}, {trainer.precision}, {layout}{each}"]
+    added = f"{n_batches} x " if n_batches > 1 else ""
+    lines.append(f"batches    {added}{size} photos a process and step")
+    if device.type == "cuda" and count > 1 and size < FEW_PHOTOS:
+        lines[-1] += (
+            f"; below {FEW_PHOTOS} a GPU waits for its host: raise batch_size (the learning rate "
+            "follows), add up fewer batches (optim.accumulate auto), or set runtime.compile true"
+        )
     n_gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     used = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if n_gpus > used:
@@ -350,7 +372,7 @@ def _loader(plan: StagePlan, accelerator: Accelerator, *, training: bool) -> Loa
     split = plan.trained if training else plan.held_out
     assert split is not None
     world_size = accelerator.num_processes
-    batch_size = shared_batch(config.batch_size, world_size)
+    _, batch_size = micro_batches(config, world_size)
     return build_loader(
         split,
         image_size=config.transforms.image_size if training else config.transforms.test_size,
