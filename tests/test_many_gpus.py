@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+import timm
 import torch
 from tiny_runs import tiny_config, train_tiny
 
@@ -219,6 +220,29 @@ def test_sharded_gradients_are_brought_together_once_a_step(
         batches, _ = next(accumulated(made))
         take_step(made, batches, LoopState())
     assert synced == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "precision", "dtype"),
+    [
+        ("test_vit", "bf16", torch.bfloat16),
+        ("test_vit", "fp32", None),
+        ("test_efficientnet", "bf16", None),  # of batch norm
+    ],
+)
+def test_sharded_weights_travel_in_the_precision_of_the_forward_pass(
+    monkeypatch: pytest.MonkeyPatch, backbone: str, precision: str, dtype: torch.dtype | None
+) -> None:
+    policies = []
+    monkeypatch.setattr(processes, "init_device_mesh", lambda *_: None)
+    monkeypatch.setattr(
+        processes, "fully_shard", lambda *_, mp_policy, **__: policies.append(mp_policy)
+    )
+    network = timm.create_model(backbone, num_classes=4)
+    processes.shard(network, torch.device("cpu"), precision)
+    assert len(policies) > 1
+    assert {policy.param_dtype for policy in policies} == {dtype}
+    assert {policy.reduce_dtype for policy in policies} == {dtype and torch.float32}
 
 
 @pytest.mark.parametrize(

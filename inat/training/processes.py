@@ -14,12 +14,13 @@ import torch.distributed as dist
 from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from inat.config import Config
 from inat.errors import InatError, InputError, WorldError, one_line
+from inat.models.device import PRECISIONS
 
 T = TypeVar("T")
 
@@ -247,11 +248,16 @@ def shard(network: nn.Module, device: torch.device, precision: str) -> None:
     """Spreads a network's parameters over the processes; the blocks of a transformer, or the
     stages of a convolutional network, are gathered one after the other when they are needed."""
     mesh = init_device_mesh(device.type, (n_processes(),))
+    # Weights travel in the precision in which they are used, gradients in float32; batch norm
+    # wants its weights as exact as its statistics.
+    is_exact = any(isinstance(module, _BatchNorm) for module in network.modules())
+    dtype = None if is_exact else PRECISIONS.get(precision)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype and torch.float32)
     for container in network.children():
         if isinstance(container, nn.Sequential | nn.ModuleList):
             for block in container:
-                fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(network, mesh=mesh, mp_policy=policy)
 
 
 def is_sharded(network: nn.Module) -> bool:
