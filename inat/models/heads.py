@@ -126,10 +126,11 @@ def build_head(
 
 
 def classifier_names(network: nn.Module) -> tuple[str, ...]:
-    """The dotted names of a timm network's classifiers: one, or two in a distilled network."""
+    """The dotted names of a timm network's classifiers: one, two in a distilled network, or none
+    in an encoder."""
     timm_network: Any = network
     named = timm_network.pretrained_cfg["classifier"]
-    return (named,) if isinstance(named, str) else tuple(named)
+    return (named,) if isinstance(named, str) else tuple(named or ())
 
 
 def single_classifier(network: nn.Module, asker: str) -> nn.Module:

@@ -183,6 +183,8 @@ class Plan:
             f"{len(self.trained)} photos trained on, {held}",
             *([self.copies] if self.copies else []),
         ]
+        if self.trained.n_classes == 1:
+            lines.append("warning    one species alone: there is nothing to tell apart")
         for stage in self.stages:
             if len(self.stages) > 1:
                 lines.append(f"stage      {stage.number} of {len(self.stages)}")

@@ -28,7 +28,7 @@ from inat.models.backbone import (
     renew_head,
     rule_warning,
     set_image_size,
-    try_image_size,
+    try_batch,
 )
 from inat.models.device import (
     can_run,
@@ -234,6 +234,7 @@ def build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Train
     backbone = build_backbone(
         config.model, plan.trained.n_classes, config.seed, config.transforms.image_size
     )
+    try_batch(backbone, config.transforms.image_size, config.batch_size)
     warning = rule_warning(config.model, backbone.source, find_competition(config.data.competition))
     if warning:
         say(f"warning: {warning}")
@@ -299,7 +300,8 @@ def try_later_stages(trainer: Trainer, plan: Plan) -> None:
     copy = replace(trainer, backbone=backbone, ema=None)
     for stage in plan.stages[1:]:
         copy = next_trainer(copy, stage)
-        try_image_size(backbone.network, stage.config.transforms.image_size)
+        config = stage.config
+        try_batch(copy.backbone, config.transforms.image_size, config.batch_size)
     trainer.accelerator.free_memory()
     trainer.accelerator.prepare_optimizer(trainer.optimizer)  # again, after free_memory
 
