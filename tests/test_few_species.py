@@ -1,16 +1,17 @@
 """Data sets of one, two or three species go the whole way from folders to a submission."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_runs import tiny_config, train_tiny
 
 import inat
 from inat.data.importing import import_folders
 from inat.errors import InputError
 from inat.submission.csv_file import write
-from tiny_runs import tiny_config, train_tiny
 
 
 def data_of(tmp_path: Path, n_species: int, n_photos: int, val_share: float) -> Path:
@@ -21,7 +22,8 @@ def data_of(tmp_path: Path, n_species: int, n_photos: int, val_share: float) -> 
         for photo in range(n_photos):
             pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{photo}.png")
-    import_folders(tmp_path / "photos", tmp_path / "data", val_share=val_share)
+    tests = shutil.copytree(tmp_path / "photos" / "species 0", tmp_path / "tests")
+    import_folders(tmp_path / "photos", tmp_path / "data", val_share=val_share, test=tests)
     return tmp_path / "data"
 
 
@@ -37,8 +39,8 @@ def test_few_species_are_trained_validated_predicted_and_submitted(
     assert prediction.logits.shape == (2 * n_species, n_species)
     result = inat.evaluate(prediction)
     assert result.top_k[3].value == result.top_k[5].value == 1
-    csv = write(prediction, tmp_path / "submission.csv")
-    assert len(csv.read_text().splitlines()) == 1 + 2 * n_species
+    csv = write(inat.predict(run.path, "test"), tmp_path / "submission.csv")
+    assert len(csv.read_text().splitlines()) == 9
     guesses, _ = inat.predict_photos(run.path, tmp_path / "photos")
     assert {len(guess.names) for guess in guesses} == {n_species}
 
