@@ -284,7 +284,7 @@ def verify(
     report: Path | None = None,
     competition: str = "inaturalist-2018",
 ) -> None:
-    """Look at every photo of a data set or pack: is it there, whole, and of the stated size?
+    """Look at every photo of a data set or pack: is it there, whole, of its size, and no copy?
 
     Run again after an interruption it goes on. From Python: inat.data.verify.
 

@@ -96,7 +96,7 @@ def write_member(path: Path, n_photos: int, seed: int) -> Path:
     species = pd.DataFrame(
         {"category_id": np.arange(N_CLASSES), "name": "a", "lineage": "b", "train_count": COUNTS}
     )
-    photos = pd.DataFrame({"id": ids, "file_name": "a.jpg", "role": "unseen"})
+    photos = pd.DataFrame({"id": ids, "key": ids, "file_name": "a.jpg", "role": "unseen"})
     meta = {
         "competition": "inaturalist-2018",
         "split": "test",

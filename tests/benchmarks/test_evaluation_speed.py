@@ -80,7 +80,7 @@ def write_made_up(path: Path, seed: int) -> None:
             "train_count": COUNTS,
         }
     )
-    photos = pd.DataFrame({"id": ids, "file_name": "x.jpg", "role": "unseen"})
+    photos = pd.DataFrame({"id": ids, "key": ids, "file_name": "x.jpg", "role": "unseen"})
     meta = {"competition": "inaturalist-2018", "split": "val", "logits_prior": None, "chosen": {}}
     with write_prediction(
         path, ids=ids, labels=LABELS, species=species, photos=photos, meta=meta
