@@ -615,8 +615,8 @@ IGNORED_BY_THE_DIGEST = {
 
 
 NEEDED_BY = {
-    "accumulate": {"optim.device_batch": 3},
-    "device_batch": {"optim.accumulate": "auto"},
+    "optim.accumulate": {"optim.device_batch": 3},
+    "optim.device_batch": {"optim.accumulate": "auto"},
     "sampler.after": {"sampler.name": "square_root"},
     "loss.after": {"loss.class_weights": "effective_number"},
 }
