@@ -16,7 +16,7 @@ import pytest
 from inat.data import creatures, synthetic
 from inat.data.synthetic import PROFILES, Profile, World, synth, train_counts
 from inat.errors import InputError
-from inat.files import read_json
+from inat.files import read_json, system_sentence
 from inat.metrics import shot_bands
 
 MINI = Profile(9, 3, 64, ((0, 8), (8, 2)), n_test=20)
@@ -445,3 +445,22 @@ def test_an_unfinished_other_world_is_refused(mini: World, tmp_path: Path) -> No
     (tmp_path / ".unfinished-world.json").write_text('{"profile": "tiny", "seed": 3}')
     with pytest.raises(InputError, match=r"an unfinished world \(profile tiny, seed 3\)"):
         synth(tmp_path, profile="mini", workers=0)
+
+
+def test_a_full_disk_names_the_photo_that_was_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(creatures, "render_jpeg", lambda *_: b"")
+    out = tmp_path / "world"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", lambda path, content: full() if not content else 0)
+        patch.setattr(synthetic, "write_json", lambda *_, **__: None)
+        with pytest.raises(OSError) as told:
+            synth(out, profile="mini", workers=0)
+    assert Path(told.value.filename).is_relative_to(out)
+    assert system_sentence(told.value).endswith(
+        "the disk is full; make room, or give another place"
+    )

@@ -577,7 +577,11 @@ def _start_worker() -> None:
 
 def _render_one(job: Job, *, seed: int, longest_side: int) -> None:
     # Not flushed to the disk one by one, which can take longer than the rendering.
-    job.path.write_bytes(creatures.render_jpeg(job.creature, seed, job.index, longest_side))
+    content = creatures.render_jpeg(job.creature, seed, job.index, longest_side)
+    try:
+        job.path.write_bytes(content)
+    except OSError as error:  # one of writing names no file
+        raise OSError(error.errno, error.strerror, str(job.path)) from None
 
 
 # --- writing ---------------------------------------------------------------------------------
