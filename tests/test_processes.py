@@ -212,7 +212,7 @@ def test_what_the_first_process_refuses_is_told_to_all(
     with locked(tmp_path / ".run.lock", "busy"):
         refused = ended(ranks(2).train(tmp_path / "run", world), 1)
     assert {told.text for told in refused} == {
-        f"{tmp_path / 'run'}: another training works there; wait for it, or give another --run"
+        f"{tmp_path / 'run'}: another process writes there; wait for it, or give another --run"
     }
 
 

@@ -408,7 +408,7 @@ def test_two_trainings_cannot_have_one_run_folder(world: Path, tmp_path: Path) -
             with pytest.raises(WorldError) as refused:
                 trained(world, tmp_path / name)
             assert str(refused.value) == (
-                f"{tmp_path / name}: another training works there; wait for it, or give another "
+                f"{tmp_path / name}: another process writes there; wait for it, or give another "
                 "--run"
             )
         holder.communicate()
