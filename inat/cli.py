@@ -870,8 +870,8 @@ def compare(
 ) -> None:
     """Say whether the second prediction is better than the first, and for which species.
 
-    Both are of the same photos. A difference is claimed where the 95 % interval of a paired
-    bootstrap leaves 0 out and McNemar's p is below 0.05. From Python: inat.compare.
+    Both are of the same photos. A difference is claimed where its paired 95 % interval leaves
+    0 out and McNemar's p is below 0.05. From Python: inat.compare.
 
     Parameters
     ----------

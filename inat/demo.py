@@ -13,7 +13,7 @@ from inat.data.synthetic import synth
 from inat.data.tail_profile import describe
 from inat.evaluation.evaluate import Evaluation, evaluate
 from inat.evaluation.table import evaluation_table, plain_lines
-from inat.metrics import Interval, bootstrap_interval
+from inat.intervals import Interval, gain_interval
 from inat.prediction.predict import predict
 from inat.progress import say
 from inat.run_folder import Run, is_run
@@ -149,6 +149,6 @@ def _gain(evaluations: dict[str, Evaluation], name: str) -> Interval:
     """Paired difference of the few band's accuracy to CE's."""
     ours, plain = evaluations[name], evaluations[CE]
     few = (ours.per_class["train_count"] < FEW_BELOW).to_numpy()
-    gain = bootstrap_interval(ours.hits.astype(float) - plain.hits, ours.labels, few)
+    gain = gain_interval(plain.hits, ours.hits, ours.labels, few)
     assert gain is not None
     return gain

@@ -1,54 +1,13 @@
-"""How well species are recognised: accuracies by species and by shot band, and their intervals.
+"""How well species are recognised: accuracies by species and by shot band.
 
 NumPy alone. A *hit* is 1 where the true species is among the first k guesses, else 0.
 """
-
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 from inat.bands import FEW_BELOW, MANY_ABOVE
-
-Z95 = 1.959963984540054
-"""The normal distribution's 97.5 % quantile."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % interval.
-
-    Attributes:
-        value: the estimate.
-        low: lower end; None where nothing tells the spread.
-        high: upper end; None where nothing tells the spread.
-        left_out: classes with one image, whose own spread nothing tells.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    left_out: int = 0
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the width of the interval."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
-    def points(self) -> str:
-        """A difference in percentage points: +3.1 points, 95 % interval +1.0 to +5.2."""
-        text = f"{100 * self.value:+.1f} points"
-        if self.low is None or self.high is None:
-            return text
-        return f"{text}, 95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}"
-
-    def within(self, least: float, most: float) -> "Interval":
-        """The interval cut to what the estimate can be."""
-        if self.low is None or self.high is None:
-            return self
-        return replace(self, low=max(self.low, least), high=min(self.high, most))
+from inat.intervals import Interval, shrunk_accuracies, wilson_bounds
 
 
 def top_k(logits: Float[np.ndarray, "images classes"], k: int) -> Int64[np.ndarray, "images k"]:
@@ -107,144 +66,6 @@ def mean_of(class_values: Float64[np.ndarray, "classes"], members: np.ndarray) -
     return float(present.mean()) if len(present) else None
 
 
-def bootstrap_interval(
-    values: Float[np.ndarray, "images"] | Bool[np.ndarray, "images"],
-    labels: Int64[np.ndarray, "images"],
-    members: Bool[np.ndarray, "classes"] | None = None,
-    *,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Interval | None:
-    """95 % interval of the mean over classes of the mean over a class's images.
-
-    Images are resampled within their class: the classes are this fixed set. Resampling n images
-    understates their spread by sqrt((n - 1) / n), so each class's deviation is widened by the
-    inverse. A class with one image tells nothing of its own spread: that of an image is taken to
-    be as large as in the other classes, on average. For a paired comparison give the differences
-    of two models' hits.
-
-    Args:
-        values: a number an image: hits, or differences of hits.
-        labels: class of each image.
-        members: which classes count; None: all.
-        n_resamples: bootstrap resamples.
-        seed: of the resampling.
-
-    Returns:
-        None where no member class has an image; without low and high where none has two.
-    """
-    return _resampled(values, labels, members, n_resamples, seed, by_images=False)
-
-
-def _resampled(
-    values: Float[np.ndarray, "images"] | Bool[np.ndarray, "images"],
-    labels: Int64[np.ndarray, "images"],
-    members: Bool[np.ndarray, "classes"] | None,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    *,
-    by_images: bool,
-) -> Interval | None:
-    """The interval, each class weighing the same or as much as it has images."""
-    values = values.astype(np.float64)
-    n_classes = int(labels.max(initial=-1)) + 1 if members is None else len(members)
-    counted = np.ones(n_classes, bool) if members is None else members
-    means = class_means(values, labels, n_classes)
-    present = np.flatnonzero(counted & np.isfinite(means))
-    if not len(present):
-        return None
-    counts = np.bincount(labels, minlength=n_classes)
-    weights = counts[present] if by_images else np.ones(len(present))
-    value = float(weights @ means[present] / weights.sum())
-    alone = int((counts[present] == 1).sum())
-    if alone == len(present):
-        return Interval(value, None, None, alone)
-    rng = np.random.default_rng(seed)
-    total, variances = np.zeros(n_resamples), 0.0
-    # Classes with the same values are drawn together: n draws with replacement from each of m
-    # such classes are m n draws from one of them. Hits at 3 images a class make 4 such sets,
-    # whatever the number of classes.
-    for own_values, m in _alike(values, labels, present):
-        n = len(own_values)
-        distinct, times = np.unique(own_values, return_counts=True)
-        if n == 1 or len(distinct) == 1:
-            continue
-        variances += m * own_values.var(ddof=1)
-        drawn = rng.multinomial(m * n, times / n, size=n_resamples)
-        deviations = np.sqrt(n / (n - 1)) * (drawn @ distinct / n - m * own_values.mean())
-        total += deviations * (n if by_images else 1)
-    if alone:
-        spread = np.sqrt(alone * variances / (len(present) - alone))
-        total += rng.normal(0, spread, n_resamples)
-    low, high = value + np.quantile(total / weights.sum(), (0.025, 0.975))
-    return Interval(value, float(low), float(high), alone)
-
-
-def _alike(
-    values: Float64[np.ndarray, "images"],
-    labels: Int64[np.ndarray, "images"],
-    present: Int64[np.ndarray, "present"],
-) -> Iterator[tuple[Float64[np.ndarray, "n"], int]]:
-    """Each sorted set of values that a class has, and the number of classes that have it."""
-    by_class = values[np.lexsort((values, labels))]
-    counts = np.bincount(labels)
-    starts = np.cumsum(counts) - counts
-    for n in np.unique(counts[present]):
-        group = present[counts[present] == n]
-        rows = by_class[starts[group][:, None] + np.arange(n)]
-        yield from zip(*np.unique(rows, axis=0, return_counts=True), strict=True)
-
-
-def photo_interval(
-    values: Float[np.ndarray, "images"] | Bool[np.ndarray, "images"],
-    labels: Int64[np.ndarray, "images"],
-    members: Bool[np.ndarray, "classes"] | None = None,
-) -> Interval | None:
-    """95 % interval of the mean over the images of the member classes.
-
-    As `bootstrap_interval`, each class weighing as much as it has images.
-    """
-    return _resampled(values, labels, members, by_images=True)
-
-
-def accuracy_interval(
-    hits: Bool[np.ndarray, "images"],
-    labels: Int64[np.ndarray, "images"],
-    members: Bool[np.ndarray, "classes"] | None = None,
-    *,
-    over: Literal["classes", "images"] = "classes",
-) -> Interval | None:
-    """An accuracy over the member classes, or over their images, with its 95 % interval.
-
-    By bootstrap within classes, cut to 0..1. Where no class has both right and wrong images, every
-    resample is alike and would promise certainty: the interval is then Wilson's for that accuracy
-    and that many images.
-    """
-    mean_interval = bootstrap_interval if over == "classes" else photo_interval
-    found = mean_interval(hits, labels, members)
-    if found is None or found.low is None:
-        return found
-    if found.low == found.high:
-        n = len(hits) if members is None else int(members[labels].sum())
-        low, high = wilson_bounds(np.array([found.value * n]), np.array([n]))
-        return replace(found, low=float(low[0]), high=float(high[0]))
-    return found.within(0, 1)
-
-
-def wilson_bounds(
-    n_hits: Int64[np.ndarray, "classes"] | Float64[np.ndarray, "classes"],
-    n: Int64[np.ndarray, "classes"],
-) -> tuple[Float64[np.ndarray, "classes"], Float64[np.ndarray, "classes"]]:
-    """Ends of the 95 % interval of each class's accuracy (Wilson 1927); NaN below two images."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share, z_n = n_hits / n, Z95**2 / n
-        centre = (share + z_n / 2) / (1 + z_n)
-        half = np.sqrt(z_n * (share * (1 - share) + z_n / 4)) / (1 + z_n)
-    low: Float64[np.ndarray, classes] = np.where(n > 1, np.maximum(centre - half, 0), np.nan)
-    high: Float64[np.ndarray, classes] = np.where(n > 1, np.minimum(centre + half, 1), np.nan)
-    return low, high
-
-
 def class_f1(
     guesses: Int64[np.ndarray, "images"], labels: Int64[np.ndarray, "images"]
 ) -> Float64[np.ndarray, "classes"]:
@@ -259,24 +80,37 @@ def class_f1(
 
 
 def macro_f1(
-    guesses: Int64[np.ndarray, "images"], labels: Int64[np.ndarray, "images"]
+    guesses: Int64[np.ndarray, "images"],
+    labels: Int64[np.ndarray, "images"],
+    *,
+    n_resamples: int = 400,
+    seed: int = 0,
 ) -> Interval | None:
     """Macro F1, the mean over the classes guessed or with images, with its 95 % interval.
 
-    F1 is no mean over images. The interval is that of the mean of its derivatives: with s the
-    guesses and images of a class, a hit adds 2/s to the class's F1 and a guess takes F1/s off.
+    The interval is of the macro F1 to expect of as many images of each class: F1 of few images is
+    not that of many. F1 is not a mean over images, so its variance is found by parametric
+    bootstrap: every image is guessed right with its class's shrunk accuracy, or else is given the
+    guess of some wrong image. The ends are Wilson's for as many images as have that variance.
 
     Returns:
-        None where there is no image; without low and high where no class has two.
+        None where there is no image.
     """
     if not len(labels):
         return None
-    f1 = class_f1(guesses, labels)
-    sizes = np.bincount(labels, minlength=len(f1)) + np.bincount(guesses, minlength=len(f1))
-    slopes = 2.0 * (guesses == labels) / sizes[labels] - f1[guesses] / sizes[guesses]
-    value = float(np.nanmean(f1))
-    spread = photo_interval(slopes * len(labels) / np.count_nonzero(sizes), labels)
-    if spread is None or spread.low is None or spread.high is None:
-        return Interval(value, None, None)
-    shift = value - spread.value
-    return Interval(value, spread.low + shift, spread.high + shift).within(0, 1)
+    value = float(np.nanmean(class_f1(guesses, labels)))
+    hits = guesses == labels
+    chances = shrunk_accuracies(hits, labels)[labels]
+    mistakes = labels if hits.all() else guesses[~hits]
+    n_classes = max(int(max(guesses.max(), labels.max())) + 1, 2)
+    rng = np.random.default_rng(seed)
+    again = []
+    for _ in range(n_resamples):
+        wrong = mistakes[rng.integers(len(mistakes), size=len(labels))]
+        wrong = np.where(wrong == labels, (labels + 1) % n_classes, wrong)
+        drawn = np.where(rng.random(len(labels)) < chances, labels, wrong)
+        again.append(np.nanmean(class_f1(drawn, labels)))
+    near_value = (value * len(labels) + 0.5) / (len(labels) + 1)
+    n_equal = near_value * (1 - near_value) / np.var(again)
+    low, high = wilson_bounds(np.array([value]), np.array([n_equal]))
+    return Interval(value, min(float(low[0]), value), max(float(high[0]), value))

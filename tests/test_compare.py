@@ -14,7 +14,7 @@ from inat.evaluation import Comparison, compare
 from inat.evaluation.difference import mcnemar, paired_difference
 from inat.evaluation.sentence import short_names
 from inat.files import read_json
-from inat.metrics import bootstrap_interval
+from inat.intervals import gain_interval
 from inat.prediction_file import PredictionFile
 
 N_CLASSES = 40
@@ -92,8 +92,7 @@ def test_differences_equal_slow_loops(tmp_path: Path) -> None:
         assert difference.p_value == pytest.approx(
             slow_mcnemar(difference.n_gained, difference.n_lost)
         )
-        paired = new[own].astype(float) - old[own]
-        assert difference.gain == bootstrap_interval(paired, LABELS[own] - min(labels))
+        assert difference.gain == gain_interval(old[own], new[own], LABELS[own] - min(labels))
     assert found.top1.gain.value == pytest.approx(new.mean() - old.mean())
 
 
@@ -131,7 +130,7 @@ def test_few_photos_that_all_moved_one_way_are_no_proof() -> None:
         new[::3][:n_moved] = True
         found = paired_difference(old, new, labels, everyone)
         assert found is not None
-        assert found.gain.low > 0  # the bootstrap alone would claim it
+        assert found.gain.low > 0  # the interval alone would claim it
         assert found.is_seen is is_seen
 
 
@@ -157,20 +156,20 @@ def test_the_sentence_names_what_is_better_and_where_nothing_is_seen(
     pair: tuple[PredictionFile, PredictionFile],
 ) -> None:
     assert compare(*pair).sentence() == (
-        "la is better than ce by 12.5 points of top-1, 95 % interval 7.4 to 18.3 (McNemar "
-        "p < 0.0001); in the few band la is better by 25.0 points (14.9 to 36.5); "
+        "la is better than ce by 12.5 points of top-1, 95 % interval 7.8 to 18.6 (McNemar "
+        "p < 0.0001); in the few band la is better by 25.0 points (16.0 to 35.6); "
         "in the many and medium bands no difference can be seen"
     )
     worse = compare(*pair[::-1]).sentence()
     assert worse.startswith("ce is worse than la by 12.5 points of top-1, 95 % interval 7.")
-    assert "in the few band ce is worse by 25.0 points (14." in worse
+    assert "in the few band ce is worse by 25.0 points (16." in worse
 
 
 def test_the_sentence_claims_nothing_of_two_equal_predictions(tmp_path: Path) -> None:
     found = compare(made(tmp_path / "a" / "val"), made(tmp_path / "b" / "val"))
     assert found.sentence() == (
-        "no difference between b and a can be seen (top-1 +0.0 points, 95 % interval +0.0 to "
-        "+0.0, McNemar p = 1); in the many, medium and few bands no difference can be seen"
+        "no difference between b and a can be seen (top-1 +0.0 points, 95 % interval -2.4 to "
+        "+2.4, McNemar p = 1); in the many, medium and few bands no difference can be seen"
     )
 
 
@@ -181,14 +180,14 @@ def test_a_band_without_photos_is_left_out_of_the_sentence(tmp_path: Path) -> No
     assert found.sentence().endswith("in the many band no difference can be seen")
 
 
-def test_one_photo_a_species_tells_no_spread(tmp_path: Path) -> None:
+def test_one_photo_of_each_species_can_show_a_difference(tmp_path: Path) -> None:
     old = make_prediction(tmp_path / "a", np.eye(8)[[1] * 8], range(8))
     new = make_prediction(tmp_path / "b", np.eye(8), range(8))
     found = compare(old, new)
-    assert (found.top1.gain.low, found.top1.gain.left_out) == (None, 8)
-    assert found.sentence().startswith(
-        "no difference between b and a can be seen (top-1 +87.5 points, McNemar p = 0.016)"
-    )
+    assert found.top1.gain.value == 0.875
+    assert 0 < found.top1.gain.low < 0.6
+    assert found.top1.gain.high < 1
+    assert found.sentence().startswith("b is better than a by 87.5 points of top-1, 95 % interval")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +268,7 @@ def test_the_command_prints_the_sentence_the_table_and_the_species(
         "first", "second", "difference", "95", "%", "interval", "won", "lost", "McNemar", "p"
     ]  # fmt: skip
     assert [line.split()[0] for line in lines[2:7]] == ["top-1", "mean", "many", "medium", "few"]
-    assert lines[4].split() == ["many", "50.0", "50.0", "+0.0", "+0.0", "to", "+0.0", "0", "0", "1"]
+    assert lines[4].split() == ["many", "50.0", "50.0", "+0.0", "-9.0", "to", "+9.0", "0", "0", "1"]
     assert lines[7] == "20 species gained, the first 10:"
     assert lines[8] == "  Genus20 species20 (5 training photos): 2 -> 3 of 4 right"
     assert lines[-2:] == ["0 species lost", f"saved {out}"]

@@ -27,7 +27,7 @@ from inat.ensembling.fitting import (
 from inat.ensembling.members import align
 from inat.errors import InputError
 from inat.evaluation.evaluate import evaluate
-from inat.metrics import bootstrap_interval
+from inat.intervals import gain_interval
 from inat.prediction_file import PredictionFile, read_prediction
 
 COUNTS = [60, 30, 8, 2]
@@ -374,8 +374,7 @@ def test_the_gain_is_of_photos_that_the_choice_did_not_see(held_out: list[Predic
     assert gain.accuracy == pytest.approx(slow_class_mean(hits.astype(float).tolist(), LABELS))
     assert gain.best_member == means.index(max(means))
     assert gain.best_accuracy == pytest.approx(max(means))
-    difference = hits.astype(float) - alone[gain.best_member]
-    assert gain.difference == bootstrap_interval(difference, np.array(LABELS))
+    assert gain.difference == gain_interval(alone[gain.best_member], hits, np.array(LABELS))
     assert gain.difference.value == pytest.approx(gain.accuracy - gain.best_accuracy)
 
 

@@ -66,8 +66,8 @@ def test_figures_equal_slow_loops(prediction: PredictionFile) -> None:
 
 
 ONE_PHOTO = (
-    "species with one photo here: {} (medium {}); nothing tells their spread, so the intervals (±) "
-    "take a photo's to be as in the other species of the band"
+    "species with one photo here: {} (medium {}); the intervals take how much their photos vary "
+    "from species with as few photos, so they may be a little wide"
 )
 
 
@@ -331,21 +331,22 @@ def test_the_table_has_figures_with_intervals_and_bars_below_the_bands(tmp_path:
     logits = 9 * np.eye(4)[[0, 0, 0, 1, 1, 2, 1, 1]]
     found = evaluate(make_prediction(tmp_path / "p", logits, labels, [300, 50, 5, 3]))
     lines = plain_lines(evaluation_table({"one": found}))
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert lines[0].split() == ["top-1", "top-3", "error", "mean", "class", "many", "medium", "few"]
     assert lines[1].split() == ["%", "%", "%", "1", "species", "1", "species", "1", "species"]
-    assert lines[2].split()[0] == "one"
-    assert [word for word in lines[2].split() if word[0] != "±"][1:] == [
-        "50.0", "0.0", "41.7", "75.0", "50.0", "0.0"
-    ]  # fmt: skip
-    assert lines[3].split() == ["███████▌░░", "█████░░░░░", "░░░░░░░░░░"]
+    assert lines[2].split() == ["one", "50.0", "0.0", "41.7", "75.0", "50.0", "0.0"]
+    shown = [found.top1, found.top3_error_interval, found.mean_class_accuracy]
+    shown += [each for each in found.bands.values() if each is not None]
+    assert lines[3].split() == [f"{100 * each.low:.1f}–{100 * each.high:.1f}" for each in shown]
+    assert lines[4].split() == ["███████▌░░", "█████░░░░░", "░░░░░░░░░░"]
 
 
 def test_an_empty_band_has_neither_figure_nor_bar(tmp_path: Path) -> None:
     found = evaluate(make_prediction(tmp_path / "p", np.eye(2), [0, 0], [300, 200]))
     lines = plain_lines(evaluation_table({"one": found}))
     assert lines[2].split()[-2:] == ["–", "–"]
-    assert lines[3].split() == ["█████░░░░░"]
+    assert len(lines[3].split()) == 4
+    assert lines[4].split() == ["█████░░░░░"]
 
 
 def test_further_figures_tell_lineage_calibration_and_favoured_bands(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from inat.competitions import find_competition
 from inat.data.annotations import load_split
 from inat.errors import InputError
 from inat.files import read_json
-from inat.metrics import Interval, bootstrap_interval
+from inat.intervals import accuracy_interval
 from inat.prediction_file import PredictionFile
 from inat.run_folder import versions
 from inat.submission import csv_file, provenance
@@ -269,10 +269,10 @@ def test_on_photos_held_out_of_train_it_is_the_mean_over_species(
     found = estimated(unlabelled)
     errors = wrong_at(held, 3)
     by_species = [np.mean(errors[:20]), np.mean(errors[20:26]), np.mean(errors[26:])]
-    expected = bootstrap_interval(np.array(errors, float), np.array(labels))
+    expected = accuracy_interval(np.array(errors, bool), np.array(labels))
     assert found.value == pytest.approx(np.mean(by_species))
     assert expected is not None
-    assert (found.low, found.high) == (max(0, expected.low or 0), expected.high)
+    assert (found.low, found.high) == (expected.low, expected.high)
     assert found.mean_over == "species"
     assert found.line().endswith(
         f"on the 30 held out photos of {held.path}; 2 species have none there"
@@ -394,13 +394,17 @@ def test_macro_f1_is_estimated_by_scikit_learn_s_value(
     assert found.value == pytest.approx(f1_score(LABELS, guesses, average="macro"))
 
 
-def test_one_photo_a_species_tells_no_spread() -> None:
-    found = Estimate("top-3 error", 0.25, None, None, "p", 4, "unseen", "photos", 0)
-    assert (
-        found.line()
-        == "expected top-3 error: 0.2500, mean over photos, on the 4 unseen photos of p"
-    )
-    assert Interval(0.25, None, None).within(0, 1).low is None
+@pytest.mark.parametrize("n_wrong", [0, 3, 30])
+def test_the_estimate_of_unseen_photos_has_the_interval_that_evaluate_gives(
+    n_wrong: int, tmp_path: Path, unlabelled: PredictionFile
+) -> None:
+    logits = np.where(np.arange(5) == np.array(LABELS)[:, None], 9.0, np.arange(5))
+    logits[np.arange(30) < n_wrong] *= -1
+    val = made(tmp_path, "val", logits=logits, labels=LABELS, split="val")
+    found, evaluated = estimated(unlabelled), evaluate(val).top3_error_interval
+    assert found.value == pytest.approx(n_wrong / 30)
+    assert (found.low, found.high) == pytest.approx((evaluated.low, evaluated.high), abs=1e-6)
+    assert 0 <= found.low < found.high <= 1
 
 
 # --- choices, other runs and other making --------------------------------------------------------

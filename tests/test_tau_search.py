@@ -13,7 +13,7 @@ from inat.adjusting.tau_search import GRID, choose_tau, hits_of_taus
 from inat.cli import main
 from inat.errors import InputError
 from inat.evaluation import evaluate
-from inat.metrics import bootstrap_interval
+from inat.intervals import gain_interval
 from inat.prediction_file import PredictionFile
 
 COUNTS = [60, 30, 8, 2, 1]
@@ -71,7 +71,7 @@ def test_the_first_best_tau_is_taken_and_the_note_says_on_what(
     assert found.logits.tobytes() == by_hand.logits.tobytes()
     assert found.logits_prior == pytest.approx(by_hand.logits_prior)
     hits = hits_of_taus(held_out, np.array(PRIOR))
-    gain = bootstrap_interval(hits[best].astype(float) - hits[0], np.array(LABELS))
+    gain = gain_interval(hits[0], hits[best], np.array(LABELS))
     assert gain is not None
     assert gain.value == pytest.approx(max(scores) - scores[0])
     assert notes == [

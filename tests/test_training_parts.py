@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from inat.config import ModelConfig, OptimConfig
 from inat.config_files import build
 from inat.errors import InputError
-from inat.metrics import accuracy_interval
+from inat.intervals import accuracy_interval
 from inat.models.backbone import Backbone, build_backbone
 from inat.models.device import (
     autocast,
@@ -605,8 +605,8 @@ def test_a_validation_s_line_says_how_the_bands_moved_since_the_one_before() -> 
     accuracies = "held out: top-1 0.625  top-3 error 0.125  mean class 0.500  "
     assert str(now) == accuracies + "many –  medium 0.500  few 0.250"
     assert now.since(before) == accuracies + "many –  medium 0.500 (-0.250)  few 0.250"
-    known = replace(now, half_width=0.0512)
-    assert str(known) == accuracies.rstrip() + " ±0.051  many –  medium 0.500  few 0.250"
+    known = replace(now, interval=(0.4412, 0.5623))
+    assert str(known) == accuracies.rstrip() + " (0.441–0.562)  many –  medium 0.500  few 0.250"
 
 
 def test_a_validation_has_the_interval_of_its_mean_over_species() -> None:
@@ -615,5 +615,6 @@ def test_a_validation_has_the_interval_of_its_mean_over_species() -> None:
     found = score_guesses(guessed, true, np.array([200, 50, 5]), (20, 100))
     interval = accuracy_interval(guessed[:, 0] == true, true)
     assert interval is not None
-    assert (found.mean_class_accuracy, found.half_width) == (interval.value, interval.half_width)
+    assert found.mean_class_accuracy == interval.value
+    assert found.interval == (interval.low, interval.high)
     assert found.mean_class_accuracy == pytest.approx((3 / 4 + 1 / 4 + 3 / 4) / 3)

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from inat.errors import InputError
-from inat.metrics import Interval, bootstrap_interval, class_means, mean_of
+from inat.intervals import Interval, gain_interval
+from inat.metrics import class_means, mean_of
 from inat.prediction_file import PredictionFile
 from inat.priors import Prior
 from inat.progress import first_few
@@ -92,7 +93,7 @@ def choose_tau(photos: PredictionFile, prior: Prior) -> TauChoice:
     hits = hits_of_taus(photos, prior)
     scores = np.array([_mean_class(row, photos) for row in hits])
     best = int(scores.argmax())
-    gain = bootstrap_interval(hits[best].astype(float) - hits[0], photos.labels)
+    gain = gain_interval(hits[0], hits[best], photos.labels)
     assert gain is not None  # there are photos
     return TauChoice(round(float(GRID[best]), 3), scores, gain, photos)
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from inat.config import WeightSearch
 from inat.ensembling.fit_table import TEMPERATURES, FitTable
 from inat.errors import InputError, unknown_name
-from inat.metrics import Interval, bootstrap_interval
+from inat.intervals import Interval, gain_interval
 from inat.priors import normalised
 
 Weights = Float64[np.ndarray, "members"]
@@ -148,7 +148,7 @@ def cross_fitted(table: FitTable, weights: Sequence[float] | None, search: str) 
     alone = [table.hits(values) for values in table.values]
     accuracies = [table.class_mean(member_hits) for member_hits in alone]
     best = int(np.argmax(accuracies))
-    difference = bootstrap_interval(hits.astype(float) - alone[best], table.labels)
+    difference = gain_interval(alone[best], hits, table.labels)
     assert difference is not None
     return Gain(table.class_mean(hits), best, accuracies[best], difference)
 

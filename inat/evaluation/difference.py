@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from inat.metrics import Interval, bootstrap_interval, photo_interval
+from inat.intervals import Interval, gain_interval
+from inat.metrics import class_means, mean_of
 
 LEVEL = 0.05
 
@@ -17,8 +18,7 @@ class Difference:
     Attributes:
         first: the first prediction's accuracy.
         second: the second prediction's accuracy.
-        gain: second - first, with its 95 % interval by paired bootstrap: the photos are
-            resampled within their species, both predictions on the same ones.
+        gain: second - first, with its 95 % interval, paired (`gain_interval`).
         n_gained: photos that the second alone has right.
         n_lost: photos that the first alone has right.
         p_value: of McNemar's exact test: that of n_gained under a fair coin thrown
@@ -39,10 +39,7 @@ class Difference:
         A few photos that all moved one way make an interval that leaves 0 out; McNemar's test
         knows that three heads in a row are no proof.
         """
-        gain = self.gain
-        if gain.low is None or gain.high is None:
-            return False
-        return self.p_value < LEVEL and not gain.low <= 0 <= gain.high
+        return self.p_value < LEVEL and not self.gain.low <= 0 <= self.gain.high
 
 
 def paired_difference(
@@ -62,16 +59,24 @@ def paired_difference(
         members: which species count.
         over_photos: mean over the photos of the members; else over the members of their means.
     """
-    mean_interval = photo_interval if over_photos else bootstrap_interval
-    gain = mean_interval(new_hits.astype(float) - hits, labels, members)
-    before, after = (mean_interval(each, labels, members) for each in (hits, new_hits))
-    if gain is None or before is None or after is None:
-        return None
     counted = members[labels]
+    gain = gain_interval(
+        hits, new_hits, labels, members, over="images" if over_photos else "classes"
+    )
+    if gain is None:
+        return None
+    first, second = (
+        float(each[counted].mean())
+        if over_photos
+        else mean_of(class_means(each, labels, len(members)), members)
+        for each in (hits, new_hits)
+    )
+    assert first is not None
+    assert second is not None
     n_gained = int((new_hits & ~hits & counted).sum())
     n_lost = int((hits & ~new_hits & counted).sum())
     p_value = mcnemar(n_gained, n_lost)
-    return Difference(before.value, after.value, gain, n_gained, n_lost, p_value)
+    return Difference(first, second, gain, n_gained, n_lost, p_value)
 
 
 def mcnemar(n_gained: int, n_lost: int) -> float:

@@ -31,7 +31,8 @@ from inat.evaluation.reliability import Kept, Reliability, kept_at_thresholds, r
 from inat.evaluation.seen_photos import refuse_seen_photos
 from inat.evaluation.species import SpeciesMeans, species_means, species_table, worst_species
 from inat.files import atomic_file, write_json
-from inat.metrics import Interval, accuracy_interval, shot_bands, top_k
+from inat.intervals import Interval, accuracy_interval
+from inat.metrics import shot_bands, top_k
 from inat.prediction_file import PredictionFile, read_prediction
 from inat.solution import read_solution
 
@@ -107,14 +108,20 @@ class Evaluation:
         """The species of each scored photo."""
         return self.outcomes.labels
 
+    @property
+    def top3_error_interval(self) -> Interval:
+        """The top-3 error with its interval."""
+        right = self.top_k[3]
+        return Interval(self.top3_error, 1 - right.high, 1 - right.low)
+
     def to_dict(self) -> dict[str, Any]:
         """The figures as they stand in metrics.json.
 
         An object with `format` (1) and the attributes of this class but `per_class` and
-        `outcomes`, each as its class names its fields: an interval is {value, low, high,
-        left_out}. `species` holds the columns of `per_class`, each a list in the order of the
-        labels. What is unknown is null: the interval of one photo, the accuracy of a species or
-        band without photos. Species go by category id, photos by image id.
+        `outcomes`, each as its class names its fields: an interval is {value, low, high}.
+        `species` holds the columns of `per_class`, each a list in the order of the labels. What is
+        unknown is null: the accuracy of a species or band without photos. Species go by category
+        id, photos by image id.
         """
         plain = {
             name: _plain(value)
@@ -255,8 +262,8 @@ def _notes_on_counts(table: pd.DataFrame) -> list[str]:
     if len(alone):
         by_band = ", ".join(f"{band} {alone[band]}" for band in BANDS if band in alone)
         notes.append(
-            f"species with one photo here: {alone.sum()} ({by_band}); nothing tells their spread, "
-            "so the intervals (±) take a photo's to be as in the other species of the band"
+            f"species with one photo here: {alone.sum()} ({by_band}); the intervals take how much "
+            "their photos vary from species with as few photos, so they may be a little wide"
         )
     if untested := int((table["n"] == 0).sum()):
         notes.append(f"{untested} of {len(table)} species have no photo here")

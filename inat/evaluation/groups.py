@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Bool, Int64
 
 from inat.evaluation.outcomes import Outcomes
-from inat.metrics import Interval, accuracy_interval
+from inat.intervals import Interval, accuracy_interval
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int64
 
 from inat.data.taxonomy import RANKS, Taxonomy
 from inat.evaluation.outcomes import Outcomes
-from inat.metrics import Interval, accuracy_interval
+from inat.intervals import Interval, accuracy_interval
 
 
 @dataclass(frozen=True)

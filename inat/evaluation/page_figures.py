@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from inat.bands import BANDS
 from inat.evaluation.evaluate import Evaluation
-from inat.metrics import Interval
+from inat.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,9 @@ def headline_rows(evaluation: Evaluation) -> list[Headline]:
         "few": f"< {few_below}",
     }
     photos = f"of {evaluation.n_images:,} photos"
-    top3 = evaluation.top_k[3]
-    error = Interval(evaluation.top3_error, _rest(top3.high), _rest(top3.low), top3.left_out)
     return [
         Headline("top1", "Top-1", photos, evaluation.top1),
-        Headline("top3_error", "Top-3 error", photos, error),
+        Headline("top3_error", "Top-3 error", photos, evaluation.top3_error_interval),
         Headline(
             "mean_class_accuracy",
             "Mean class",
@@ -55,10 +53,6 @@ def headline_rows(evaluation: Evaluation) -> list[Headline]:
             for band in BANDS
         ),
     ]
-
-
-def _rest(share: float | None) -> float | None:
-    return None if share is None else 1 - share
 
 
 def further_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
@@ -100,6 +94,6 @@ def share_text(share: float | None) -> str:
 
 def interval_text(interval: Interval | None) -> str:
     """The ends of an interval in per cent, 79.3–83.5; nothing where there is none."""
-    if interval is None or interval.low is None or interval.high is None:
+    if interval is None:
         return ""
     return f"{100 * interval.low:.1f}–{100 * interval.high:.1f}"

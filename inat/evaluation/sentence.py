@@ -5,7 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from inat.evaluation.difference import Difference
-from inat.metrics import Interval
+from inat.intervals import Interval
 
 
 def comparison_sentence(
@@ -48,8 +48,6 @@ def _moved(gain: Interval, than: str = "") -> str:
 
 def _size(gain: Interval) -> str:
     """The interval of the size of a gain or a loss, in points: 0.6 to 2.0."""
-    assert gain.low is not None
-    assert gain.high is not None
     low, high = (gain.low, gain.high) if gain.value > 0 else (-gain.high, -gain.low)
     return f"{100 * low:.1f} to {100 * high:.1f}"
 

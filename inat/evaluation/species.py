@@ -7,7 +7,8 @@ import pandas as pd
 from jaxtyping import Bool, Float64, Int64
 
 from inat.evaluation.outcomes import Outcomes
-from inat.metrics import class_means, wilson_bounds
+from inat.intervals import wilson_bounds
+from inat.metrics import class_means
 
 LOWEST = 1e-3
 """What an accuracy of 0 counts as in the harmonic and the geometric mean, which it would make 0."""
@@ -51,13 +52,14 @@ def species_table(
     n = np.bincount(labels, minlength=n_classes)
     hits = np.bincount(labels[outcomes.hits], minlength=n_classes)
     predicted = np.bincount(outcomes.guessed, minlength=n_classes)
-    low, high = wilson_bounds(hits, n)
+    accuracy = _quotient(hits, n)
+    low, high = wilson_bounds(accuracy, np.where(n > 1, n, np.nan))
     return species.assign(
         band=np.select(list(bands.values()), list(bands), ""),
         n=n,
         hits=hits,
         top3_hits=np.bincount(labels[outcomes.hits_at(3)], minlength=n_classes),
-        accuracy=_quotient(hits, n),
+        accuracy=accuracy,
         low=low,
         high=high,
         predicted=predicted,

@@ -12,7 +12,7 @@ from inat.errors import shown
 from inat.evaluation.compare import Comparison
 from inat.evaluation.difference import Difference
 from inat.evaluation.evaluate import Evaluation
-from inat.metrics import Interval
+from inat.intervals import Interval
 
 PLAIN_WIDTH = 200
 NAME_WIDTH = 8
@@ -25,8 +25,8 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
     """A row an evaluation: top-1, top-3 error, mean class accuracy and shot bands, in per cent.
 
-    Behind ± stands half the width of the 95 % interval; an empty band is –. Below each band's
-    figure stands a bar from 0 to 100 %.
+    Below each figure is its 95 % interval, and below a band's a bar from 0 to 100 %; an empty
+    band is –.
     """
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold")
@@ -38,7 +38,7 @@ def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
         table.add_row(
             shown(name),
             percent(result.top1),
-            f"{100 * result.top3_error:.1f}",
+            percent(result.top3_error_interval),
             percent(result.mean_class_accuracy),
             *(f"{percent(result.bands[band])}\n{_bar(result.bands[band])}" for band in BANDS),
         )
@@ -84,14 +84,11 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def _difference_cells(found: Difference) -> list[str]:
     gain = found.gain
-    interval = "–"
-    if gain.low is not None and gain.high is not None:
-        interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
     return [
         f"{100 * found.first:.1f}",
         f"{100 * found.second:.1f}",
         f"{100 * gain.value:+.1f}",
-        interval,
+        f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
         f"{found.n_gained:,}",
         f"{found.n_lost:,}",
         f"{found.p_value:.2g}",
@@ -116,12 +113,10 @@ def moved_species_lines(comparison: Comparison) -> list[str]:
 
 
 def percent(interval: Interval | None) -> str:
-    """81.4 ±2.1, or – where there is nothing to measure."""
+    """81.4 and below it 79.2–83.3, or – where there is nothing to measure."""
     if interval is None:
         return "–"
-    if interval.half_width is None:
-        return f"{100 * interval.value:.1f}"
-    return f"{100 * interval.value:.1f} ±{100 * interval.half_width:.1f}"
+    return f"{100 * interval.value:.1f}\n{100 * interval.low:.1f}–{100 * interval.high:.1f}"
 
 
 def print_table(table: Table) -> None:

@@ -16,7 +16,7 @@ from inat.data.annotations import load_split
 from inat.errors import InputError
 from inat.evaluation.evaluate import guess
 from inat.files import atomic_file, sha256
-from inat.metrics import macro_f1
+from inat.metrics import class_f1
 from inat.prediction_file import PredictionFile, read_prediction
 from inat.solution import read_solution
 from inat.submission.estimate import estimate
@@ -163,8 +163,7 @@ def _score(
         return 1 - float((guesses == expected[:, None]).any(axis=1).mean())
     # Category ids are as large as they please: numbered anew.
     _, labels = np.unique(np.concatenate([expected, guesses[:, 0]]), return_inverse=True)
-    found = macro_f1(labels[len(expected) :], labels[: len(expected)])
-    return None if found is None else found.value
+    return float(np.nanmean(class_f1(labels[len(expected) :], labels[: len(expected)])))
 
 
 @contextmanager

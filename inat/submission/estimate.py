@@ -10,7 +10,8 @@ from inat.competitions import Competition
 from inat.errors import InputError
 from inat.evaluation.evaluate import guess
 from inat.evaluation.seen_photos import roles_for
-from inat.metrics import Interval, bootstrap_interval, hits_at, macro_f1, photo_interval
+from inat.intervals import Interval, accuracy_interval
+from inat.metrics import hits_at, macro_f1
 from inat.prediction_file import PredictionFile, read_prediction
 from inat.same_model import differences
 
@@ -25,7 +26,7 @@ class Estimate:
     Attributes:
         metric: top-3 error, macro F1 ...
         value: the score on the photos at hand.
-        low: lower end of its 95 % interval; None where nothing tells the spread.
+        low: lower end of its 95 % interval, found as `evaluate` does.
         high: upper end.
         prediction: path of the prediction that was scored.
         photos: how many photos it has.
@@ -40,8 +41,8 @@ class Estimate:
 
     metric: str
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
     prediction: str
     photos: int
     role: str
@@ -51,7 +52,6 @@ class Estimate:
 
     def line(self) -> str:
         """The estimate as one sentence."""
-        interval = "" if self.low is None else f" (95 % interval {self.low:.4f} to {self.high:.4f})"
         flatters = "; chosen on them, it flatters" if self.role == "chosen on" else ""
         lacking = (
             f"; {self.species_without_photo} species have none there"
@@ -65,9 +65,9 @@ class Estimate:
             else ""
         )
         return (
-            f"expected {self.metric}: {self.value:.4f}{interval}, mean over {self.mean_over}, on "
-            f"the {self.photos:,} {self.role} photos of {self.prediction}{flatters}{lacking}"
-            f"{differs}"
+            f"expected {self.metric}: {self.value:.4f} (95 % interval {self.low:.4f} to "
+            f"{self.high:.4f}), mean over {self.mean_over}, on the {self.photos:,} {self.role} "
+            f"photos of {self.prediction}{flatters}{lacking}{differs}"
         )
 
 
@@ -152,15 +152,15 @@ def _score(
         over, interval = "species", macro_f1(guesses[:, 0], labels)
     else:
         errors = ~hits_at(guesses, labels, spec.n_scored)
-        mean_interval = photo_interval if over == "photos" else bootstrap_interval
-        interval = mean_interval(errors, labels)
+        interval = accuracy_interval(
+            errors, labels, over="images" if over == "photos" else "classes"
+        )
     assert interval is not None
-    cut = interval.within(0, 1)
     return Estimate(
         metric=spec.metric_name,
-        value=cut.value,
-        low=cut.low,
-        high=cut.high,
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
         prediction=str(source.path),
         photos=len(source),
         role=role,

@@ -10,7 +10,8 @@ from torch import nn
 
 from inat.data.loader import Loader
 from inat.earlier_prior import EarlierPriorShare
-from inat.metrics import accuracy_interval, class_means, hits_at, mean_of, shot_bands, top_k
+from inat.intervals import accuracy_interval
+from inat.metrics import class_means, hits_at, mean_of, shot_bands, top_k
 from inat.models.backbone import Triple
 from inat.prediction.forward import iterate_logits
 from inat.training.processes import gathered
@@ -25,14 +26,14 @@ class Validation:
         top3_error: share of the photos whose species is not among the first three guesses.
         mean_class_accuracy: mean over species of their top-1; what best is chosen by.
         bands: mean over the species of each shot band.
-        half_width: of the 95 % interval of mean_class_accuracy; None where nothing tells it.
+        interval: both ends of the 95 % interval of mean_class_accuracy; None without photos.
     """
 
     top1: float
     top3_error: float
     mean_class_accuracy: float
     bands: dict[str, float | None]
-    half_width: float | None = None
+    interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         return self.since(None)
@@ -43,7 +44,7 @@ class Validation:
             f"{band} {'–' if value is None else f'{value:.3f}'}" + _moved(value, band, before)
             for band, value in self.bands.items()
         )
-        spread = "" if self.half_width is None else f" ±{self.half_width:.3f}"
+        spread = "" if self.interval is None else " ({:.3f}–{:.3f})".format(*self.interval)
         return (
             f"held out: top-1 {self.top1:.3f}  top-3 error {self.top3_error:.3f}  "
             f"mean class {self.mean_class_accuracy:.3f}{spread}  {bands}"
@@ -114,5 +115,5 @@ def score_guesses(
         top3_error=1 - float(hits_at(guessed, true, 3).mean()),
         mean_class_accuracy=0.0 if interval is None else interval.value,
         bands={band: mean_of(by_class, members) for band, members in bands.items()},
-        half_width=None if interval is None else interval.half_width,
+        interval=None if interval is None else (interval.low, interval.high),
     )

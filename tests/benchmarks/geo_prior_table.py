@@ -22,7 +22,7 @@ from inat.bands import FEW_BELOW
 from inat.data import synthetic
 from inat.data.places import have_place, places_of
 from inat.files import read_json, write_json
-from inat.metrics import Interval, bootstrap_interval
+from inat.intervals import Interval, accuracy_interval, gain_interval
 from inat.prediction_file import LOG_PRESENCE, PredictionFile, store, write_prediction
 
 RECIPE: dict[str, Any] = {"epochs": 100, "batch_size": 64, "lr_per_256": 4e-3}
@@ -160,14 +160,14 @@ def print_table(title: str, worlds: list[Hits]) -> None:
     """A row a method: mean class accuracy, all and few, in per cent with 95 % intervals; the gain
     over the photos alone is paired."""
     print(f"\n{title}")
-    print(f"{'':32}{'all':>14}{'few':>14}{'gain':>15}{'gain in few':>15}")
+    print(f"{'':32}{'all':>23}{'few':>23}{'gain':>23}{'gain in few':>23}")
     for name in worlds[0].by_method:
         print(f"{name:32}", end="")
         start = name.split(" + ")[0]
         for few in (False, True):
-            print(f"{shown(accuracy(worlds, name, few=few)):>14}", end="")
+            print(f"{shown(accuracy(worlds, name, few=few)):>23}", end="")
         for few in (False, True) if start != name else ():
-            print(f"{shown(accuracy(worlds, name, start, few=few), '+'):>15}", end="")
+            print(f"{shown(accuracy(worlds, name, start, few=few), '+'):>23}", end="")
         print()
     for start in ("CE", "CE, tau 1"):
         reached = [reached_share(worlds, start, few=few) for few in (False, True)]
@@ -184,21 +184,23 @@ def reached_share(worlds: list[Hits], start: str, *, few: bool) -> float:
 
 
 def shown(found: Interval, sign: str = "") -> str:
-    """62.6 ±2.5."""
-    assert found.half_width is not None
-    return f"{100 * found.value:{sign}.1f} ±{100 * found.half_width:.1f}"
+    """62.6 (60.1 to 65.0)."""
+    ends = f"{100 * found.low:{sign}.1f} to {100 * found.high:{sign}.1f}"
+    return f"{100 * found.value:{sign}.1f} ({ends})"
 
 
 def accuracy(worlds: list[Hits], name: str, less: str | None = None, *, few: bool) -> Interval:
     """A method's mean over worlds and species, or what it gains over another, with the interval
     over the photos of each species and world."""
     n_species = len(worlds[0].few)
-    values = [w.by_method[name] - (w.by_method[less] if less else 0) for w in worlds]
-    found = bootstrap_interval(
-        np.concatenate(values),
-        np.concatenate([k * n_species + world.labels for k, world in enumerate(worlds)]),
-        np.concatenate([world.few | (not few) for world in worlds]),
-    )
+    hits = np.concatenate([world.by_method[name] for world in worlds])
+    labels = np.concatenate([k * n_species + world.labels for k, world in enumerate(worlds)])
+    members = np.concatenate([world.few | (not few) for world in worlds])
+    if less is None:
+        found = accuracy_interval(hits, labels, members)
+    else:
+        others = np.concatenate([world.by_method[less] for world in worlds])
+        found = gain_interval(others, hits, labels, members)
     assert found is not None
     return found
 

@@ -1,6 +1,6 @@
 """Evaluation at the real size: 24,426 photos of 8,142 species, three each.
 
-The bootstrap of 1,000 resamples against the obvious NumPy loop, in turn; a whole `evaluate` and
+An interval against the obvious NumPy bootstrap of 1,000 resamples, in turn; a whole `evaluate` and
 `compare` of prediction files, with the memory that they need beside the mapped files.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from contestants import spread
 
 from inat.data.synthetic import PROFILES, train_counts
-from inat.metrics import bootstrap_interval
+from inat.intervals import accuracy_interval
 from inat.prediction_file import store, write_prediction
 
 COUNTS = train_counts(PROFILES["inat2018"])
@@ -44,20 +44,20 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def test_bootstrap_against_the_obvious_loop(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interval_against_the_obvious_bootstrap(capsys: pytest.CaptureFixture[str]) -> None:
     hits = np.random.default_rng(1).random(len(LABELS)) < 0.7
-    found = bootstrap_interval(hits, LABELS)
+    found = accuracy_interval(hits, LABELS)
     assert found is not None
     loop = loop_interval(hits, 1000)
     assert (found.low, found.high) == pytest.approx(loop, abs=0.001)
     kit, naive = [], []
     for _ in range(ROUNDS):
-        kit.append(seconds(lambda: bootstrap_interval(hits, LABELS)))
+        kit.append(seconds(lambda: accuracy_interval(hits, LABELS)))
         naive.append(seconds(lambda: loop_interval(hits, 1000)))
     with capsys.disabled():
-        print("\n1,000 resamples of 24,426 photos of 8,142 species, seconds")
+        print("\nan interval of 24,426 photos of 8,142 species, seconds")
         print(f"  kit                {spread(kit)}")
-        print(f"  NumPy loop         {spread(naive)}")
+        print(f"  1,000 resamples    {spread(naive)}")
         print(f"  loop / kit         {spread([n / k for n, k in zip(naive, kit, strict=True)])}")
 
 

@@ -150,12 +150,11 @@ function bandsOptions() {
     yAxis: axis({ type: "category", data: rows.map(([name]) => name), splitLine: { show: false }, axisLabel: { color: colour("ink"), fontSize: 13 } }),
     tooltip: tooltip((found) => {
       const interval = rows[found.data[1]][1](runs[found.seriesIndex]);
-      const span = interval.low === null ? "no interval" : `95 % interval ${per(interval.low)} to ${per(interval.high)}`;
-      return [`${rows[found.data[1]][0]}: ${per(interval.value)} %`, runs[found.seriesIndex].title, span];
+      return [`${rows[found.data[1]][0]}: ${per(interval.value)} %`, runs[found.seriesIndex].title, `95 % interval ${per(interval.low)} to ${per(interval.high)}`];
     }),
     series: runs.map((run, r) => ({
       type: "custom", renderItem: whisker(r), encode: { x: [0, 2, 3], y: 1 },
-      data: rows.map(([, pick], place) => [pick(run), place]).filter(([found]) => found).map(([found, place]) => [100 * found.value, place, 100 * (found.low ?? found.value), 100 * (found.high ?? found.value)]),
+      data: rows.map(([, pick], place) => [pick(run), place]).filter(([found]) => found).map(([found, place]) => [100 * found.value, place, 100 * found.low, 100 * found.high]),
     })),
   };
 }
