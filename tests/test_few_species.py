@@ -39,8 +39,13 @@ def test_few_species_are_trained_validated_predicted_and_submitted(
     assert prediction.logits.shape == (2 * n_species, n_species)
     result = inat.evaluate(prediction)
     assert result.top_k[3].value == result.top_k[5].value == 1
-    csv = write(inat.predict(run.path, "test"), tmp_path / "submission.csv")
-    assert len(csv.read_text().splitlines()) == 9
+    tested = inat.predict(run.path, "test")
+    if n_species < 3:
+        with pytest.raises(InputError, match=f"3 guesses a row, and there are {n_species} species"):
+            write(tested, tmp_path / "submission.csv")
+    else:
+        csv = write(tested, tmp_path / "submission.csv")
+        assert len(csv.read_text().splitlines()) == 9
     guesses, _ = inat.predict_photos(run.path, tmp_path / "photos")
     assert {len(guess.names) for guess in guesses} == {n_species}
 
