@@ -20,6 +20,7 @@ from inat.config import ModelConfig
 from inat.errors import InputError, WorldError, unknown_name
 from inat.files import CHECKSUMS, damaged_files
 from inat.models import cifar_resnet  # noqa: F401 - registers its networks in timm
+from inat.models.device import is_of_memory
 from inat.models.heads import build_head, classifier_names, put_classifier, single_classifier
 
 Triple = tuple[float, float, float]
@@ -183,7 +184,7 @@ def try_batch(backbone: Backbone, image_size: int, batch_size: int) -> None:
         with torch.no_grad():
             network.eval()(image)
     except Exception as error:  # networks check sizes with asserts, or fail in any way
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_of_memory(error):
             raise
         raise InputError(
             f"transforms.image_size {image_size}: the network does not take it "

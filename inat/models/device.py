@@ -154,6 +154,13 @@ def fast_kernels(on: bool, *, deterministic: bool = False) -> Iterator[None]:
             os.environ.pop(WORKSPACE, None)
 
 
+def is_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is full; the CPU's allocator raises a RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in SIGNS_OF_FULL_MEMORY)
+
+
 @contextmanager
 def memory_remedies(remedy: str) -> Iterator[None]:
     """Says in a sentence that the memory of the device, or of the host, is full.
@@ -164,9 +171,7 @@ def memory_remedies(remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        text = str(error)
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_memory and not any(sign in text for sign in SIGNS_OF_FULL_MEMORY):
+        if not is_of_memory(error):
             raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise WorldError(f"memory is full ({first:.100}); {remedy}") from None

@@ -11,6 +11,7 @@ from inat.config import ViewMean
 from inat.data.loader import Batch
 from inat.data.views import View, views_of
 from inat.errors import InputError
+from inat.models.device import is_of_memory
 
 
 def view_logits(
@@ -59,6 +60,8 @@ def refuse_sizes(network: nn.Module, views: tuple[View, ...], own_size: int, bac
             with torch.inference_mode():
                 network(torch.zeros(1, 3, size, size, device=device))
         except (AssertionError, RuntimeError, ValueError) as error:
+            if is_of_memory(error):
+                raise
             raise InputError(
                 f"views: {backbone} takes no images of {size} pixels ({error!s:.80}); leave {size} "
                 f"out of scales (it was trained at {own_size})"
