@@ -661,7 +661,7 @@ def predict(
         predictions = predict_folds(run, split, **options)
     for made in predictions:
         _print_made(made)
-        for event in made.meta["bad_photos"]:
+        for event in made.meta.get("bad_photos", []):
             print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
 
 

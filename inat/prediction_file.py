@@ -11,14 +11,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from jaxtyping import Float, Float32, Float64, Int64
 from numpy.lib.format import open_memmap
 
+from inat.bands import FEW_BELOW, MANY_ABOVE
 from inat.binary_files import read_array, read_table
 from inat.errors import InputError
 from inat.files import atomic_folder, read_json, reserve, write_json
@@ -26,12 +28,6 @@ from inat.files import atomic_folder, read_json, reserve, write_json
 FORMAT = 1
 FILES = ("logits.npy", "ids.npy", "labels.npy", "species.parquet", "photos.parquet", "meta.json")
 ROLES = ("unseen", "trained on", "held out", "chosen on")
-META_KEYS = {
-    "competition": (str,),
-    "split": (str,),
-    "logits_prior": (list, type(None)),
-    "chosen": (dict,),
-}
 SPECIES = {"category_id": "whole numbers", "name": "texts", "train_count": "whole numbers"}
 PHOTOS = {
     "id": "whole numbers", "key": "whole numbers", "file_name": "texts", "role": "texts"
@@ -39,8 +35,61 @@ PHOTOS = {
 CHOSEN_ON = "chosen_on.npy"
 REMEDY = "predict again"
 CHUNK_BYTES = 64_000_000
+MOST_LEVELS = 20
+"""Of ensembles of ensembles."""
+
 LOG_PRESENCE = "log presence"
 """What `logits` in meta.json says of a geo prior's; nothing is said of a classifier's."""
+
+
+# No path has a zero in it, and to ask for one is an error.
+_Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]
+
+
+class _Making(msgspec.Struct):
+    """What meta.json may say of how a prediction was made: the types alone, of what there is."""
+
+    competition: str = ""
+    split: str = ""
+    run: _Text = ""
+    checkpoint: str = ""
+    checkpoint_epoch: int | None = None
+    checkpoint_sha256: str | None = None
+    weights: str = ""
+    weights_source: str = ""
+    config_digest: str | None = None
+    config_digest_without_holdout: str | None = None
+    views: list[Any] = []
+    view_mean: str | None = None
+    logits: str = ""
+    chosen: dict[str, str] = {}
+    adjusted: list[dict[str, Any]] = []
+    how: str = ""
+    fit: dict[str, Any] | None = None
+    members: list["_Member"] = []
+    folds: list["_Making"] = []
+    data_root: _Text = ""
+    band_edges: tuple[int, int] = (FEW_BELOW, MANY_ABOVE)
+    versions: dict[str, str] = {}
+    bad_photos: list[str] = []
+    recovered_photos: list[str] = []
+
+
+class _Meta(_Making, kw_only=True):
+    competition: str
+    split: str
+    logits_prior: list[float] | None
+    chosen: dict[str, str]
+
+
+class _Member(_Making, kw_only=True):
+    prediction: _Text = ""
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+def _n_levels(meta: dict[str, Any]) -> int:
+    return 1 + max(map(_n_levels, meta.get("members", [])), default=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,11 +182,12 @@ def read_prediction(path: Path | str) -> PredictionFile:
     meta = read_json(path / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise InputError(f"{path / 'meta.json'}: not of format {FORMAT}; predict again")
-    for key, kind in META_KEYS.items():
-        if key not in meta:
-            raise InputError(f"{path / 'meta.json'}: has no field '{key}'; predict again")
-        if not isinstance(meta[key], kind):
-            raise InputError(f"{path / 'meta.json'}: '{key}' is {meta[key]!r:.40}; predict again")
+    try:
+        msgspec.convert(meta, _Meta)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise InputError(f"{path / 'meta.json'}: {error}; predict again") from None
+    if _n_levels(meta) > MOST_LEVELS:
+        raise InputError(f"{path / 'meta.json'}: members of members without end; predict again")
     logits = read_array(path / "logits.npy", REMEDY, np.float16, np.float32, ndim=2)
     n_images, n_classes = logits.shape
     ids, labels = (
@@ -148,12 +198,16 @@ def read_prediction(path: Path | str) -> PredictionFile:
             f"{path}: its parts disagree: {n_images:,} rows of logits, {len(ids):,} ids, "
             f"{len(labels):,} labels; predict again"
         )
-    species = read_table(path / "species.parquet", REMEDY, SPECIES, n_classes)
+    species = read_species(path / "species.parquet", REMEDY, n_classes)
     photos = read_table(path / "photos.parquet", REMEDY, PHOTOS, n_images)
     _refuse_repeats(path, ids, species)
     if not np.array_equal(photos["id"], ids):
         raise InputError(
             f"{path}: its parts disagree: photos.parquet has other ids than ids.npy; {REMEDY}"
+        )
+    if unknown := set(photos["role"]) - {*ROLES}:
+        raise InputError(
+            f"{path / 'photos.parquet'}: {min(unknown)!r:.40} is no role of a photo; predict again"
         )
     if not logits.size or not ((labels >= -1) & (labels < len(species))).all():
         raise InputError(
@@ -172,6 +226,20 @@ def read_prediction(path: Path | str) -> PredictionFile:
     return PredictionFile(
         path, logits, np.array(ids), np.array(labels), species, photos, meta, chosen
     )
+
+
+def read_species(path: Path, remedy: str, n_classes: int | None = None) -> pd.DataFrame:
+    """The table of the species that a run or a prediction keeps; what there is of their lineage is
+    text.
+
+    Raises:
+        InputError: as `read_table`.
+    """
+    table = read_table(path, remedy, SPECIES, n_classes)
+    for name in table.columns.difference([*SPECIES]):
+        if not all(isinstance(value, str) for value in table[name]):
+            raise InputError(f"{path}: column {name} does not hold texts; {remedy}")
+    return table
 
 
 @contextmanager

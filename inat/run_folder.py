@@ -15,13 +15,12 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from inat.binary_files import read_table
 from inat.config import CheckpointName, Config
 from inat.config_files import build, read_yaml
 from inat.config_values import merge
 from inat.errors import InputError
 from inat.files import atomic_folder, locked, read_json, write_bytes, write_json
-from inat.prediction_file import SPECIES
+from inat.prediction_file import read_species
 
 NUMBERS = ("mean", "std", "category_ids")
 """Lists of numbers in model.json."""
@@ -77,7 +76,7 @@ class Run:
     @cached_property
     def species(self) -> pd.DataFrame:
         """A row a label: category_id, name, lineage, train_count."""
-        return read_table(self.path / "species.parquet", "train again", SPECIES)
+        return read_species(self.path / "species.parquet", "train again")
 
     @property
     def is_geo_prior(self) -> bool:

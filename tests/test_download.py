@@ -249,7 +249,8 @@ def test_bars_count_whole_megabytes(
          "https://host/2018/"),
         ("https://host/?key=1", "--base-url 'https://host/?key=1' is no address of a folder; it "
          "looks like https://host/2018/"),
-        ("https://me:secret@host/", "--base-url holds a password; put it into ~/.netrc"),
+        *((f"https://{user}@{host}/", "--base-url holds a user name or a password; put it into "
+           "~/.netrc") for user in ("me:secret", "TOKEN") for host in ("host", "[host")),
     ],
 )  # fmt: skip
 def test_an_address_that_is_none_is_refused(tmp_path: Path, url: str, message: str) -> None:

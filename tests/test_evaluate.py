@@ -295,7 +295,7 @@ def test_a_category_that_the_prediction_does_not_know_is_named(
         (b"", "not a CSV file with the header id,expected,usage"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "not a CSV file with the header id,expected,usage"),
         (b"id,expected,usage\n1,2,Public,4,5\n1,2\n,,,,,,,,,\n",
-         "not a CSV file with the header id,expected,usage"),
+         "line 2: 5 cells, not 3"),
         (b"Id,expected,usage\n1,2,Public\n",
          "the header is 'Id,expected,usage', it must be id,expected,usage"),
         (b"id,predicted\n1,2\n", "the header is 'id,predicted', it must be id,expected,usage"),

@@ -3,6 +3,7 @@
 import pickle
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import pytest
 from predictions import make_prediction
 
 from inat import prediction_file
+from inat.adjusting.adjust import adjust
 from inat.cli import main
-from inat.errors import InputError
+from inat.ensembling.ensemble import ensemble
+from inat.errors import InatError, InputError
+from inat.evaluation import evaluate
 from inat.files import read_json, write_json
 from inat.prediction_file import read_prediction, store, write_prediction
+from inat.submission.csv_file import write
 
 PARTS = {"logits.npy", "ids.npy", "labels.npy", "species.parquet", "photos.parquet", "meta.json"}
 LOGITS = np.random.default_rng(0).normal(0, 4, (5, 4)).astype(np.float32)
@@ -251,11 +256,12 @@ def meta(**fields: Any) -> Callable[[Path], None]:
          "{p}/species.parquet: column train_count does not hold whole numbers; predict again"),
         (column("photos.parquet", "role", 1),
          "{p}/photos.parquet: column role does not hold texts; predict again"),
-        (meta(competition=None), "{p}/meta.json: 'competition' is None; predict again"),
-        (meta(chosen=[]), "{p}/meta.json: 'chosen' is []; predict again"),
+        (meta(competition=None),
+         "{p}/meta.json: Expected `str`, got `null` - at `$.competition`; predict again"),
+        (meta(chosen=[]),
+         "{p}/meta.json: Expected `object`, got `array` - at `$.chosen`; predict again"),
         (meta(logits_prior=[0.5, 0.5, None, 0]),
-         "{p}/meta.json: 'logits_prior' is not a list of 4 numbers, one per species, that sum "
-         "to 1; predict again"),
+         "{p}/meta.json: Expected `float`, got `null` - at `$.logits_prior[2]`; predict again"),
         (meta(logits_prior=[1, 1, 0, -1]),
          "{p}/meta.json: 'logits_prior' is not a list of 4 numbers, one per species, that sum "
          "to 1; predict again"),
@@ -395,3 +401,50 @@ def test_an_image_or_a_category_that_stands_twice_is_not_written(tmp_path: Path)
         with pytest.raises(InputError, match="do not ascend, or one is there twice"):
             make_prediction(tmp_path / "p", LOGITS, category_ids=category_ids)
     assert not (tmp_path / "p").exists()
+
+
+ODD = [None, True, 7, 0.5, "x", [], {}, [7], {"a": 7}, [{}], "a\0b"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["competition", "split", "run", "checkpoint", "checkpoint_sha256", "weights", "views",
+     "view_mean", "logits", "chosen", "adjusted", "how", "fit", "members", "folds", "data_root",
+     "band_edges", "versions", "bad_photos", "logits_prior", "config_digest"],
+)  # fmt: skip
+def test_whatever_meta_json_says_gives_the_documented_error_or_none(
+    tmp_path: Path, field: str
+) -> None:
+    path = make_prediction(tmp_path / "p", LOGITS, [0, 1, 2, 3, 0]).path
+    uses = (
+        lambda: evaluate(path),
+        lambda: write(path, tmp_path / "s.csv"),
+        lambda: adjust(path, tmp_path / "adjusted", tau=0.5, overwrite=True),
+        lambda: ensemble([path, path], tmp_path / "ensemble", overwrite=True),
+    )
+    for value in ODD:
+        meta(**{field: value})(path)
+        for use in uses:
+            with suppress(InatError):
+                use()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (column("photos.parquet", "role", "x"),
+         "{p}/photos.parquet: 'x' is no role of a photo; predict again"),
+        (column("species.parquet", "supercategory", None),
+         "{p}/species.parquet: column supercategory does not hold texts; predict again"),
+        (column("species.parquet", "kingdom", 7),
+         "{p}/species.parquet: column kingdom does not hold texts; predict again"),
+    ],
+)  # fmt: skip
+def test_an_unknown_role_or_a_gap_in_the_lineage_is_refused(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    path = make_prediction(tmp_path / "p", LOGITS).path
+    damage(path)
+    with pytest.raises(InputError) as caught:
+        read_prediction(path)
+    assert str(caught.value) == message.format(p=path)

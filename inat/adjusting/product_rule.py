@@ -72,7 +72,7 @@ def add_log_presence(
         step = {
             "of": str(prediction.path),
             "geo": str(geo.path),
-            "geo_checkpoint_sha256": geo.meta["checkpoint_sha256"],
+            "geo_checkpoint_sha256": geo.meta.get("checkpoint_sha256"),
             "n_without_place": int((~placed).sum()),
             "presence_power": power,
         }

@@ -246,12 +246,12 @@ def _wanted(spec: Competition, only: str | None) -> tuple[Archive, ...]:
 
 
 def _checked_address(url: str) -> str:
+    if "@" in url:  # a password or token would stand in messages and in the record
+        raise InputError("--base-url holds a user name or a password; put it into ~/.netrc")
     try:
         parts = urlsplit(url)
     except ValueError:
         parts = urlsplit("")
-    if parts.password is not None:  # it would stand in messages and in the record
-        raise InputError("--base-url holds a password; put it into ~/.netrc")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise InputError(
             f"--base-url {url!r:.120} is no address of a folder; it looks like https://host/2018/"

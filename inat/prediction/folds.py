@@ -92,8 +92,8 @@ def _difference(there: dict[str, Any], meta: dict[str, Any]) -> str | None:
     return next((key for key in keys if there.get(key) != meta[key]), None)
 
 
-def _digests(meta: dict[str, Any]) -> list[str]:
-    return [fold["checkpoint_sha256"] for fold in meta.get("folds", [])]
+def _digests(meta: dict[str, Any]) -> list[str | None]:
+    return [fold.get("checkpoint_sha256") for fold in meta.get("folds", [])]
 
 
 def _join(path: Path, parts: list[PredictionFile], meta: dict[str, Any]) -> PredictionFile:

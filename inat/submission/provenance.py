@@ -67,7 +67,7 @@ def _member(facts: dict[str, Any], ensemble: PredictionFile) -> dict[str, Any]:
     where it is there still. Of a folder that is no such prediction nothing is read."""
     files = None
     try:
-        member = read_prediction(facts["prediction"])
+        member = read_prediction(facts.get("prediction", ""))
         if member.logits.shape == ensemble.logits.shape:
             files = _hashes(member)
     except (InputError, OSError):
