@@ -171,8 +171,8 @@ def csv_cells(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def csv_cell(text: str) -> str:
-    """A text as `csv_cells` has it."""
-    return ("'" if text.startswith(FORMULA) else "") + shown(text)
+    """A text as `csv_cells` has it; tabs stay: they neither end a cell nor move the cursor back."""
+    return ("'" if text.startswith(FORMULA) else "") + "\t".join(map(shown, text.split("\t")))
 
 
 def _line(error: Exception) -> str:

@@ -367,6 +367,7 @@ def place_annotations(root: Path, out: Path, spec: Competition) -> None:
             continue
         with naming_disk_faults(target), atomic_file(target) as partial:
             try:
+                partial.unlink()
                 os.link(source.resolve(), partial)
             except OSError:  # another disk, or one without hard links
                 shutil.copyfile(source, partial)

@@ -32,8 +32,9 @@ class MovingAverage:
         self.module = deepcopy(network).eval() if module is None else module
         self.module.requires_grad_(False)
         self._decay = decay
+        # The parameters themselves, not tensors of their memory, which DDP may exchange.
         own, weights = self.module.state_dict(keep_vars=True), network.state_dict(keep_vars=True)
-        pairs = [(own[name].detach(), weights[name].detach()) for name in own]
+        pairs = [(own[name], weights[name]) for name in own]
         self._floats = _columns([pair for pair in pairs if pair[0].is_floating_point()])
         self._others = _columns([pair for pair in pairs if not pair[0].is_floating_point()])
 
