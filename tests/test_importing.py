@@ -20,10 +20,10 @@ from PIL import Image
 from inat.cli import main
 from inat.data import importing
 from inat.data.annotations import Split, load_split
-from inat.data.importing import WORK, Imported, fitting, import_folders
+from inat.data.importing import MOVED, WORK, Imported, fitting, import_folders
 from inat.data.photos import read_whole
 from inat.errors import InputError, WorldError
-from inat.files import locked
+from inat.files import locked, write_json
 
 
 def make_folders(root: Path, counts: dict[str, int], ending: str = "jpg") -> Path:
@@ -573,6 +573,83 @@ def test_a_killed_import_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -
     made, split = imported(source, out)
     assert (made.n_train, len(split)) == (4, 4)
     assert not (out / WORK).exists()
+
+
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from inat.data import importing
+def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+rename, left = Path.rename, [int(sys.argv[4])]
+def counted(*paths):
+    left[0] -= 1
+    return kill() if left[0] < 0 else rename(*paths)
+def at_the_end(path, **options):
+    return kill() if path.name == importing.WORK else rmtree(path, **options)
+Path.rename = counted
+rmtree, importing.shutil.rmtree = importing.shutil.rmtree, at_the_end
+importing.import_folders(sys.argv[1], sys.argv[2], test=sys.argv[3])
+"""
+"""Imports, and is killed when so many things were moved into place, at last when all were."""
+
+
+@pytest.mark.parametrize(("n_moved", "is_whole"), [(0, False), (3, False), (9, True)])
+def test_an_import_killed_while_it_moves_data_into_place_is_whole_or_made_anew(
+    tmp_path: Path, n_moved: int, is_whole: bool
+) -> None:
+    source = make_folders(tmp_path / "photos", {"wren": 20, "emu": 20})
+    test = make_folders(tmp_path / "photos_of_test", {"wren": 2, "emu": 2})
+    out = tmp_path / "data"
+    words = [str(source), str(out), str(test), str(n_moved)]
+    ended = subprocess.run([sys.executable, "-c", KILLED_AT, *words], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    made = {"solution.csv", "test2018", "test2018.json", "train_val2018", "val2018.json"}
+    found = {path.name for path in out.iterdir()} - {WORK}
+    assert len(found) == (len(made) + 1 if is_whole else n_moved)
+    if is_whole:
+        with pytest.raises(InputError, match="data: the folder is not empty"):
+            import_folders(source, out, test=test)
+    else:
+        for split in ("train", "val", "test"):
+            with pytest.raises(InputError):
+                load_split(out, split)
+        import_folders(source, out, test=test)
+    assert {path.name for path in out.iterdir()} == made | {"train2018.json"}
+    assert len(load_split(out)) + len(load_split(out, "val")) == 40
+
+
+def test_an_import_that_fails_while_it_moves_data_into_place_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_folders(tmp_path / "photos", {"wren": 20})
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "train2018.json":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_folders(source, tmp_path / "data")
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_after_a_killed_import_nothing_of_others_is_removed(tmp_path: Path) -> None:
+    source = make_folders(tmp_path / "photos", {"wren": 4})
+    out = tmp_path / "data"
+    (out / WORK).mkdir(parents=True)
+    write_json(out / WORK / MOVED, ["val2018.json", "train_val2018", "../own.txt"])
+    for name in ("val2018.json", "own.txt", "../own.txt"):
+        (out / name).write_text("{}")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "photo.jpg").write_text("")
+    (out / "train_val2018").symlink_to(tmp_path / "own")
+    with pytest.raises(InputError, match="data: the folder is not empty"):
+        import_folders(source, out)
+    assert [path.name for path in out.iterdir()] == ["own.txt"]
+    assert (tmp_path / "own.txt").exists()
+    assert (tmp_path / "own" / "photo.jpg").exists()
 
 
 def test_an_import_goes_into_an_empty_folder_that_is_a_link(tmp_path: Path) -> None:

@@ -29,12 +29,15 @@ from inat.data.photo_search import (
     search_photos,
 )
 from inat.errors import InputError
-from inat.files import atomic_file, disk_remedies, locked, write_json
+from inat.files import atomic_file, disk_remedies, locked, read_json, write_json
 from inat.processors import usable_processors
 from inat.progress import progress_bar
 
 WORK = ".importing"
 """Folder in `out` in which the data set is made; what a killed import left in it is removed."""
+
+MOVED = "moved.json"
+"""List in WORK of what is being moved up, from which the next import knows half of a data set."""
 
 PASSED_OVER = "passed_over.csv"
 
@@ -244,26 +247,32 @@ def _refuse_no_folder(path: Path, option: str) -> None:
 def _filled_when_ready(out: Path) -> Iterator[Path]:
     """Gives a folder inside `out`; on leaving without an error its content moves up into `out`.
 
-    Inside, for `out` may be a mount point, or a link, or lie in a folder that is not ours.
+    Inside, for `out` may be a mount point, or a link, or lie in a folder that is not ours. What a
+    killed import had moved up is removed, unless all of it had been moved.
     """
-    _refuse_in_use(out)
     is_new, work = not out.exists(), out / WORK
+    if not work.exists():  # else under the lock, which has what was left removed in any case
+        _refuse_in_use(out)
     remedy = "nothing was imported: make room, or give another --out, and run it again"
     with disk_remedies(out, remedy):
         work.mkdir(parents=True, exist_ok=True)
         try:
             with locked(work / "lock", f"{out}: another import fills it; give another --out"):
                 try:
+                    _remove_half(out)
                     _refuse_in_use(out)  # again: the import that held the lock may have ended
                     building = work / "data"
                     shutil.rmtree(building, ignore_errors=True)
+                    (work / MOVED).unlink(missing_ok=True)
                     building.mkdir()
                     yield building
                     # train2018.json last: a data set that has it is whole.
                     made = sorted(building.iterdir(), key=lambda path: "train2018" in path.name)
+                    write_json(work / MOVED, [path.name for path in made])
                     for path in made:
                         path.rename(out / path.name)
                 finally:
+                    _remove_half(out)
                     shutil.rmtree(work, ignore_errors=True)
         finally:
             if is_new and not any(out.iterdir()):
@@ -277,6 +286,19 @@ def _refuse_in_use(out: Path) -> None:
         raise InputError(f"{out}: is a file; give another --out")
     if any(not is_system(path.name, folder=path.is_dir()) for path in out.iterdir()):
         raise InputError(f"{out}: the folder is not empty; give a new --out")
+
+
+def _remove_half(out: Path) -> None:
+    """Removes from `out` what an import had moved there that did not move all."""
+    record = out / WORK / MOVED
+    if (out / "train2018.json").exists() or not record.is_file():
+        return
+    names = read_json(record)
+    for path in [path for path in out.iterdir() if path.name in names]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _species_of(root: PhotoFolder, choice: Literal["top", "leaf"] | None) -> list[_Species]:
