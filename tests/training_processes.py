@@ -51,7 +51,7 @@ def _work(verb: str, world: Path, run: Path, settings: dict[str, Any], pause: fl
     import torch
 
     torch.set_num_threads(1)
-    _rest_between(run.with_name(f"{run.name}.now"), pause)
+    rest_between(run.with_name(f"{run.name}.now"), pause)
     with run.with_name(f"{run.name}.log").open("a") as log, redirect_stderr(log):
         if verb == "predict":
             inat.predict(run, "train", name="killed", batch_size=1)
@@ -66,7 +66,7 @@ def _work(verb: str, world: Path, run: Path, settings: dict[str, Any], pause: fl
             os._exit(error.exit_status)
 
 
-def _rest_between(now: Path, pause: float) -> None:
+def rest_between(now: Path, pause: float) -> None:
     """Slows down what is done, and notes in the file `now` what that is, a line each: kills then
     hit all of it as often, and know what they hit."""
     from inat.prediction import predict
