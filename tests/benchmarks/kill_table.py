@@ -50,13 +50,13 @@ from inat.data.photo_files import open_photos
 from inat.errors import InatError
 from inat.files import damaged_files
 
-PAUSE = 0.03
+PAUSE = 0.02
 """Seconds after each step, batch of a validation, checkpoint file and part of a prediction."""
 
-CHANGE_PAUSE = 0.01
+CHANGE_PAUSE = 0.005
 """Seconds before each change to a file; PAUSE where it puts one into its place."""
 
-ENDS = 0.25
+ENDS = 0.15
 """Share of the kills after which the next start is left to finish."""
 
 CHANGES = {
@@ -193,10 +193,10 @@ class Verb:
     before: Callable[[Path, Path], None] | None = None
 
 
-def training(name: str, **settings: Any) -> Verb:
+def training(name: str, share: int, **settings: Any) -> Verb:
     """A training with other settings."""
     settings = {key.replace("__", "."): value for key, value in settings.items()}
-    return Verb(f"train, {name}", 7, partial(train, **settings))
+    return Verb(f"train, {name}", share, partial(train, **settings))
 
 
 def of_run(root: Path, out: Path) -> None:
@@ -205,18 +205,18 @@ def of_run(root: Path, out: Path) -> None:
 
 
 VERBS = (
-    training("fp32"),
-    training("bf16", runtime__precision="bf16"),
-    training("threads", data__workers=2, data__worker_kind="threads"),
-    training("processes", data__workers=2, data__worker_kind="processes"),
-    training("accumulate", optim__accumulate=2, batch_size=2, transforms__mixup=0.2),
+    training("fp32", 7),
+    training("bf16", 7, runtime__precision="bf16"),
+    training("threads", 7, data__workers=2, data__worker_kind="threads"),
+    training("processes", 4, data__workers=2, data__worker_kind="processes"),
+    training("accumulate", 7, optim__accumulate=2, batch_size=2, transforms__mixup=0.2),
     Verb("train --folds", 9, train_folds, read_predictions),
     Verb("predict", 10, predict, read_predictions, of_run),
     Verb("data pack", 10, pack, read_pack),
     Verb("data import", 12, import_, read_data),
     Verb("ensemble", 8, ensemble, read_predictions, partial(ensemble, how="rank")),
-    Verb("soup", 8, soup, read_run, partial(soup, runs="ac")),
-    Verb("submission write", 8, write, read_submission, partial(write, run="b")),
+    Verb("soup", 9, soup, read_run, partial(soup, runs="ac")),
+    Verb("submission write", 10, write, read_submission, partial(write, run="b")),
 )
 
 
