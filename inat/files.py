@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import orjson
 
 from inat.errors import InputError, WorldError, one_line
 
 if sys.platform != "win32":
     import fcntl
+
+Kind = TypeVar("Kind")
 
 CHECKSUMS = "checksums.json"
 RENAME_EXCHANGE = 2  # renameat2's flag, and that of macOS' renamex_np
@@ -309,6 +312,18 @@ def read_json(path: Path) -> Any:
         return parse_json(path, read_file(path))
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
+
+
+def read_json_as(path: Path, kind: type[Kind], remedy: str) -> Kind:
+    """Reads a JSON file whose fields have the types of a dataclass or msgspec struct.
+
+    Raises:
+        InputError: as `read_json`, or a field is missing or of another type.
+    """
+    try:
+        return msgspec.convert(read_json(path), kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise InputError(f"{path}: {error}; {remedy}") from None
 
 
 def parse_json(path: Path, content: bytes) -> Any:

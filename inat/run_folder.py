@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import msgspec
@@ -19,11 +19,11 @@ from inat.config import CheckpointName, Config
 from inat.config_files import build, read_yaml
 from inat.config_values import merge
 from inat.errors import InputError
-from inat.files import atomic_folder, locked, read_json, write_bytes, write_json
+from inat.files import atomic_folder, locked, read_json, read_json_as, write_bytes, write_json
 from inat.prediction_file import read_species
 
-NUMBERS = ("mean", "std", "category_ids")
-"""Lists of numbers in model.json."""
+MOST_PIXELS = 4096
+"""Of a side that a network was trained at."""
 
 PACKAGES = ("torch", "timm", "numpy", "albumentations", "simplejpeg", "opencv-python-headless")
 
@@ -44,7 +44,7 @@ class WeightsFacts:
     """
 
     stage: int = 1
-    image_size: int | None = None
+    image_size: Annotated[int, msgspec.Meta(ge=1, le=MOST_PIXELS)] | None = None
     draws_prior: list[float] | None = None
     logits_prior: list[float] | None = None
     chosen: dict[str, str] = field(default_factory=dict)
@@ -113,17 +113,30 @@ class Run:
         return self.path / "predictions" / name
 
 
+class _StageTwo(msgspec.Struct):
+    method: str
+    run: str
+
+
+class _Facts(msgspec.Struct):
+    """What model.json says: the types alone."""
+
+    mean: list[float]
+    std: list[float]
+    category_ids: list[int]
+    weights_source: str
+    precision: str
+    device: str
+    trained: str
+    process_batch: Annotated[int, msgspec.Meta(ge=1)] = 1
+    loss_prior_sha256: str | None = None
+    stage_two: _StageTwo | msgspec.UnsetType = msgspec.UNSET
+    soup: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
 def _checked_facts(path: Path) -> dict[str, Any]:
-    facts = read_json(path)
-    if not isinstance(facts, dict):
-        raise InputError(f"{path}: no facts of a model (a JSON object); train again")
-    for key in NUMBERS:
-        values = facts.get(key, "")
-        if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
-            raise InputError(f"{path}: '{key}' is no list of numbers; train again")
-    for key in ("precision", "device", "trained"):
-        if not isinstance(facts.get(key), str):
-            raise InputError(f"{path}: '{key}' is no text; train again")
+    read_json_as(path, _Facts, "train again")
+    facts: dict[str, Any] = read_json(path)
     return facts
 
 

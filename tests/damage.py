@@ -1,11 +1,24 @@
-"""Hypothesis strategies that damage a valid file: its bytes, or the values of its JSON."""
+"""Hypothesis strategies that damage a valid file: its bytes, the values of its JSON, or the whole
+file, which becomes a pipe, a huge file that takes no room, or one that unpacks to gigabytes."""
 
 import copy
+import gzip
+import io
 import json
+import os
+import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 NUMBERS = [0, 1, -1, 2, 255, 2**31, -(2**31), 2**32 - 1, 2**53, 2**63 - 1, 2**63, -(2**63), 10**30]
@@ -94,3 +107,128 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
         yield tree, key
         if isinstance(value, dict | list):
             yield from _places(value)
+
+
+# --- the whole file --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What takes the place of a file, made by `make` at its path."""
+
+    name: str
+    make: Callable[[Path], object]
+
+
+Content = bytes | Replaced
+
+
+def put(path: Path, content: Content) -> None:
+    """Writes a file, in whose place a pipe may lie."""
+    path.unlink(missing_ok=True)
+    if isinstance(content, Replaced):
+        content.make(path)
+    else:
+        path.write_bytes(content)
+
+
+def huge(start: bytes, n_bytes: int = 100 * 2**30) -> Replaced:
+    """A file of `n_bytes` with this beginning; the rest takes no room on the disk."""
+
+    def make(path: Path) -> None:
+        with path.open("wb") as file:
+            file.write(start)
+            file.truncate(n_bytes)
+
+    return Replaced(f"{n_bytes:,} bytes", make)
+
+
+PIPE = Replaced("a pipe", os.mkfifo)
+
+
+def with_replaced(contents: st.SearchStrategy[Content]) -> st.SearchStrategy[Content]:
+    """The contents, and now and then a pipe or one that goes on for 100 GB of zeros."""
+    grown = contents.map(lambda content: huge(content) if isinstance(content, bytes) else content)
+    return st.one_of(*[contents] * 6, grown, st.just(PIPE))
+
+
+@cache
+def csv_bombs() -> list[bytes]:
+    """Submissions that gzip unpacks to 2 GiB: of blank lines, of rows, of one long cell."""
+    pieces = [b"\n" * 2**24, b"1,2\n" * 2**22, b"2 " * 2**23]
+    header = gzip.compress(b"id,predicted\n")
+    return [header + gzip.compress(piece) * 128 for piece in pieces]
+
+
+@cache
+def parquet_bombs(valid: bytes) -> list[bytes]:
+    """The table with many more rows of its kind, and with one text of 1 MB 4,000 times."""
+    table = pq.read_table(io.BytesIO(valid))
+    many, long = io.BytesIO(), io.BytesIO()
+    rows = pa.table({name: pa.nulls(10**6, table[name].type) for name in table.column_names})
+    with pq.ParquetWriter(many, rows.schema) as writer:
+        for _ in range(50):
+            writer.write_table(rows)
+    texts = pa.DictionaryArray.from_arrays(np.zeros(4000, np.int32), ["x" * 10**6])
+    zeros = pa.array(np.zeros(4000, np.int64))
+    columns = {
+        name: texts if pa.types.is_string(table[name].type) else zeros
+        for name in table.column_names
+    }
+    pq.write_table(pa.table(columns), long, store_schema=False)
+    return [many.getvalue(), long.getvalue()]
+
+
+def array_bombs() -> list[Replaced]:
+    """Arrays of float16 and int64 of hundreds of gigabytes, which are all there."""
+    made = []
+    for dtype, shape in (("<f2", (10**7, 10**4)), ("<f2", (4, 10**11)), ("<i8", (10**11,))):
+        file = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": dtype, "fortran_order": False, "shape": shape}
+        )
+        n_bytes = file.tell() + int(dtype[-1]) * int(np.prod(shape, dtype=object))
+        made.append(huge(file.getvalue(), n_bytes))
+    return made
+
+
+# --- guards ----------------------------------------------------------------------------------
+
+
+class Hung(BaseException):  # readers turn what is an Exception into their own errors
+    """A reader did not return."""
+
+
+@contextmanager
+def ending(seconds: int = 60) -> Iterator[None]:
+    """Fails where the block waits forever, as a read of a pipe does."""
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise Hung(f"still at work after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def memory_below(n_bytes: int) -> Iterator[None]:
+    """Fails where the block takes more memory at any time (on Linux; not looked at elsewhere)."""
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        yield
+        return
+    reset.write_text("5")  # the peak begins again
+    before = _status_bytes("VmRSS")
+    yield
+    taken = _status_bytes("VmHWM") - before
+    assert taken < n_bytes, f"took {taken:,} bytes"
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

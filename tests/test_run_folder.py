@@ -16,7 +16,7 @@ from inat.training.checkpoint import LoopState, read_state
 
 FACTS = {
     "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "category_ids": [2, 10],
-    "precision": "fp32", "device": "cpu", "trained": "0" * 64,
+    "weights_source": "none", "precision": "fp32", "device": "cpu", "trained": "0" * 64,
 }  # fmt: skip
 STATE = asdict(LoopState(epoch=3, step=7))
 
@@ -82,13 +82,23 @@ def test_a_checkpoint_of_an_older_version_asks_to_train_again(run: Run) -> None:
 @pytest.mark.parametrize(
     ("facts", "fault"),
     [
-        (None, "no facts of a model (a JSON object)"),
-        ([1], "no facts of a model (a JSON object)"),
-        ({}, "'mean' is no list of numbers"),
-        (FACTS | {"mean": None}, "'mean' is no list of numbers"),
-        (FACTS | {"std": "0.5"}, "'std' is no list of numbers"),
-        (FACTS | {"category_ids": [2, "10"]}, "'category_ids' is no list of numbers"),
-        (FACTS | {"trained": 1}, "'trained' is no text"),
+        (None, "Expected `object`, got `null`"),
+        ([1], "Expected `object`, got `array`"),
+        ({}, "Object missing required field `mean`"),
+        (FACTS | {"mean": None}, "Expected `array`, got `null` - at `$.mean`"),
+        (FACTS | {"std": "0.5"}, "Expected `array`, got `str` - at `$.std`"),
+        (
+            FACTS | {"category_ids": [2, "10"]},
+            "Expected `int`, got `str` - at `$.category_ids[1]`",
+        ),
+        (FACTS | {"trained": 1}, "Expected `str`, got `int` - at `$.trained`"),
+        (FACTS | {"weights_source": []}, "Expected `str`, got `array` - at `$.weights_source`"),
+        (FACTS | {"process_batch": 0}, "Expected `int` >= 1 - at `$.process_batch`"),
+        (FACTS | {"stage_two": 7}, "Expected `object`, got `int` - at `$.stage_two`"),
+        (
+            FACTS | {"stage_two": {"method": "crt"}},
+            "Object missing required field `run` - at `$.stage_two`",
+        ),
     ],
 )
 def test_facts_of_other_types_are_refused(run: Run, facts: Any, fault: str) -> None:

@@ -3,18 +3,19 @@ and those that unpack to gigabytes. Each is refused at once, by name, or is a ba
 
 import gzip
 import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
+import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from damage import array_bombs, ending, memory_below
 from predictions import make_prediction
 from worlds import make_world
 
@@ -34,22 +35,6 @@ from inat.solution import read_solution
 from inat.submission.manifest import read_manifest
 
 Make = Callable[[Path], object]
-
-
-@contextmanager
-def ending(seconds: int = 60) -> Iterator[None]:
-    """Fails where the block waits for ever, as a read of a pipe does."""
-
-    def give_up(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"still at work after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def bound_socket(path: Path) -> None:
@@ -134,10 +119,10 @@ PARTS = ("logits.npy", "ids.npy", "labels.npy", "species.parquet", "photos.parqu
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [*PARTS, "chosen_on.npy"])
 def test_a_prediction_with_it_is_refused(tmp_path: Path, part: str, kind: str) -> None:
     path = make_prediction(tmp_path / "p", np.eye(4)).path
-    (path / part).unlink()
+    (path / part).unlink(missing_ok=True)
     STRANGE[kind](path / part)
     with ending(), pytest.raises(InputError) as caught:
         read_prediction(path)
@@ -182,6 +167,35 @@ def test_a_photo_in_whose_place_it_is_is_bad_and_the_others_are_looked_at(
         verified = verify(root, workers=0)
     assert [finding.file_name for finding in verified.findings.bad] == [names[0].as_py()]
     assert verified.n_photos > 1
+
+
+@pytest.mark.parametrize("change", ["copied", "gone", "of other types"])
+def test_a_journal_that_came_with_the_photos_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    root = make_world(tmp_path / "data", counts=(2, 1), n_val=1, n_test=1, size=(8, 8))
+    written = {}
+
+    def kept(path: Path, content: object, **options: bool) -> None:
+        written[path.name] = orjson.dumps(content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("inat.data.verifying.write_json", kept)
+        whole = verify(root, workers=0)
+    photo = next(root.glob("test2018/*.jpg"))
+    before = photo.stat()
+    content = photo.read_bytes()
+    photo.unlink()
+    if change != "gone":
+        photo.write_bytes(b"\0" * len(content))
+        os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))
+    journal = written[".verify.json.journal"]
+    if change == "of other types":
+        journal = journal.replace(b'"contents":[', b'"contents":["a",')
+    (root / ".verify.json.journal").write_bytes(journal)
+    findings = verify(root, workers=0).findings
+    assert not whole.findings.bad
+    assert len(findings.missing if change == "gone" else findings.bad) == 1
 
 
 # --- what unpacks to more than it is ---------------------------------------------------------
@@ -243,6 +257,30 @@ def test_an_array_with_bytes_behind_it_is_refused(tmp_path: Path) -> None:
         file.truncate(100 * 2**30)
     with pytest.raises(InputError, match=r"logits\.npy: no array, or cut off \(there is more"):
         read_prediction(path)
+
+
+def test_more_chosen_photos_than_there_can_be_are_refused_before_they_are_read(
+    tmp_path: Path,
+) -> None:
+    path = make_prediction(tmp_path / "p", np.eye(4)).path
+    array_bombs()[-1].make(path / "chosen_on.npy")
+    with memory_below(2**28), pytest.raises(InputError, match=r"chosen_on\.npy: .*too many"):
+        read_prediction(path)
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "data/0"])
+def test_torch_weights_with_a_compressed_member_are_refused_before_it_is_unpacked(
+    tmp_path: Path, member: str
+) -> None:
+    honest, path = tmp_path / "honest.pth", tmp_path / "w.pth"
+    torch.save({"a": torch.zeros(2**26)}, honest)
+    with zipfile.ZipFile(honest) as source, zipfile.ZipFile(path, "w") as packed:
+        for info in source.infolist():
+            kind = zipfile.ZIP_DEFLATED if info.filename.endswith(member) else zipfile.ZIP_STORED
+            packed.writestr(info.filename, source.read(info), kind, 1)
+    assert len(read_weights(honest)["a"]) == 2**26
+    with pytest.raises(InputError, match="it is compressed and unpacks to 268,"):
+        read_weights(path)
 
 
 # --- what a submission's manifest hashes -----------------------------------------------------

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from inat.binary_files import LARGEST_TABLE, MOST_ROWS
+from inat.data.annotation_files import LARGEST_ANNOTATIONS
 from inat.files import atomic_file, open_file
 from inat.progress import say
 
@@ -31,7 +32,7 @@ def digest(path: Path) -> str:
     # xxHash, as it costs a tenth of reading the file; SHA-256 costs as much again. Nobody gains
     # by a collision: who can write a cache can write the annotations.
     try:
-        with open_file(path) as handle:
+        with open_file(path, LARGEST_ANNOTATIONS) as handle:
             return hashlib.file_digest(handle, xxhash.xxh3_128).hexdigest()
     except FileNotFoundError:
         return ""

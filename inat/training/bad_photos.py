@@ -1,10 +1,21 @@
 """Photos that made trouble in a training: listed in its run, and too many of them stop it."""
 
+from dataclasses import dataclass
+
 from inat.data.loader import PhotoEvent
-from inat.files import read_json, write_json
+from inat.files import read_json_as, write_json
 from inat.run_folder import Run
 from inat.training.processes import by_first, gathered
 from inat.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """bad_photos.json."""
+
+    skipped: list[PhotoEvent]
+    recovered: list[PhotoEvent]
+    slow: list[PhotoEvent]
 
 
 def list_bad_photos(trainer: Trainer, run: Run) -> None:
@@ -27,10 +38,11 @@ def recall_bad_photos(trainer: Trainer, run: Run) -> None:
     """Goes on with the photos that made trouble before."""
     path = run.path / "bad_photos.json"
     if path.is_file():
-        told, loader = read_json(path), trainer.loader
-        loader.bad_photos += [PhotoEvent(**event) for event in told["skipped"]]
-        loader.recovered_photos += [PhotoEvent(**event) for event in told["recovered"]]
-        loader.slow_photos += [PhotoEvent(**event) for event in told["slow"]]
+        listed = read_json_as(path, _Listed, "delete it to resume without it")
+        loader = trainer.loader
+        loader.bad_photos += listed.skipped
+        loader.recovered_photos += listed.recovered
+        loader.slow_photos += listed.slow
 
 
 def _unique(events: list[PhotoEvent]) -> list[PhotoEvent]:
