@@ -416,8 +416,8 @@ def _known(
     for block, photos in blocks.items():
         stamps = list(in_order(look.stamp, photos, threads))
         known = journal.findings(block, _digest(stamps))
-        # Of missing files nothing tells whose journal it is.
-        if known is not None and len(known[1]) == len(photos) and GONE not in stamps:
+        # Where all are missing, nothing tells whose journal it is.
+        if known is not None and len(known[1]) == len(photos) and set(stamps) != {GONE}:
             yield block, known
 
 
