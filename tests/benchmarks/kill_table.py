@@ -184,6 +184,8 @@ class Verb:
             replaces what is there.
         read: gives what readers accept of an output; raises InatError where they refuse it.
         before: makes what is at the output's place before; None: nothing is there.
+        reach: share of the work's time within which it is killed; less than 1 where the next start
+            resumes, so that it is killed several times on its way.
     """
 
     name: str
@@ -191,12 +193,13 @@ class Verb:
     run: Callable[[Path, Path], None]
     read: Callable[[Path, Path], Iterator[Path]] = read_nothing
     before: Callable[[Path, Path], None] | None = None
+    reach: float = 1
 
 
 def training(name: str, share: int, **settings: Any) -> Verb:
     """A training with other settings."""
     settings = {key.replace("__", "."): value for key, value in settings.items()}
-    return Verb(f"train, {name}", share, partial(train, **settings))
+    return Verb(f"train, {name}", share, partial(train, **settings), reach=0.4)
 
 
 def of_run(root: Path, out: Path) -> None:
@@ -210,9 +213,9 @@ VERBS = (
     training("threads", 7, data__workers=2, data__worker_kind="threads"),
     training("processes", 4, data__workers=2, data__worker_kind="processes"),
     training("accumulate", 7, optim__accumulate=2, batch_size=2, transforms__mixup=0.2),
-    Verb("train --folds", 9, train_folds, read_predictions),
-    Verb("predict", 10, predict, read_predictions, of_run),
-    Verb("data pack", 10, pack, read_pack),
+    Verb("train --folds", 9, train_folds, read_predictions, reach=0.4),
+    Verb("predict", 10, predict, read_predictions, of_run, reach=0.4),
+    Verb("data pack", 10, pack, read_pack, reach=0.4),
     Verb("data import", 12, import_, read_data),
     Verb("ensemble", 8, ensemble, read_predictions, partial(ensemble, how="rank")),
     Verb("soup", 9, soup, read_run, partial(soup, runs="ac")),
@@ -346,7 +349,7 @@ def row(verb: Verb, root: Path, kills: int, draw: random.Random) -> tuple[str, i
     clear(verb, root, out)
     while len(hit) < kills:
         process = start(verb.run, root, out, pause=True)
-        time.sleep(draw.uniform(0, seconds))
+        time.sleep(draw.uniform(0, verb.reach * seconds))
         with suppress(ProcessLookupError):  # it has ended
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
