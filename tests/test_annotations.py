@@ -962,10 +962,24 @@ def test_the_share_held_out_is_the_asked_one_whatever_a_species_count(
     assert held.min() >= int(share * n_photos + 1e-9) and held.max() <= share * n_photos + 1
 
 
-def test_a_holdout_that_holds_out_nothing_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("holdout", "counts", "remedy"),
+    [
+        ("0.2", [1, 1, 1], "no species has a photo to spare; set data.holdout none"),
+        ("fold:1/2", [1, 1, 1], "no species has a photo to spare; set data.holdout none"),
+        ("0.01", [2, 1, 1], "raise the share"),
+        ("fold:60/60", [2, 2, 1], "make fewer folds"),
+    ],
+)
+def test_a_holdout_that_holds_out_nothing_is_refused(
+    holdout: str, counts: list[int], remedy: str
+) -> None:
+    n_photos = sum(counts)
     with pytest.raises(InputError) as caught:
-        cut_holdout(split_of([1, 1, 1]), "0.2", 0)
-    assert str(caught.value) == "data.holdout 0.2 holds out no photo of 3; raise the share"
+        cut_holdout(split_of(counts), holdout, 0)
+    assert str(caught.value) == (
+        f"data.holdout {holdout} holds out no photo of {n_photos}; {remedy}"
+    )
 
 
 def test_worlds_have_gaps_and_another_order_than_that_of_digits(tmp_path: Path) -> None:

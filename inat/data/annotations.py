@@ -184,7 +184,9 @@ def cut_holdout(train: Split, holdout: str, seed: int) -> tuple[Split, Split]:
         held = hold_share(train.labels, draws, groups, parsed, dither)
     if not held.any():
         remedy = "make fewer folds" if isinstance(parsed, tuple) else "raise the share"
-        if groups is not None:
+        if train.class_counts.max() < 2:
+            remedy = "no species has a photo to spare; set data.holdout none"
+        elif groups is not None:
             remedy += "; copies and photos of one observation or group stay together"
         raise InputError(f"data.holdout {holdout} holds out no photo of {len(train)}; {remedy}")
     held_out_name = holdout if holdout.startswith("fold:") else "holdout"
