@@ -824,6 +824,19 @@ def test_the_bytes_are_the_same_whatever_was_done_before(tmp_path: Path) -> None
     assert part_bytes(folder) == before
 
 
+@pytest.mark.usefixtures("small_shards")
+def test_the_index_has_no_place_for_photos_that_are_missing(tmp_path: Path) -> None:
+    missing = {f"z/{at}.jpg": None for at in range(9)}  # whole batches of them, too
+    root = data_set(tmp_path / "data", {**many(), **missing})
+    pack(root, tmp_path / "pack")
+    index = pa.ipc.open_file(part_path(tmp_path / "pack") / "index.arrow").read_all().to_pandas()
+    gone = index[index["file_name"].str.startswith("z/")]
+    assert gone[["offset", "length"]].drop_duplicates().to_numpy().tolist() == [
+        [0, packing.MISSING]
+    ]
+    assert (index.loc[~index.index.isin(gone.index), "offset"] > 0).all()
+
+
 def test_a_shard_of_other_photos_is_not_taken_for_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -392,7 +392,8 @@ def _batch_index(batch: pa.RecordBatch, start: int, shard: int) -> pa.RecordBatc
     is_missing = photos.is_null().to_numpy(zero_copy_only=False)
     places = [
         pa.array(np.full(len(photos), shard, np.int32)),
-        pa.array(first + edges[:-1]),
+        # Where no photo of a batch is there, Arrow's empty buffer lies anywhere in memory.
+        pa.array(np.where(is_missing, 0, first + edges[:-1])),
         pa.array(np.where(is_missing, MISSING, np.diff(edges))),
     ]
     facts = [batch[name] for name, _ in FACTS]
