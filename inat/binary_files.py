@@ -26,7 +26,10 @@ MOST_ROWS = 10_000_000
 LARGEST_TABLE = 2**30
 """Bytes of a table in memory."""
 
-LARGEST_CSV = 2**26
+LARGEST_CSV = 2**25
+MOST_CSV_ROWS = 1_000_000
+"""Of a solution or prior, which becomes Python's lists first; the largest has 149,394 photos."""
+
 TYPES = {
     "whole numbers": (pa.int8(), pa.int16(), pa.int32(), pa.int64()),
     "texts": (pa.string(), pa.large_string()),
@@ -139,10 +142,12 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: it is missing.
-        InputError: no CSV, another header, or a row of more or fewer cells.
+        InputError: no CSV, another header, a row of more or fewer cells, or more than MOST_CSV_ROWS
+            rows.
     """
     header = ",".join(columns)
-    lines, rows = [], []
+    lines: list[int] = []
+    rows: list[list[str]] = []
     try:
         text = read_file(path, LARGEST_CSV).decode("utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=""))
@@ -154,6 +159,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
                 raise InputError(
                     f"{path}: line {reader.line_num}: {len(row)} cells, not {len(columns)}"
                 )
+            if len(rows) == MOST_CSV_ROWS:
+                raise InputError(f"{path}: has more than {MOST_CSV_ROWS:,} rows; give another")
             lines.append(reader.line_num)
             rows.append(row)
     except (UnicodeDecodeError, csv.Error, StopIteration):

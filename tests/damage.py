@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import struct
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,10 +115,11 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 @dataclass(frozen=True)
 class Replaced:
-    """What takes the place of a file, made by `make` at its path."""
+    """What takes the place of a file, made by `make` at its path; it begins with `start`."""
 
     name: str
     make: Callable[[Path], object]
+    start: bytes = b""
 
 
 Content = bytes | Replaced
@@ -140,7 +142,7 @@ def huge(start: bytes, n_bytes: int = 100 * 2**30) -> Replaced:
             file.write(start)
             file.truncate(n_bytes)
 
-    return Replaced(f"{n_bytes:,} bytes", make)
+    return Replaced(f"{n_bytes:,} bytes", make, start)
 
 
 PIPE = Replaced("a pipe", os.mkfifo)
@@ -149,7 +151,14 @@ PIPE = Replaced("a pipe", os.mkfifo)
 def with_replaced(contents: st.SearchStrategy[Content]) -> st.SearchStrategy[Content]:
     """The contents, and now and then a pipe or one that goes on for 100 GB of zeros."""
     grown = contents.map(lambda content: huge(content) if isinstance(content, bytes) else content)
-    return st.one_of(*[contents] * 6, grown, st.just(PIPE))
+    return now_and_then(grown | st.just(PIPE), contents, 8)
+
+
+def now_and_then(
+    few: st.SearchStrategy[Content], many: st.SearchStrategy[Content], draws: int
+) -> st.SearchStrategy[Content]:
+    """One of the few in so many draws; `one_of` takes each strategy once."""
+    return st.integers(1, draws).flatmap(lambda drawn: few if drawn == draws else many)
 
 
 @cache
@@ -157,7 +166,52 @@ def csv_bombs() -> list[bytes]:
     """Submissions that gzip unpacks to 2 GiB: of blank lines, of rows, of one long cell."""
     pieces = [b"\n" * 2**24, b"1,2\n" * 2**22, b"2 " * 2**23]
     header = gzip.compress(b"id,predicted\n")
-    return [header + gzip.compress(piece) * 128 for piece in pieces]
+    return [*(header + gzip.compress(piece) * 128 for piece in pieces), padded(header, 2**27)]
+
+
+def padded(packed: bytes, n_bytes: int = 100 * 2**30) -> Replaced:
+    """A gzip file followed by zeros and one more stream."""
+
+    def make(path: Path) -> None:
+        with path.open("wb") as file:
+            file.write(packed)
+            file.seek(n_bytes)
+            file.write(gzip.compress(b""))
+
+    return Replaced(f"padded to {n_bytes:,} bytes", make, packed)
+
+
+def row_bombs(header: bytes) -> list[bytes]:
+    """CSV files of 32 MB: of eight million rows without a text, and of one row."""
+    row = header.count(b",") * b"," + b"\n"
+    return [header + row * ((2**25 - len(header)) // len(row)), header + b"," * 2**24]
+
+
+def tar_bombs(tar: bytes) -> list[Content]:
+    """A tar.gz file with zeros behind it, packed and not, and one with a name of 2 GiB."""
+    name = tarfile.TarInfo("name")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 2**31
+    zeros = gzip.compress(bytes(2**24)) * 128
+    whole = gzip.compress(tar)
+    return [
+        whole + zeros,
+        huge(whole),
+        padded(whole),
+        gzip.compress(name.tobuf(tarfile.GNU_FORMAT)) + zeros,
+    ]
+
+
+def zip_bomb() -> Replaced:
+    """A zip file with a list of members of 4 GiB."""
+    n_bytes = 2**32 - 2
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, n_bytes, 0, 0)
+
+    def make(path: Path) -> None:
+        with path.open("wb") as file:
+            file.seek(n_bytes)
+            file.write(end)
+
+    return Replaced("a list of 4 GiB", make, b"PK")
 
 
 @cache

@@ -26,6 +26,7 @@ except ImportError:
 OF_ONE = len(sys.argv) > 2
 
 with atheris.instrument_imports(include=["inat"]) if OF_ONE else nullcontext():
+    from damage import Content
     from fuzz_targets import TARGETS
 
     from inat.data.photos import BadPhoto
@@ -46,8 +47,9 @@ def fuzz(name: str, runs: int, folder: Path) -> None:
 
     @settings(max_examples=N_FIRST, derandomize=True, deadline=None, database=None)
     @given(contents)
-    def begin(content: bytes) -> None:
-        (corpus / hashlib.sha256(content).hexdigest()).write_bytes(content)
+    def begin(content: Content) -> None:
+        if isinstance(content, bytes):
+            (corpus / hashlib.sha256(content).hexdigest()).write_bytes(content)
 
     def holds(content: bytes) -> None:
         try:

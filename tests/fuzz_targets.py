@@ -10,7 +10,7 @@ import json
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,21 @@ import pyarrow.parquet as pq
 import simplejpeg
 import torch
 import yaml
-from damage import VALUES, damaged_bytes, damaged_json, damaged_tree, json_bytes
+from damage import (
+    VALUES,
+    Content,
+    array_bombs,
+    csv_bombs,
+    damaged_bytes,
+    damaged_json,
+    damaged_tree,
+    json_bytes,
+    parquet_bombs,
+    put,
+    row_bombs,
+    tar_bombs,
+    zip_bomb,
+)
 from hypothesis import strategies as st
 from PIL import Image
 from predictions import make_prediction
@@ -36,6 +50,7 @@ from inat.config_files import read_config
 from inat.data.annotations import load_split
 from inat.data.pack import PackedPhotos
 from inat.data.packing import pack_photos
+from inat.data.photo_files import open_photos
 from inat.data.photos import BadPhoto, Box, read_crop, read_whole
 from inat.data.unpacking import unpack
 from inat.errors import InatError
@@ -50,8 +65,8 @@ from inat.submission.csv_file import check, score, write
 from inat.submission.manifest import manifest_path, read_manifest
 from inat.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 
-Damaged = st.SearchStrategy[bytes]
-Read = Callable[[bytes], object]
+Damaged = st.SearchStrategy[Content]
+Read = Callable[[Content], object]
 Target = Callable[[Path], tuple[Damaged, Read]]
 
 
@@ -121,6 +136,14 @@ def submissions(folder: Path) -> tuple[Damaged, Read]:
     return _damaged_csv(valid.encode()), _then(path, read)
 
 
+def packed_submissions(folder: Path) -> tuple[Damaged, Read]:
+    """A submission as gzip packs it."""
+    path, solution = folder / "s.csv.gz", folder / "solution.csv"
+    solution.write_text("id,expected,usage\n1,2,Public\n")
+    valid = gzip.compress(b"id,predicted\n1,2 10 28\n")
+    return damaged_bytes(valid), _then(path, lambda: score(path, solution))
+
+
 def solutions(folder: Path) -> tuple[Damaged, Read]:
     """A solution CSV."""
     path = folder / "solution.csv"
@@ -187,9 +210,11 @@ def pack_indices(folder: Path) -> tuple[Damaged, Read]:
     document = orjson.loads(manifest.read_bytes())
 
     def read() -> None:
+        if not path.is_file() or path.stat().st_size > 2**20:
+            return _unpacked(folder)
         document["index"] |= {"n_bytes": path.stat().st_size, "sha256": sha256(path)}
         manifest.write_bytes(orjson.dumps(document))
-        _unpacked(folder)
+        return _unpacked(folder)
 
     return damaged_bytes(path.read_bytes()), _then(path, read)
 
@@ -214,10 +239,12 @@ def archives(folder: Path) -> tuple[Damaged, Read]:
     contents = (
         whole | damaged_bytes(gzip.compress(tar.getvalue())) | damaged_bytes(packed.getvalue())
     )
+    (folder / "valid.tar").write_bytes(tar.getvalue())
 
-    def read(content: bytes) -> None:
-        path = folder / ("a.zip" if content[:1] == b"P" else "a.tar.gz")
-        path.write_bytes(content)
+    def read(content: Content) -> None:
+        start = content if isinstance(content, bytes) else content.start
+        path = folder / ("a.zip" if start[:1] == b"P" else "a.tar.gz")
+        put(path, content)
         (folder / "train2018.json").unlink(missing_ok=True)
         unpack(path, archive, folder, lambda n_bytes: None)
 
@@ -251,6 +278,15 @@ def other_photos(folder: Path) -> tuple[Damaged, Read]:
     return st.one_of(damaged_bytes(content, words, keep=12) for content in valid), _decode
 
 
+def photo_files(folder: Path) -> tuple[Damaged, Read]:
+    """A photo of a data set."""
+    path = folder / "a.jpg"
+    source = open_photos(folder, pa.array([path.name]))
+    return damaged_bytes(simplejpeg.encode_jpeg(_picture(), 90)), _then(
+        path, lambda: _decode(source.read(0))
+    )
+
+
 def safetensors(folder: Path) -> tuple[Damaged, Read]:
     """Weights as safetensors, the header's JSON too."""
     path = folder / "w.safetensors"
@@ -279,10 +315,10 @@ def checkpoint_states(folder: Path) -> tuple[Damaged, Read]:
     valid_rest, valid_state = rest.read_bytes(), state.read_bytes()
     contents = damaged_json(orjson.loads(valid_rest)) | damaged_json(orjson.loads(valid_state))
 
-    def read(content: bytes) -> None:
-        is_rest = b"param_groups" in content
-        rest.write_bytes(content if is_rest else valid_rest)
-        state.write_bytes(valid_state if is_rest else content)
+    def read(content: Content) -> None:
+        is_rest = isinstance(content, bytes) and b"param_groups" in content
+        put(rest, content if is_rest else valid_rest)
+        put(state, valid_state if is_rest else content)
         load_checkpoint(folder / "c", network, None, optimizer)
 
     return contents, read
@@ -309,23 +345,42 @@ def run_models(folder: Path) -> tuple[Damaged, Read]:
 TARGETS: Mapping[str, tuple[Target, ...]] = {
     "annotations": (annotations, places, categories),
     "configs": (configs,),
-    "submissions": (submissions, solutions, priors, manifests),
+    "submissions": (submissions, packed_submissions, solutions, priors, manifests),
     "predictions": (prediction_meta, prediction_logits, prediction_labels, prediction_species,
                     prediction_photos),
     "packs": (pack_manifests, pack_indices),
     "archives": (archives,),
-    "photos": (photos, other_photos),
+    "photos": (photos, other_photos, photo_files),
     "weights": (safetensors, torch_weights),
     "runs": (checkpoint_states, run_models),
 }  # fmt: skip
 """By the kind of file; the inputs of a kind are shared out among its targets."""
 
+AS_THEY_ARE = (photos, other_photos)
+"""Those whose contents are all that there is; the others read a file, in whose place a pipe or 100
+GB of zeros may lie."""
+
+BOMBS: Mapping[Target, Callable[[Path], Sequence[Content]]] = {
+    packed_submissions: lambda folder: csv_bombs(),
+    solutions: lambda folder: row_bombs(b"id,expected,usage\n"),
+    priors: lambda folder: row_bombs(b"category_id,prior\n"),
+    prediction_logits: lambda folder: array_bombs(),
+    prediction_labels: lambda folder: array_bombs(),
+    prediction_species: lambda folder: parquet_bombs(
+        (folder / "p" / "species.parquet").read_bytes()
+    ),
+    prediction_photos: lambda folder: parquet_bombs((folder / "p" / "photos.parquet").read_bytes()),
+    archives: lambda folder: [*tar_bombs((folder / "valid.tar").read_bytes()), zip_bomb()],
+    torch_weights: lambda folder: [zip_bomb()],
+}
+"""What takes gigabytes of memory or hours where it is believed; of the folder of a target."""
+
 
 def _then(path: Path, read: Callable[[], object]) -> Read:
     """Writes the content to `path`, then reads."""
 
-    def written(content: bytes) -> object:
-        path.write_bytes(content)
+    def written(content: Content) -> object:
+        put(path, content)
         return read()
 
     return written

@@ -75,6 +75,17 @@ def test_a_damaged_checkpoint_is_refused_by_all_who_read_weights(
     assert not run.prediction("val").exists()
 
 
+def test_a_checkpoint_of_more_bytes_than_weights_have_is_refused_before_it_is_read(
+    run: Run,
+) -> None:
+    path = run.checkpoint("last") / "ema.safetensors"
+    path.unlink()  # a link to that of best
+    with path.open("wb") as file:
+        file.truncate(100 * 2**30)
+    with pytest.raises(InputError, match=r"ema\.safetensors: 107,374,182,400 bytes, more than"):
+        find_checkpoint(run).load_weights()
+
+
 def test_a_training_that_starts_from_a_run_s_damaged_weights_is_refused(
     run: Run, world: Path, tmp_path: Path
 ) -> None:

@@ -2,8 +2,10 @@
 and those that unpack to gigabytes. Each is refused at once, by name, or is a bad photo."""
 
 import gzip
+import io
 import os
 import socket
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from damage import array_bombs, ending, memory_below
+from damage import array_bombs, ending, memory_below, padded, put, row_bombs, tar_bombs, zip_bomb
 from predictions import make_prediction
 from worlds import make_world
 
 from inat import submission
 from inat.binary_files import MOST_ROWS, read_array, read_csv, read_table
+from inat.competitions import Archive
 from inat.config_files import read_config
 from inat.data.photo_files import open_photos
 from inat.data.photos import BadPhoto
+from inat.data.unpacking import unpack
 from inat.data.verifying import verify
-from inat.errors import InputError
+from inat.errors import InputError, WorldError
 from inat.files import UnfitFile, open_file, read_file, read_json
 from inat.models.backbone import read_weights
 from inat.prediction_file import read_prediction
@@ -281,6 +285,55 @@ def test_torch_weights_with_a_compressed_member_are_refused_before_it_is_unpacke
     assert len(read_weights(honest)["a"]) == 2**26
     with pytest.raises(InputError, match="it is compressed and unpacks to 268,"):
         read_weights(path)
+
+
+def test_torch_weights_with_an_endless_list_of_members_are_refused_before_it_is_read(
+    tmp_path: Path,
+) -> None:
+    zip_bomb().make(tmp_path / "w.pth")
+    with memory_below(2**28), pytest.raises(InputError, match=r"w\.pth: .*members of 4,294,967"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_a_packed_submission_with_zeros_between_its_streams_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "solution.csv").write_text("id,expected,usage\n1,2,Public\n")
+    path = tmp_path / "s.csv.gz"
+    padded(gzip.compress(b"id,predicted\n1,2 10 28\n"), 2**27).make(path)
+    with pytest.raises(InputError, match=r"s\.csv\.gz: not compressed .*262,144 bytes of padding"):
+        submission.score(path, tmp_path / "solution.csv")
+
+
+def test_a_csv_of_millions_of_rows_is_refused_before_it_takes_gigabytes(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_bytes(row_bombs(b"a,b,c\n")[0])
+    with memory_below(2**29), pytest.raises(InputError, match="has more than 1,000,000 rows"):
+        read_csv(path, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_an_archive_that_unpacks_to_gigabytes_of_no_member_is_refused(
+    tmp_path: Path, at: int
+) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("a/1.jpg"))
+    path = tmp_path / "a.tar.gz"
+    archive = Archive(name="a", part="a", md5=None, folder="a", files=())
+    path.write_bytes(gzip.compress(file.getvalue() + bytes(2**20)))  # as tar fills its blocks
+    assert unpack(path, archive, tmp_path, lambda n_bytes: None) == 1
+    put(path, tar_bombs(file.getvalue())[at])
+    reason = "4,194,304 bytes that belong to no member" if at in (0, 3) else "262,144 bytes of pad"
+    with ending(), memory_below(2**28), pytest.raises(WorldError, match=f"more than {reason}"):
+        unpack(path, archive, tmp_path, lambda n_bytes: None)
+
+
+def test_a_zip_file_with_an_endless_list_of_members_is_refused_before_it_is_read(
+    tmp_path: Path,
+) -> None:
+    zip_bomb().make(tmp_path / "a.zip")
+    archive = Archive(name="a", part="a", md5=None, folder="a", files=())
+    with memory_below(2**28), pytest.raises(WorldError, match="members of 4,294,967,294 bytes"):
+        unpack(tmp_path / "a.zip", archive, tmp_path, lambda n_bytes: None)
 
 
 # --- what a submission's manifest hashes -----------------------------------------------------

@@ -16,10 +16,13 @@ from typing import IO, cast
 
 from inat.competitions import Archive
 from inat.errors import InputError, WorldError
-from inat.files import leads_out, open_file
+from inat.files import leads_out, open_packed
 from inat.progress import say
 
 PIECE = 2**18
+MOST_BETWEEN = 2**22
+"""Bytes of an unpacked tar file that belong to no member: a header, or what follows the last."""
+
 BROKEN = (
     EOFError,
     zlib.error,
@@ -196,17 +199,33 @@ def _written(member: _Member, target: Path) -> Path:
     return partial
 
 
+class _Bounded(gzip.GzipFile):
+    """Gives no more than `left` bytes: tarfile reads a header of any length into memory, and a few
+    megabytes may unpack to gigabytes behind the last member."""
+
+    left = MOST_BETWEEN
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise tarfile.ReadError(f"more than {MOST_BETWEEN:,} bytes that belong to no member")
+        return content
+
+
 def _tar_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Member]:
-    with open_file(path) as packed, gzip.GzipFile(fileobj=packed) as unpacked:
+    with open_packed(path) as packed, _Bounded(fileobj=packed) as unpacked:
         told = 0
         # "r|": nothing is sought backwards, which would unpack everything once more.
         with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**16, encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
+                unpacked.left = MOST_BETWEEN + (member.size if member.isreg() else 0)
                 yield _Member(member.name, member.size, _tar_kind(member), _opener(tar, member))
                 # Half a million of them take half a gigabyte.
                 tar.members.clear()  # type: ignore[attr-defined]
                 advance(packed.tell() - told)
                 told = packed.tell()
+        unpacked.left = MOST_BETWEEN
         while unpacked.read(PIECE):  # to the end, where the checksum stands
             pass
         advance(packed.tell() - told)
@@ -234,7 +253,7 @@ def _tar_kind(member: tarfile.TarInfo) -> str:
 
 
 def _zip_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Member]:
-    with open_file(path) as file, zipfile.ZipFile(file) as packed:
+    with open_packed(path) as file, zipfile.ZipFile(file) as packed:
         for info in packed.infolist():
             yield _Member(info.filename, info.file_size, _zip_kind(info), _zip_opener(packed, info))
             advance(info.compress_size)

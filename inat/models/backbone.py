@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from inat.competitions import Competition
 from inat.config import ModelConfig
 from inat.errors import InputError, WorldError, unknown_name
-from inat.files import CHECKSUMS, damaged_files, open_file
+from inat.files import CHECKSUMS, damaged_files, open_packed
 from inat.models import cifar_resnet  # noqa: F401 - registers its networks in timm
 from inat.models.device import is_of_memory
 from inat.models.heads import build_head, classifier_names, put_classifier, single_classifier
@@ -263,7 +263,7 @@ def _read_state(path: Path) -> tuple[Mapping[str, Tensor], str]:
     if sums.is_file() and damaged_files(path.parent, path.name):
         raise InputError(f"{path}: damaged, it is not what {sums} says; copy or make it again")
     try:
-        with open_file(path, LARGEST_WEIGHTS) as file:
+        with open_packed(path, LARGEST_WEIGHTS) as file:
             if path.suffix == ".safetensors":
                 tensors: dict[str, Tensor] = load_file(path)
                 return tensors, ""
@@ -271,7 +271,10 @@ def _read_state(path: Path) -> tuple[Mapping[str, Tensor], str]:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except (
+        *(SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError),
+        zipfile.BadZipFile,
+    ) as error:
         raise InputError(f"{path}: no weights, or damaged ({_first_line(error)})") from None
     except Exception:  # pickle.UnpicklingError and whatever a hostile file provokes
         raise InputError(

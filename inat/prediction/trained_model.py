@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from inat.config import CheckpointName, Config, Precision, Weights
 from inat.errors import InputError, WorldError, one_line
 from inat.files import CHECKSUMS, open_file, parse_json, read_file, read_json
-from inat.models.backbone import Triple, build_backbone
+from inat.models.backbone import LARGEST_WEIGHTS, Triple, build_backbone
 from inat.models.device import (
     can_run,
     pick_device,
@@ -36,7 +36,7 @@ class _OpenFile:
     """A file that can still be read after a training has put another in its place."""
 
     def __init__(self, path: Path) -> None:
-        with open_file(path) as file:
+        with open_file(path, LARGEST_WEIGHTS) as file:
             self._descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._descriptor)
 

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from inat.competitions import Competition
 from inat.errors import FaultsFound, InputError
-from inat.files import LARGEST_TEXT, UnfitFile, open_file
+from inat.files import LARGEST_TEXT, UnfitFile, open_packed
 
 MOST_FAULTS_SHOWN = 5
 
@@ -58,7 +58,7 @@ def read_rows(path: Path, spec: Competition, wanted: Wanted) -> Int64[np.ndarray
 
 def _content(path: Path) -> bytes:
     try:
-        with open_file(path, LARGEST_TEXT) as handle:
+        with open_packed(path, LARGEST_TEXT) as handle:
             unpacked = gzip.GzipFile(fileobj=handle) if path.suffix == ".gz" else handle
             content = unpacked.read(LARGEST_TEXT + 1)
     except FileNotFoundError:
