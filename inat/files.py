@@ -29,6 +29,9 @@ if sys.platform != "win32":
 Kind = TypeVar("Kind")
 
 CHECKSUMS = "checksums.json"
+LARGEST_HASHED = 2**36
+"""Bytes of an optimizer's state for the largest weights that are read."""
+
 RENAME_EXCHANGE = 2  # renameat2's flag, and that of macOS' renamex_np
 AT_FDCWD = -100
 MORE_FILES = "allow more (ulimit -n 4096), lower data.workers, or set data.worker_kind threads"
@@ -382,8 +385,12 @@ def leads_out(path: Path | str, top: Path | str) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits."""
-    with open_file(path) as handle:
+    """The file's SHA-256 as 64 hexadecimal digits.
+
+    Raises:
+        UnfitFile: it is larger than any file of the kit can be, and would take minutes.
+    """
+    with open_file(path, LARGEST_HASHED) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

@@ -30,7 +30,7 @@ from inat.data.photos import BadPhoto
 from inat.data.unpacking import unpack
 from inat.data.verifying import verify
 from inat.errors import InputError, WorldError
-from inat.files import UnfitFile, open_file, read_file, read_json
+from inat.files import UnfitFile, damaged_files, open_file, read_file, read_json, write_json
 from inat.models.backbone import read_weights
 from inat.prediction_file import read_prediction
 from inat.priors import read_prior
@@ -60,6 +60,13 @@ NO_FILES: dict[str, Make] = {
     "a folder": Path.mkdir,
 }
 STRANGE: dict[str, Make] = {**NO_FILES, "107,374,182,400 bytes": sparse}
+
+
+def test_a_huge_file_that_a_list_of_checksums_names_is_not_hashed(tmp_path: Path) -> None:
+    sparse(tmp_path / "model.safetensors")
+    write_json(tmp_path / "checksums.json", {"model.safetensors": "0" * 64})
+    with ending(), pytest.raises(UnfitFile, match=r"model\.safetensors: .*107,374,182,400 bytes"):
+        damaged_files(tmp_path)
 
 
 @pytest.mark.parametrize("kind", NO_FILES)

@@ -88,6 +88,16 @@ def test_a_tar_member_that_is_not_safe_is_refused(
     assert not (root / "download.json").exists()
 
 
+def test_a_member_larger_than_any_file_of_a_data_set_is_refused_before_it_is_written(
+    tmp_path: Path, mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpacking, "LARGEST_MEMBER", 10_000)
+    mirror.offer({PHOTOS: tarred(("train_val2018/a.jpg", b"0" * 10_001))})
+    said = fault(lambda: fetch(tmp_path))
+    assert "member 'train_val2018/a.jpg' has 10,001 bytes, more than any file" in said
+    assert not list(tmp_path.rglob("*a.jpg"))
+
+
 def test_a_sparse_member_is_refused(tmp_path: Path, mirror: Mirror) -> None:
     info = tarfile.TarInfo("train_val2018/bomb.jpg")
     info.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(10**15)}

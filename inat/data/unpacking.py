@@ -23,6 +23,9 @@ PIECE = 2**18
 MOST_BETWEEN = 2**22
 """Bytes of an unpacked tar file that belong to no member: a header, or what follows the last."""
 
+LARGEST_MEMBER = 2**32
+"""Bytes of a file in an archive; the annotations of 2.7 million photos have 1.3 GB."""
+
 BROKEN = (
     EOFError,
     zlib.error,
@@ -165,6 +168,8 @@ def _checked_parts(path: Path, member: _Member) -> tuple[str, ...]:
         _refuse(path, member, "has a zero byte in its name")
     if member.kind not in ("file", "folder"):
         _refuse(path, member, f"is {member.kind}")
+    if member.size > LARGEST_MEMBER:
+        _refuse(path, member, f"has {member.size:,} bytes, more than any file of a data set")
     return parts
 
 
