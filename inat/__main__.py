@@ -2,8 +2,8 @@
 
 import sys
 
-from inat.processors import share_processors
-from inat.standard_streams import take_over_streams
+from inat.cli.standard_streams import take_over_streams
+from inat.core.threads import share_processors
 
 
 def run() -> None:
@@ -14,7 +14,7 @@ def run() -> None:
     """
     output = take_over_streams()
     share_processors()
-    from inat.cli import main
+    from inat.cli.app import main
 
     status = main()
     sys.stdout.flush()

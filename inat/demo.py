@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inat.adjusting.adjust import adjust
-from inat.bands import FEW_BELOW
-from inat.config import Config
-from inat.config_files import build
-from inat.data.synthetic import synth
-from inat.data.tail_profile import describe
+from inat.config.reading import build
+from inat.config.schema import Config
+from inat.core.bands import FEW_BELOW
+from inat.core.intervals import Interval, gain_interval
+from inat.core.progress import say
+from inat.dataset.profile import describe
 from inat.evaluation.evaluate import Evaluation, evaluate
 from inat.evaluation.table import evaluation_table, plain_lines
-from inat.intervals import Interval, gain_interval
-from inat.prediction.predict import predict
-from inat.progress import say
-from inat.run_folder import Run, is_run
+from inat.posthoc.adjust import adjust
+from inat.predictions.predict import predict
+from inat.runs.run import Run, is_run
 from inat.submission.csv_file import Score, check, score, write
+from inat.synthetic.world import synth
 from inat.training.loop import train
 
 CE, POST_HOC, ADJUSTED = "CE", "CE, adjusted post hoc", "logit-adjusted loss"

@@ -29,8 +29,8 @@ with atheris.instrument_imports(include=["inat"]) if OF_ONE else nullcontext():
     from damage import Content
     from fuzz_targets import TARGETS
 
-    from inat.data.photos import BadPhoto
-    from inat.errors import InatError
+    from inat.core.errors import InatError
+    from inat.photos.decode import BadPhoto
 
 RUNS = 10_000
 N_FIRST = 40

@@ -44,23 +44,23 @@ from safetensors.torch import save
 from torch import nn
 from worlds import make_world
 
-from inat.competitions import Archive
-from inat.config import Config
-from inat.config_files import read_config
-from inat.data.annotations import load_split
-from inat.data.pack import PackedPhotos
-from inat.data.packing import pack_photos
-from inat.data.photo_files import open_photos
-from inat.data.photos import BadPhoto, Box, read_crop, read_whole
-from inat.data.unpacking import unpack
-from inat.errors import InatError
-from inat.files import sha256
+from inat.acquire.pack import pack_photos
+from inat.acquire.unpacking import unpack
+from inat.config.reading import read_config
+from inat.config.schema import Config
+from inat.config.stages import lay_stages
+from inat.core.competitions import Archive
+from inat.core.errors import InatError
+from inat.core.files import sha256
+from inat.core.priors import read_prior
+from inat.dataset.split import load_split
+from inat.evaluation.solution import read_solution
 from inat.models.backbone import read_weights
-from inat.prediction_file import read_prediction
-from inat.priors import read_prior
-from inat.run_folder import open_run
-from inat.solution import read_solution
-from inat.stages import lay_stages
+from inat.photos.decode import BadPhoto, Box, read_crop, read_whole
+from inat.photos.pack import PackedPhotos
+from inat.photos.sources import open_photos
+from inat.predictions.file import read_prediction
+from inat.runs.run import open_run
 from inat.submission.csv_file import check, score, write
 from inat.submission.manifest import manifest_path, read_manifest
 from inat.training.checkpoint import LoopState, load_checkpoint, save_checkpoint

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import orjson
 
-from inat.data.annotations import load_split
-from inat.data.loader import build_loader, worker_deaths
-from inat.errors import WorldError
+from inat.core.errors import WorldError
+from inat.dataset.split import load_split
+from inat.loader.loader import build_loader, worker_deaths
 
 
 def kill_workers() -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inat.competitions import COMPETITIONS
-from inat.data import fetching
-from inat.data.downloading import Downloaded, download
-from inat.errors import InatError, WorldError
+from inat.acquire import fetching
+from inat.acquire.download import Downloaded, download
+from inat.core.competitions import COMPETITIONS
+from inat.core.errors import InatError, WorldError
 
 SLUG = "inaturalist-2018"
 SPEC = COMPETITIONS[SLUG]

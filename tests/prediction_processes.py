@@ -11,7 +11,7 @@ import inat
 # Started once, with everything imported and before torch has started a thread: its children are
 # there at once.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["prediction_processes", "inat.prediction.predict"])
+context.set_forkserver_preload(["prediction_processes", "inat.predictions.predict"])
 
 
 def start(run: Path, split: str, *, pause: float = 0, part_images: int, **options: Any) -> Any:
@@ -26,8 +26,8 @@ def _predict(
 ) -> None:
     import torch
 
-    from inat.prediction import predict as module
-    from inat.prediction.parts import Parts
+    from inat.predictions import predict as module
+    from inat.predictions.parts import Parts
 
     torch.set_num_threads(1)
     module.PART_IMAGES = part_images  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from worlds import category_id
 
-from inat.prediction_file import PredictionFile, read_prediction, store, write_prediction
+from inat.predictions.file import PredictionFile, read_prediction, store, write_prediction
 
 
 def make_prediction(

@@ -6,7 +6,7 @@ import numpy as np
 from predictions import make_prediction
 from worlds import write_photo
 
-from inat.prediction_file import PredictionFile
+from inat.predictions.file import PredictionFile
 
 NAMES = [
     "Larus </script><script>window.broken=1</script>",

@@ -12,11 +12,11 @@ import pytest
 from predictions import make_prediction
 from shift_worlds import ShiftWorld
 
-from inat.adjusting.adjust import adjust
-from inat.adjusting.label_shift import estimate_label_shift
-from inat.cli import main
-from inat.errors import InputError
-from inat.prediction_file import PredictionFile
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.posthoc.adjust import adjust
+from inat.posthoc.label_shift import estimate_label_shift
+from inat.predictions.file import PredictionFile
 
 COUNTS = [60, 30, 8, 2]
 PRIOR = [0.6, 0.3, 0.08, 0.02]

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from worlds import category
 
-from inat.data import annotation_cache, annotation_tables
-from inat.data.annotation_cache import AnnotationCache, digest, digest_of, key_of
-from inat.data.annotations import Split, load_split
-from inat.data.tail_profile import describe
-from inat.errors import InputError
+from inat.core.errors import InputError
+from inat.dataset import annotation_cache, annotation_tables
+from inat.dataset.annotation_cache import AnnotationCache, digest, digest_of, key_of
+from inat.dataset.profile import describe
+from inat.dataset.split import Split, load_split
 
 SPLITS = ("train", "val", "test", "train+val", "holdout", "fold:1/3")
 
@@ -774,7 +774,7 @@ TWO_AT_ONCE = """
 import sys
 from pathlib import Path
 import pyarrow as pa
-from inat.data.annotation_cache import AnnotationCache
+from inat.dataset.annotation_cache import AnnotationCache
 
 root, mine = Path(sys.argv[1]), sys.argv[2]
 tables = {key: pa.table({"who": [key] * 20_000, "n": range(20_000)}) for key in ("a", "b")}

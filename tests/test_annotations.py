@@ -17,11 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from worlds import category, category_id, make_world
 
-from inat.competitions import COMPETITIONS
-from inat.data.annotation_files import parse_annotations
-from inat.data.annotations import Split, cut_holdout, load_split
-from inat.data.taxonomy import RANKS, read_taxonomy
-from inat.errors import InputError
+from inat.core.competitions import COMPETITIONS
+from inat.core.errors import InputError
+from inat.dataset.annotation_files import parse_annotations
+from inat.dataset.split import Split, cut_holdout, load_split
+from inat.dataset.taxonomy import RANKS, read_taxonomy
 
 Change = Callable[[dict[str, Any]], object]
 

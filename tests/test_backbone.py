@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from inat.competitions import find_competition
-from inat.config import ModelConfig
-from inat.errors import InputError, WorldError
+from inat.config.schema import ModelConfig
+from inat.core.competitions import find_competition
+from inat.core.errors import InputError, WorldError
 from inat.models import backbone as backbone_module
 from inat.models.backbone import build_backbone, read_weights, rule_warning, try_batch
 from inat.models.device import pick_device

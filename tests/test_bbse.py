@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from inat.adjusting.bbse import (
+from inat.core.priors import total_variation
+from inat.posthoc.bbse import (
     bbse_weights,
     check_by_bbse,
     confusion_matrix,
     explained_shares,
     hard_predictions,
 )
-from inat.adjusting.calibration import Calibration
-from inat.priors import total_variation
+from inat.posthoc.calibration import Calibration
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (30, 4))

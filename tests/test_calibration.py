@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from shift_worlds import ShiftWorld
 
-from inat.adjusting import calibration
-from inat.adjusting.calibration import Calibration, calibrate, mean_probability
+from inat.posthoc import calibration
+from inat.posthoc.calibration import Calibration, calibrate, mean_probability
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (30, 4))

@@ -9,10 +9,10 @@ import pytest
 from tiny_runs import tiny_config, train_tiny, weights
 
 import inat
-from inat.errors import InputError
-from inat.prediction import trained_model
-from inat.prediction.trained_model import find_checkpoint
-from inat.run_folder import Run
+from inat.core.errors import InputError
+from inat.runs import trained as trained_model
+from inat.runs.run import Run
+from inat.runs.trained import find_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def put_another(run: Run) -> Path:
     state = (last / "state.json").read_bytes().replace(b'"epoch": 2', b'"epoch": 7')
     (last / "state.json").write_bytes(state)
     (last / "checksums.json").unlink()
-    inat.files.write_checksums(last)
+    inat.core.files.write_checksums(last)
     return aside
 
 
@@ -131,14 +131,14 @@ def test_a_prediction_beside_a_training_records_the_checkpoint_it_used(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = inat.predict(run.path, "val", name="before")
-    load = inat.prediction.predict.load_split
+    load = inat.predictions.predict.load_split
 
     def slow(*arguments: Any, **options: Any) -> Any:
         if run.checkpoint("last").with_name("aside").exists() is False:
             put_another(run)
         return load(*arguments, **options)
 
-    monkeypatch.setattr(inat.prediction.predict, "load_split", slow)
+    monkeypatch.setattr(inat.predictions.predict, "load_split", slow)
     found = inat.predict(run.path, "val", name="after")
     assert found.meta["checkpoint_sha256"] == expected.meta["checkpoint_sha256"]
     assert found.meta["checkpoint_epoch"] == 2
@@ -148,7 +148,7 @@ def test_a_prediction_beside_a_training_records_the_checkpoint_it_used(
 def test_new_runs_of_soup_and_stage_two_have_checksums(run: Run, tmp_path: Path) -> None:
     made = inat.train_stage_two(run.path, tmp_path / "crt", method="crt", epochs=1, batch_size=8)
     assert tiny_config().digest != made.config.digest
-    assert not inat.files.damaged_files(made.checkpoint("last"))
+    assert not inat.core.files.damaged_files(made.checkpoint("last"))
     file = made.checkpoint("last") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match="damaged"):

@@ -9,8 +9,8 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inat.config import ModelConfig
-from inat.errors import InputError
+from inat.config.schema import ModelConfig
+from inat.core.errors import InputError
 from inat.models.backbone import Backbone, build_backbone
 from inat.models.cifar_resnet import CifarBlock, CifarResNet
 

@@ -9,17 +9,17 @@ from typing import get_type_hints
 
 import pytest
 
-from inat.cli import main
-from inat.config import Config
+from inat.cli.app import main
+from inat.config.schema import Config
 
 VERBS = {
     "demo": "inat.run_demo",
-    "data synth": "inat.data.synth",
-    "data import": "inat.data.import_folders",
-    "data download": "inat.data.download",
-    "data verify": "inat.data.verify",
-    "data pack": "inat.data.pack_photos",
-    "data describe": "inat.data.describe",
+    "data synth": "inat.synth",
+    "data import": "inat.import_folders",
+    "data download": "inat.download",
+    "data verify": "inat.verify",
+    "data pack": "inat.pack_photos",
+    "data describe": "inat.describe",
     "train": "inat.train",
     "stage-two": "inat.train_stage_two",
     "soup": "inat.soup",
@@ -82,7 +82,7 @@ def test_a_list_of_any_length_is_written_behind_its_flag(
 
 def test_train_help_documents_every_field() -> None:
     # A process of its own: how wide a line is, rich finds out once.
-    code = "from inat.cli import main; main(['train', '--help'])"
+    code = "from inat.cli.app import main; main(['train', '--help'])"
     wide = {**os.environ, "COLUMNS": "300"}
     shown = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=wide
@@ -105,7 +105,8 @@ def test_train_help_documents_every_field() -> None:
 
 def test_help_and_version_do_not_import_torch() -> None:
     code = (
-        "import sys; from inat.cli import main; main(['train', '--help']); main(['--version']); "
+        "import sys; from inat.cli.app import main; "
+        "main(['train', '--help']); main(['--version']); "
         "assert not {'torch', 'timm', 'albumentations'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -221,7 +222,7 @@ def test_a_fault_of_the_kit_is_one_line_and_status_1(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a\nb")
 
-    monkeypatch.setattr("inat.data.tail_profile.describe", broken)
+    monkeypatch.setattr("inat.dataset.profile.describe", broken)
     assert main(["data", "describe", "x"]) == 1
     captured = capsys.readouterr()
     assert captured.err == (
@@ -237,7 +238,7 @@ def test_a_full_disk_is_status_1_with_the_path(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "/data/x")
 
-    monkeypatch.setattr("inat.data.tail_profile.describe", full)
+    monkeypatch.setattr("inat.dataset.profile.describe", full)
     assert main(["data", "describe", "x"]) == 1
     assert capsys.readouterr().err == (
         "inat: /data/x: the disk is full; make room, or give another place\n"

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from predictions import make_prediction
 
-from inat.cli import main
-from inat.errors import InputError
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.core.files import read_json
+from inat.core.intervals import gain_interval
 from inat.evaluation import Comparison, compare
 from inat.evaluation.difference import mcnemar, paired_difference
 from inat.evaluation.sentence import short_names
-from inat.files import read_json
-from inat.intervals import gain_interval
-from inat.prediction_file import PredictionFile
+from inat.predictions.file import PredictionFile
 
 N_CLASSES = 40
 COUNTS = [300] * 10 + [50] * 10 + [5] * 20

@@ -11,10 +11,10 @@ from predictions import make_prediction
 from sklearn.metrics import f1_score
 
 from inat import submission
-from inat.competitions import COMPETITIONS, find_competition
-from inat.data.annotations import load_split
-from inat.data.tail_profile import describe
-from inat.errors import FaultsFound, InputError
+from inat.core.competitions import COMPETITIONS, find_competition
+from inat.core.errors import FaultsFound, InputError
+from inat.dataset.profile import describe
+from inat.dataset.split import load_split
 from inat.submission import Score
 
 FURNITURE = "imaterialist-challenge-furniture-2018"

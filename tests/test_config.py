@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from inat.competitions import COMPETITIONS
-from inat.config import Config, DataConfig, parse_holdout, switch_epoch
-from inat.config_files import build, read_config
-from inat.config_values import merge
-from inat.errors import InputError, WorldError
-from inat.strict_yaml import DEEPEST_LEVEL, LARGEST_FILE
+from inat.config.reading import build, read_config
+from inat.config.schema import Config, DataConfig, parse_holdout, switch_epoch
+from inat.config.strict_yaml import DEEPEST_LEVEL, LARGEST_FILE
+from inat.config.values import merge
+from inat.core.competitions import COMPETITIONS
+from inat.core.errors import InputError, WorldError
 
 OPTIM_FIELDS = (
     "name, lr_per_256, lr_scaling, head_lr_factor, layer_decay, weight_decay, decay_norms, "

@@ -9,11 +9,11 @@ import orjson
 import pytest
 from worlds import make_world
 
-from inat.cli import main
-from inat.data.annotations import load_split
-from inat.data.dates import Known, parse_dates
-from inat.data.places import places_of
-from inat.errors import InputError
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.dataset.dates import Known, parse_dates
+from inat.dataset.locations import places_of
+from inat.dataset.split import load_split
 
 
 def days(values: list[Any]) -> list[str | None]:

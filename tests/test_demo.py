@@ -6,8 +6,8 @@ import pytest
 
 import inat
 from inat import demo as demo_module
-from inat.data.synthetic import PROFILES, Profile
 from inat.evaluation.evaluate import evaluate
+from inat.synthetic.world import PROFILES, Profile
 
 
 def test_the_demo_goes_the_whole_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,13 @@ import torch
 from tiny_runs import tiny_config, train_tiny
 
 import inat
-from inat import processors
 from inat.__main__ import run as run_command
-from inat.cli import main
-from inat.config import TransformConfig
-from inat.data.loader import default_workers, to_device
-from inat.errors import InputError, WorldError
+from inat.cli.app import main
+from inat.config.schema import TransformConfig
+from inat.core import threads
+from inat.core.errors import InputError, WorldError
+from inat.loader.loader import default_workers, to_device
+from inat.models import forward
 from inat.models.device import (
     can_run,
     fast_kernels,
@@ -27,10 +28,10 @@ from inat.models.device import (
     prefers_channels_last,
     resolve_precision,
 )
+from inat.models.forward import iterate_logits
 from inat.models.heads import classifiers_in_float32
-from inat.prediction import forward, trained_model
-from inat.prediction.forward import iterate_logits
-from inat.run_folder import Run
+from inat.runs import trained
+from inat.runs.run import Run
 from inat.training import trainer
 from inat.training.mixing import erased, mixed
 from inat.training.processes import BatchPart, on_device
@@ -98,7 +99,7 @@ def test_a_bf16_run_predicts_on_every_card_and_says_in_what(
         model={"precision": "bf16", "device": "cuda"},
         config=tiny_config(**{"runtime.precision": configured}),
     )
-    assert trained_model._precision(run, CUDA, asked) == expected
+    assert trained._precision(run, CUDA, asked) == expected
     told = "trained in bf16 on cuda; on this cuda device it runs in " + expected
     assert (told in capsys.readouterr().err) is (asked is None and expected != "bf16")
 
@@ -127,13 +128,13 @@ def test_every_verb_that_passes_photos_through_a_network_takes_a_precision(
 ) -> None:
     runs = [train_tiny(tmp_path / f"{seed}", world, seed=seed) for seed in range(2)]
     used = []
-    loaded = trained_model._precision
+    loaded = trained._precision
 
     def noted(run: Run, device: torch.device, asked: Any) -> str:
         used.append(loaded(run, device, asked))
         return used[-1]
 
-    monkeypatch.setattr(trained_model, "_precision", noted)
+    monkeypatch.setattr(trained, "_precision", noted)
     paths = [str(run.path) for run in runs]
     photos = str(world / "test2018")
     for words in (
@@ -291,7 +292,7 @@ def test_mixing_leaves_no_tensor_on_the_host(name: str, monkeypatch: pytest.Monk
 def test_the_processes_of_a_machine_share_its_processors_before_the_limit_of_each(
     monkeypatch: pytest.MonkeyPatch, there: int, together: int, workers: int
 ) -> None:
-    monkeypatch.setattr("inat.data.loader.usable_processors", lambda: there)
+    monkeypatch.setattr("inat.loader.loader.usable_processors", lambda: there)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
     assert default_workers() == workers
 
@@ -319,62 +320,62 @@ def test_a_container_s_share_of_the_processors_is_what_its_control_groups_say(
     files: dict[str, str],
     usable: int,
 ) -> None:
-    monkeypatch.setattr(processors.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(processors, "CGROUPS", tmp_path)
-    monkeypatch.setattr(processors, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(threads, "CGROUPS", tmp_path)
+    monkeypatch.setattr(threads, "OWN_CGROUPS", tmp_path / "own")
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     if own is not None:
         (tmp_path / "own").write_text(f"7:name=systemd:/\n{own}\n")
-    assert processors.usable_processors() == usable
+    assert threads.usable_processors() == usable
 
 
 @pytest.fixture
 def openmp(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment that says nothing of OpenMP, four processors, no containers."""
-    for name in (*processors.OF_WAITING, "OMP_NUM_THREADS"):
+    for name in (*threads.OF_WAITING, "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
-    monkeypatch.setattr(processors, "processors", lambda: 4)
-    monkeypatch.setattr(processors, "usable_processors", lambda: 4)
+    monkeypatch.setattr(threads, "processors", lambda: 4)
+    monkeypatch.setattr(threads, "usable_processors", lambda: 4)
     return monkeypatch
 
 
-def threads() -> dict[str, str]:
-    names = (*processors.OF_WAITING, "OMP_NUM_THREADS")
+def openmp_settings() -> dict[str, str]:
+    names = (*threads.OF_WAITING, "OMP_NUM_THREADS")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def test_the_command_line_has_threads_sleep_while_they_wait(openmp: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, str]] = []
     openmp.setattr("inat.__main__.take_over_streams", lambda: SimpleNamespace(error=None))
-    openmp.setattr("inat.cli.main", lambda: seen.append(threads()) or 0)
+    openmp.setattr("inat.cli.app.main", lambda: seen.append(openmp_settings()) or 0)
     with pytest.raises(SystemExit):
         run_command()
     assert seen == [{"OMP_WAIT_POLICY": "passive"}]
 
 
 def test_a_container_s_threads_are_no_more_than_its_share(openmp: pytest.MonkeyPatch) -> None:
-    openmp.setattr(processors, "usable_processors", lambda: 2)
-    processors.share_processors()
-    assert threads() == {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2"}
+    openmp.setattr(threads, "usable_processors", lambda: 2)
+    threads.share_processors()
+    assert openmp_settings() == {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "2"}
 
 
-@pytest.mark.parametrize("name", [*processors.OF_WAITING, "OMP_NUM_THREADS"])
+@pytest.mark.parametrize("name", [*threads.OF_WAITING, "OMP_NUM_THREADS"])
 def test_what_the_user_says_of_threads_stays(openmp: pytest.MonkeyPatch, name: str) -> None:
-    openmp.setattr(processors, "usable_processors", lambda: 2)
+    openmp.setattr(threads, "usable_processors", lambda: 2)
     openmp.setenv(name, "7")
-    processors.share_processors()
+    threads.share_processors()
     others = {"OMP_WAIT_POLICY": "passive"} if name == "OMP_NUM_THREADS" else {}
     threads_of = {} if name == "OMP_NUM_THREADS" else {"OMP_NUM_THREADS": "2"}
-    assert threads() == {**others, **threads_of, name: "7"}
+    assert openmp_settings() == {**others, **threads_of, name: "7"}
 
 
 def test_the_library_leaves_the_environment_alone() -> None:
     told = (
         "import os; seen = lambda: [v for v in os.environ.items() if v[0][:3] in ('OMP', 'GOM')]; "
-        "before = seen(); import inat.training.loop, inat.cli, inat.__main__; "
+        "before = seen(); import inat.training.loop, inat.cli.app, inat.__main__; "
         "assert seen() == before"
     )
     subprocess.run([sys.executable, "-c", told], check=True, timeout=300)
@@ -506,7 +507,7 @@ def test_a_forward_pass_has_twice_what_a_process_of_the_training_took_and_at_mos
     run: Any = SimpleNamespace(
         model={} if process_batch is None else {"process_batch": process_batch}
     )
-    assert trained_model.forward_batch(run, tiny_config()) == expected
+    assert trained.forward_batch(run, tiny_config()) == expected
 
 
 def test_a_run_says_how_many_processes_trained_it_and_with_how_many_photos_each(
@@ -554,7 +555,7 @@ def test_a_prediction_made_one_batch_late_as_on_a_gpu_is_the_same_byte_for_byte(
     tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train_tiny(tmp_path / "run", world)
-    monkeypatch.setattr("inat.prediction.predict.PART_IMAGES", 4)
+    monkeypatch.setattr("inat.predictions.predict.PART_IMAGES", 4)
     order: list[str] = []
     sent, landed = forward._sent, forward._landed
     monkeypatch.setattr(forward, "_sent", lambda x: order.append("sent") or sent(x))

@@ -36,13 +36,14 @@ from mirrors import (
 from worlds import make_world
 
 import inat
-from inat.cli import main
-from inat.competitions import COMPETITIONS
-from inat.data import downloading, fetching, unpacking
-from inat.data.annotations import load_split
-from inat.data.downloading import Downloaded, download
-from inat.errors import InputError
-from inat.files import read_json
+from inat.acquire import download as downloading
+from inat.acquire import fetching, unpacking
+from inat.acquire.download import Downloaded, download
+from inat.cli.app import main
+from inat.core.competitions import COMPETITIONS
+from inat.core.errors import InputError
+from inat.core.files import read_json
+from inat.dataset.split import load_split
 
 
 @pytest.fixture
@@ -647,10 +648,10 @@ def test_what_another_process_completed_meanwhile_is_not_fetched_again(
 def test_the_function_has_its_name_and_the_verb_names_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert inat.data.download is download
-    assert inat.data.download is download  # the second time too: no module has its name
+    assert inat.download is download
+    assert inat.download is download  # the second time too: no module has its name
     assert main(["data", "download", "--help"]) == 0
-    assert "From Python: inat.data.download" in " ".join(capsys.readouterr().out.split())
+    assert "From Python: inat.download" in " ".join(capsys.readouterr().out.split())
 
 
 def test_make_world_and_a_download_do_not_mix_in_silence(tmp_path: Path, mirror: Mirror) -> None:

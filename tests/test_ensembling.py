@@ -9,13 +9,16 @@ import pytest
 from predictions import make_prediction
 
 import inat
-from inat.cli import main
-from inat.ensembling import ensemble as ensemble_module
-from inat.ensembling import fit_table as fit_table_module
-from inat.ensembling import rules
-from inat.ensembling.ensemble import ensemble
-from inat.ensembling.fit_table import TEMPERATURES, FitTable, read_fit_table
-from inat.ensembling.fitting import (
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.core.intervals import gain_interval
+from inat.evaluation.evaluate import evaluate
+from inat.posthoc import ensemble as ensemble_module
+from inat.posthoc import ensemble_fit_table as fit_table_module
+from inat.posthoc import ensemble_rules as rules
+from inat.posthoc.ensemble import ensemble
+from inat.posthoc.ensemble_fit_table import TEMPERATURES, FitTable, read_fit_table
+from inat.posthoc.ensemble_fitting import (
     Fit,
     convex,
     cross_fitted,
@@ -24,11 +27,8 @@ from inat.ensembling.fitting import (
     greedy,
     stratified_folds,
 )
-from inat.ensembling.members import align
-from inat.errors import InputError
-from inat.evaluation.evaluate import evaluate
-from inat.intervals import gain_interval
-from inat.prediction_file import PredictionFile, read_prediction
+from inat.posthoc.ensemble_members import align
+from inat.predictions.file import PredictionFile, read_prediction
 
 COUNTS = [60, 30, 8, 2]
 PRIORS = ([0.6, 0.3, 0.08, 0.02], [0.25] * 4, [0.4, 0.3, 0.2, 0.1])
@@ -43,7 +43,7 @@ HELD_OUT[:, np.arange(30), LABELS] += np.array([2.0, 1.5, 0.5], np.float32)[:, N
 @pytest.fixture(autouse=True)
 def few_picks(monkeypatch: pytest.MonkeyPatch) -> None:
     """12 of greed's 50: the checks of shapes cost more than the picks."""
-    monkeypatch.setattr("inat.ensembling.fitting.GREEDY_PICKS", 12)
+    monkeypatch.setattr("inat.posthoc.ensemble_fitting.GREEDY_PICKS", 12)
 
 
 def make_members(folder: Path) -> list[PredictionFile]:

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from predictions import make_prediction
 
-from inat.errors import InputError
+from inat.core.errors import InputError
+from inat.core.files import read_json
 from inat.evaluation import evaluate
 from inat.evaluation.table import evaluation_table, further_figures, plain_lines
-from inat.files import read_json
-from inat.prediction_file import PredictionFile
+from inat.predictions.file import PredictionFile
 
 COUNTS = [300, 101, 100, 20, 19, 2]
 LABELS = [0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 4, 4, 4]

@@ -24,9 +24,10 @@ from mirrors import (
     tree,
 )
 
-from inat.competitions import COMPETITIONS
-from inat.data import downloading, fetching
-from inat.files import read_json
+from inat.acquire import download as downloading
+from inat.acquire import fetching
+from inat.core.competitions import COMPETITIONS
+from inat.core.files import read_json
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from PIL import Image
 from tiny_runs import tiny_config, train_tiny
 
 import inat
-from inat.data.importing import import_folders
-from inat.errors import InputError
+from inat.acquire.import_folders import import_folders
+from inat.core.errors import InputError
 from inat.submission.csv_file import write
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inat import files
-from inat.errors import InputError, WorldError
-from inat.files import (
+from inat.core import files
+from inat.core.errors import InputError, WorldError
+from inat.core.files import (
     atomic_file,
     atomic_folder,
     damaged_files,

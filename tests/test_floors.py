@@ -1,4 +1,5 @@
-"""The rooms of the kit stand on floors; an import never points up (DESIGN: Rooms and floors)."""
+"""The rooms of the kit stand in the order of the road that data takes; each imports only those
+above it (inat/README.md)."""
 
 import ast
 import subprocess
@@ -10,18 +11,12 @@ import pytest
 
 KIT = Path(__file__).parents[1] / "inat"
 
-FLOORS = (
-    (),  # ground: every module of inat/ that has no floor below; they may import each other
-    ("data", "models", "losses"),
-    ("prediction", "training", "stage_two"),
-    ("evaluation", "adjusting", "ensembling", "submission", "runs"),
-    ("demo",),
-    ("cli", "__main__"),
-)
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-PLACE_OF = {room: place for rooms in FLOORS for place, room in enumerate(rooms)}
-FACE = "__init__"  # inat/__init__.py hands out names of all rooms; no room may ask it for them
-TOP = len(FLOORS)
+ROOMS = (
+    "core", "config", "photos", "synthetic", "dataset", "acquire", "losses", "samplers", "loader",
+    "models", "runs", "geo", "predictions", "training", "stage_two", "posthoc", "evaluation",
+    "submission", "demo", "cli", "__main__",
+)  # fmt: skip
+FACE = "__init__"  # gives names of all rooms to users; no room may ask it for them
 
 
 def modules() -> dict[str, Path]:
@@ -38,10 +33,6 @@ MODULES = modules()
 
 def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else FACE
-
-
-def floor_of(room: str) -> int:
-    return TOP if room == FACE else FLOOR_OF.get(room, 0)
 
 
 def imported(name: str, source: str, *, is_package: bool) -> Iterator[tuple[int, str]]:
@@ -72,26 +63,21 @@ def imported(name: str, source: str, *, is_package: bool) -> Iterator[tuple[int,
 
 
 def points_up(importer: str, target: str) -> bool:
-    """Whether a room asks one that stands above it, or below it in the list of its floor."""
+    """Whether a room imports one that stands below it in the list of rooms, or the face."""
     if importer in (target, FACE):
         return False
-    floor, target_floor = floor_of(importer), floor_of(target)
-    if floor != target_floor or floor == 0:
-        return target_floor > floor
-    return PLACE_OF[target] > PLACE_OF[importer]
+    return target == FACE or ROOMS.index(target) > ROOMS.index(importer)
 
 
-def test_every_package_has_a_floor() -> None:
-    packages = {path.name for path in KIT.iterdir() if (path / "__init__.py").is_file()}
-    assert packages <= FLOOR_OF.keys(), "give the new room a floor in DESIGN and in FLOORS"
+def test_every_room_has_a_place_in_the_list() -> None:
+    assert {room_of(name) for name in MODULES} - {FACE} == set(ROOMS)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_no_import_points_up(name: str) -> None:
+def test_a_room_imports_only_those_above_it(name: str) -> None:
     path = MODULES[name]
     wrong = [
-        f"{path}:{line}: {name} (floor {floor_of(room_of(name))}) imports {target} "
-        f"(floor {floor_of(room_of(target))})"
+        f"{path}:{line}: {name} imports {target}, whose room comes later"
         for line, target in imported(name, path.read_text(), is_package=path.name == "__init__.py")
         if points_up(room_of(name), room_of(target))
     ]
@@ -101,20 +87,20 @@ def test_no_import_points_up(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line", "wrong"),
     [
-        ("inat.metrics", "from inat.errors import InputError", False),
-        ("inat.metrics", "import inat.losses", True),
-        ("inat.metrics", "def f():\n    from inat.data.taxonomy import Taxonomy", True),
-        ("inat.metrics", "import importlib\nimportlib.import_module('inat.cli')", True),
-        ("inat.data.loader", "from inat.models import backbone", True),
-        ("inat.models.backbone", "from inat.data import loader", False),
+        ("inat.core.metrics", "from inat.core.errors import InputError", False),
+        ("inat.core.metrics", "import inat.losses", True),
+        ("inat.core.metrics", "def f():\n    from inat.dataset.taxonomy import Taxonomy", True),
+        ("inat.core.metrics", "import importlib\nimportlib.import_module('inat.cli')", True),
+        ("inat.loader.loader", "from inat.models import backbone", True),
+        ("inat.models.backbone", "from inat.loader import loader", False),
         ("inat.models.backbone", "from . import device", False),
         ("inat.models.backbone", "from ..training import loop", True),
-        ("inat.training.loop", "from inat.prediction.forward import iterate_logits", False),
-        ("inat.prediction.predict", "from inat.training import loop", True),
+        ("inat.training.loop", "from inat.models.forward import iterate_logits", False),
+        ("inat.predictions.predict", "from inat.training import loop", True),
         ("inat.training.loop", "from inat import config", False),
         ("inat.training.loop", "from inat import build_loader", True),
         ("inat.evaluation.evaluate", "import inat.submission.csv_file", True),
-        ("inat.cli", "from inat.submission import write", False),
+        ("inat.cli.app", "from inat.submission import write", False),
     ],
 )
 def test_the_reader_of_imports_sees_what_points_up(name: str, line: str, wrong: bool) -> None:
@@ -125,8 +111,8 @@ def test_the_reader_of_imports_sees_what_points_up(name: str, line: str, wrong: 
 
 def test_importing_leaves_out_what_is_slow_and_not_needed() -> None:
     modules = {
-        "torch": ["inat", "inat.evaluation", "inat.ensembling.ensemble", "inat.submission"],
-        "torchvision": ["inat.data.loader"],
+        "torch": ["inat", "inat.evaluation", "inat.posthoc.ensemble", "inat.submission"],
+        "torchvision": ["inat.loader.loader"],
     }
     code = (
         "import importlib, sys\n"

@@ -12,12 +12,12 @@ from tiny_runs import TINY, restate
 from worlds import category_id, make_world
 
 import inat
-from inat.cli import main
-from inat.data.annotations import cut_holdout, load_split
-from inat.errors import InputError
-from inat.fold_runs import FoldRuns
-from inat.prediction_file import PredictionFile
-from inat.priors import count_prior
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.core.priors import count_prior
+from inat.dataset.split import cut_holdout, load_split
+from inat.predictions.file import PredictionFile
+from inat.runs.folds import FoldRuns
 
 COUNTS = (12, 6, 4, 2, 1)
 FOLDS = 3
@@ -150,7 +150,7 @@ def test_logits_that_carry_one_prior_or_an_unknown_one_stay_as_they_are(
 def test_a_species_without_photos_keeps_its_logits_and_its_prior_of_0(
     place: Path, tmp_path: Path
 ) -> None:
-    from inat.prediction.folds import _common_prior, _shift
+    from inat.predictions.folds import _common_prior, _shift
 
     priors = [np.array([0.5, 0.5, 0.0]), np.array([0.2, 0.8, 0.0])]
     common = _common_prior(priors)
@@ -188,7 +188,7 @@ def test_what_is_chosen_out_of_fold_is_written_down_and_refused_there_alone(
 def test_weights_of_an_ensemble_are_chosen_out_of_fold_and_refused_there_alone(
     own: FoldRuns, oof: PredictionFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inat.ensembling.fitting.GREEDY_PICKS", 12)
+    monkeypatch.setattr("inat.posthoc.ensemble_fitting.GREEDY_PICKS", 12)
     other = inat.predict_out_of_fold(own.path, weights="raw", name="other")
     fit = [oof, other]
     val = [inat.predict(run.path, "val") for run in own.runs[:2]]
@@ -246,8 +246,8 @@ def test_the_best_epochs_are_chosen_on_these_photos_and_evaluate_refuses_them(
 def test_of_several_processes_the_first_joins_and_the_others_wait_for_it(
     own: FoldRuns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inat.prediction import folds as folds_module
-    from inat.prediction import processes
+    from inat.predictions import folds as folds_module
+    from inat.predictions import processes
 
     shutil.rmtree(own.prediction("oof"))
     join = folds_module._join

@@ -13,8 +13,8 @@ from fuzz_targets import AS_THEY_ARE, BOMBS, TARGETS
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from inat.data.photos import BadPhoto
-from inat.errors import InatError
+from inat.core.errors import InatError
+from inat.photos.decode import BadPhoto
 
 FEWEST = 200
 

@@ -16,16 +16,13 @@ from tiny_runs import train_tiny, weights_facts
 from worlds import make_world
 
 import inat
-from inat.adjusting.label_shift import estimate_label_shift
-from inat.cli import main
-from inat.data.annotations import load_split
-from inat.data.places import have_place, places_of
-from inat.errors import InputError, WorldError
-from inat.files import read_json, write_json
-from inat.models.geo_prior import GeoPrior, encode, log_presence
-from inat.prediction_file import PredictionFile
-from inat.run_folder import Run
-from inat.stage_two.geo_prior import (
+from inat.cli.app import main
+from inat.core.errors import InputError, WorldError
+from inat.core.files import read_json, write_json
+from inat.dataset.locations import have_place, places_of
+from inat.dataset.split import load_split
+from inat.geo.network import GeoPrior, encode, log_presence
+from inat.geo.training import (
     GeoRecipe,
     draw_epoch,
     n_steps,
@@ -33,7 +30,10 @@ from inat.stage_two.geo_prior import (
     random_places,
     train_geo_prior,
 )
-from inat.training.tracking import MetricsLog
+from inat.posthoc.label_shift import estimate_label_shift
+from inat.predictions.file import PredictionFile
+from inat.runs.metrics_log import MetricsLog
+from inat.runs.run import Run
 
 HOMES = [
     (-35.0, 150.0, "02-10"),

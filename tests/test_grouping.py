@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import category
 
-from inat.data.annotations import Split, cut_holdout, photo_groups
-from inat.data.grouping import joined
-from inat.data.taxonomy import read_taxonomy
+from inat.dataset.grouping import joined
+from inat.dataset.split import Split, cut_holdout, photo_groups
+from inat.dataset.taxonomy import read_taxonomy
 
 HOLDOUTS = ("0.2", "0.5", "0.9", "fold:1/2", "fold:3/5")
 

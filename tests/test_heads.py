@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from inat.errors import InputError
+from inat.core.errors import InputError
 from inat.models.heads import (
     HEADS,
     CosineHead,

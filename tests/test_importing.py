@@ -17,13 +17,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from inat.cli import main
-from inat.data import importing
-from inat.data.annotations import Split, load_split
-from inat.data.importing import MOVED, WORK, Imported, fitting, import_folders
-from inat.data.photos import read_whole
-from inat.errors import InputError, WorldError
-from inat.files import locked, write_json
+from inat.acquire import import_folders as importing
+from inat.acquire.import_folders import MOVED, WORK, Imported, fitting, import_folders
+from inat.cli.app import main
+from inat.core.errors import InputError, WorldError
+from inat.core.files import locked, write_json
+from inat.dataset.split import Split, load_split
+from inat.photos.decode import read_whole
 
 
 def make_folders(root: Path, counts: dict[str, int], ending: str = "jpg") -> Path:
@@ -512,8 +512,8 @@ def test_of_imports_started_together_one_fills_the_folder_and_no_trace_is_left_o
     out = tmp_path / "data"
     program = (
         "import sys\n"
-        "from inat.data.importing import import_folders\n"
-        "from inat.errors import InatError\n"
+        "from inat.acquire.import_folders import import_folders\n"
+        "from inat.core.errors import InatError\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         "try: import_folders(sys.argv[1], sys.argv[2], val_share=0); print('made')\n"
@@ -560,7 +560,7 @@ def test_a_killed_import_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -
     source = make_folders(tmp_path / "photos", {"wren": 4})
     program = (
         "import os, signal, sys\n"
-        "from inat.data.importing import import_folders\n"
+        "from inat.acquire.import_folders import import_folders\n"
         "def kill(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
         "link, calls = os.link, []\n"
         "os.link = lambda *a: kill() if calls.append(a) or len(calls) > 2 else link(*a)\n"
@@ -578,7 +578,7 @@ def test_a_killed_import_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -
 KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
-from inat.data import importing
+from inat import importing
 def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 rename, left = Path.rename, [int(sys.argv[4])]
 def counted(*paths):

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from inat.intervals import Interval, accuracy_interval, gain_interval, score_bounds, wilson_bounds
+from inat.core.intervals import (
+    Interval,
+    accuracy_interval,
+    gain_interval,
+    score_bounds,
+    wilson_bounds,
+)
 
 HITS, GAINS = (0.5, 0.5), (0.0, 1.0)
 Z95 = 1.959964

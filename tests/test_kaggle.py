@@ -27,10 +27,10 @@ from kaggle_server import (
 from worlds import category_id
 
 import inat
-from inat.cli import main
-from inat.data.annotations import load_split
-from inat.errors import InputError, WorldError
-from inat.files import read_json, write_json
+from inat.cli.app import main
+from inat.core.errors import InputError, WorldError
+from inat.core.files import read_json, write_json
+from inat.dataset.split import load_split
 from inat.submission import Submission, kaggle, kaggle_client
 from inat.submission.kaggle_client import KaggleClient
 from inat.submission.manifest import manifest_path, read_manifest, update_manifest

@@ -6,8 +6,8 @@ import threading
 import numpy as np
 import torch
 
-from inat.data.kept_memory import KeptMemory
-from inat.data.loader import to_device
+from inat.loader.buffer_pool import KeptMemory
+from inat.loader.loader import to_device
 
 
 def test_a_block_is_lent_again_once_nothing_of_it_is_left() -> None:

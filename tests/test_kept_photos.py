@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 from worlds import make_world
 
-from inat.config import TransformConfig
-from inat.config_files import build
-from inat.data import kept_photos
-from inat.data import loader as loader_module
-from inat.data.annotations import Split, load_split
-from inat.data.kept_photos import keep_photos, machine_memory, refuse_too_many
-from inat.data.loader import Batch, Loader, build_loader
-from inat.data.photo_files import PhotoFiles
-from inat.data.photos import BadPhoto
-from inat.data.transforms import BLOCK, EpochDraws, EvalTransform, TrainTransform, pad_crops
-from inat.errors import InputError, WorldError
+from inat.config.reading import build
+from inat.config.schema import TransformConfig
+from inat.core.errors import InputError, WorldError
+from inat.dataset.split import Split, load_split
+from inat.loader import loader as loader_module
+from inat.loader import photo_cache as kept_photos
+from inat.loader.loader import Batch, Loader, build_loader
+from inat.loader.photo_cache import keep_photos, machine_memory, refuse_too_many
+from inat.loader.transforms import BLOCK, EpochDraws, EvalTransform, TrainTransform, pad_crops
+from inat.photos.decode import BadPhoto
+from inat.photos.sources import PhotoFiles
 from inat.training.loop import train as train_config
 
 SIZE = 16

@@ -10,9 +10,10 @@ import scipy.sparse as sp
 from scipy.special import softmax
 from shift_worlds import ShiftWorld, accuracy
 
-from inat.adjusting import calibration, label_shift
-from inat.adjusting.calibration import Calibration
-from inat.adjusting.label_shift import (
+from inat.core.priors import temper, total_variation
+from inat.posthoc import calibration, label_shift
+from inat.posthoc.calibration import Calibration
+from inat.posthoc.label_shift import (
     N_RESAMPLES,
     PSEUDO_COUNTS,
     LabelShift,
@@ -26,7 +27,6 @@ from inat.adjusting.label_shift import (
     shifts_by_halves,
     strongest_within_error,
 )
-from inat.priors import temper, total_variation
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 2, (30, 4))

@@ -16,10 +16,12 @@ import pytest
 import torch
 from worlds import make_world
 
-from inat.config import SamplerConfig, TransformConfig
-from inat.data import loader as loader_module
-from inat.data.annotations import Split, load_split
-from inat.data.loader import (
+from inat.acquire.pack import pack_photos
+from inat.config.schema import SamplerConfig, TransformConfig
+from inat.core.errors import InputError, WorldError
+from inat.dataset.split import Split, load_split
+from inat.loader import loader as loader_module
+from inat.loader.loader import (
     Batch,
     BatchReader,
     Loader,
@@ -30,11 +32,9 @@ from inat.data.loader import (
     read_stretch,
     to_device,
 )
-from inat.data.packing import pack_photos
-from inat.data.photo_files import PhotoFiles
-from inat.data.samplers import SAMPLERS, build_sampler, epoch_order
-from inat.data.transforms import EpochDraws, TrainTransform
-from inat.errors import InputError, WorldError
+from inat.loader.transforms import EpochDraws, TrainTransform
+from inat.photos.sources import PhotoFiles
+from inat.samplers.samplers import SAMPLERS, build_sampler, epoch_order
 
 SIZE = 16
 
@@ -475,8 +475,8 @@ def test_a_reader_that_was_pickled_reads_the_same_bytes(train: Split, used: bool
 
 BATCHES_IN_PROCESSES = """
 import hashlib, sys, torch
-from inat.data.annotations import load_split
-from inat.data.loader import build_loader
+from inat.dataset.split import load_split
+from inat.loader.loader import build_loader
 
 if __name__ == "__main__":
     for method in ("fork", "spawn"):

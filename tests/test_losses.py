@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from inat.config import LossConfig
-from inat.errors import InputError
-from inat.losses import LOSSES, Loss, build_loss
-from inat.priors import Prior, uniform_prior
+from inat.config.schema import LossConfig
+from inat.core.errors import InputError
+from inat.core.priors import Prior, uniform_prior
+from inat.losses.losses import LOSSES, Loss, build_loss
 
 COUNTS = np.array([70, 20, 6, 4])
 PRIOR = COUNTS / COUNTS.sum()

@@ -13,14 +13,14 @@ from tiny_runs import train_tiny
 
 import inat
 from inat import adjust, compare, ensemble, evaluate, submission
-from inat.cli import main
-from inat.competitions import find_competition
-from inat.data.annotations import load_split
-from inat.errors import InputError
-from inat.files import read_json
-from inat.intervals import accuracy_interval
-from inat.prediction_file import PredictionFile
-from inat.run_folder import versions
+from inat.cli.app import main
+from inat.core.competitions import find_competition
+from inat.core.errors import InputError
+from inat.core.files import read_json
+from inat.core.intervals import accuracy_interval
+from inat.dataset.split import load_split
+from inat.predictions.file import PredictionFile
+from inat.runs.run import versions
 from inat.submission import csv_file, provenance
 from inat.submission.estimate import Estimate, estimate
 from inat.submission.manifest import update_manifest

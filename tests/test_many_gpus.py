@@ -12,11 +12,11 @@ import torch
 from tiny_runs import tiny_config, train_tiny
 
 import inat
-from inat.cli import main
-from inat.data import loader as loaders
-from inat.data.loader import empty_images, to_device
-from inat.errors import InputError, WorldError
-from inat.files import read_json
+from inat.cli.app import main
+from inat.core.errors import InputError, WorldError
+from inat.core.files import read_json
+from inat.loader import loader as loaders
+from inat.loader.loader import empty_images, to_device
 from inat.models import device as devices
 from inat.training import processes, step, trainer
 from inat.training.checkpoint import LoopState

@@ -11,9 +11,9 @@ import pytest
 from predictions import make_prediction
 from sklearn.metrics import f1_score, precision_score, top_k_accuracy_score
 
-from inat.errors import InputError
+from inat.core.errors import InputError
 from inat.evaluation import Evaluation, evaluate
-from inat.prediction_file import PredictionFile
+from inat.predictions.file import PredictionFile
 
 N_CLASSES = 24
 COUNTS = [int(400 * 0.75**label) + 2 for label in range(N_CLASSES)]
@@ -118,7 +118,7 @@ def test_guesses_and_probabilities_equal_slow_loops(found: Evaluation, photos: P
 def test_chunks_of_any_size_give_the_same(
     found: Evaluation, prediction: PredictionFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inat.prediction_file.CHUNK_BYTES", 4 * N_CLASSES * 7)
+    monkeypatch.setattr("inat.predictions.file.CHUNK_BYTES", 4 * N_CLASSES * 7)
     assert len(list(prediction.chunks())) > 8
     assert evaluate(prediction).to_dict() == found.to_dict()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from inat.metrics import (
+from inat.core.metrics import (
     class_f1,
     class_means,
     hits_at,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inat.config import TransformConfig
+from inat.config.schema import TransformConfig
 from inat.training.mixing import draw_cutout, draw_erasing, draw_mix, erased, mixed, one_hot
 from inat.training.processes import BatchPart
 

@@ -20,14 +20,16 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
-from inat.cli import main
-from inat.data import load_split, pack_photos, packing
-from inat.data.pack import SHARD_SCHEMA, PackedPhotos, is_pack, read_parts
-from inat.data.packing import Packed, target_size
-from inat.data.parts import in_order, names_digest, part_range, photo_names
-from inat.data.photos import BadPhoto, read_whole
-from inat.errors import InputError, WorldError
-from inat.files import locked
+from inat import load_split, pack_photos
+from inat.acquire import pack as packing
+from inat.acquire.pack import Packed, target_size
+from inat.acquire.parts import names_digest, part_range, photo_names
+from inat.cli.app import main
+from inat.core.errors import InputError, WorldError
+from inat.core.files import locked
+from inat.core.threads import in_order
+from inat.photos.decode import BadPhoto, read_whole
+from inat.photos.pack import SHARD_SCHEMA, PackedPhotos, is_pack, read_parts
 
 HEIGHT, WIDTH = 90, 120
 SHORT = 48
@@ -900,7 +902,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_taken_for_whole(
 def busy(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     """Lets another process hold a lock until the test ends."""
     code = (
-        "import sys; from pathlib import Path; from inat.files import locked\n"
+        "import sys; from pathlib import Path; from inat.core.files import locked\n"
         "with locked(Path(sys.argv[1]), 'busy'): print('held', flush=True); sys.stdin.read()"
     )
     children: list[subprocess.Popen[bytes]] = []
@@ -1018,4 +1020,4 @@ def test_the_verb_prints_a_line_and_leaves_with_1_at_faults(
     )
     assert main(["data", "pack", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "From Python: inat.data.pack_photos" in text
+    assert "From Python: inat.pack_photos" in text

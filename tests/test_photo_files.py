@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from inat.data.photo_files import PhotoFiles
-from inat.data.photos import BadPhoto
+from inat.photos.decode import BadPhoto
+from inat.photos.sources import PhotoFiles
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from tiny_runs import tiny_config, train_tiny
 from worlds import make_world, write_photo
 
 import inat
-from inat.cli import main
-from inat.data.annotations import Split, load_split
-from inat.data.importing import import_folders
-from inat.errors import InputError
-from inat.run_folder import Run
+from inat.acquire.import_folders import import_folders
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.dataset.split import Split, load_split
+from inat.runs.run import Run
 from inat.training.plan import make_plan
 
 
@@ -171,7 +171,7 @@ def test_copies_are_on_one_side_of_val_holdout_and_folds(
     assert val.class_counts.tolist() in ([8, 8], [12, 8], [8, 12], [12, 12])
     assert not np.isin(val.keys, train.keys).any()
     for holdout in ("0.2", "fold:1/3", "fold:2/3"):
-        kept, held = inat.data.cut_holdout(train, holdout, seed)
+        kept, held = inat.cut_holdout(train, holdout, seed)
         assert len(held) > 0
         assert not np.isin(held.keys, kept.keys).any()
 
@@ -261,7 +261,7 @@ def test_photos_whose_bytes_were_trained_on_are_trained_on_under_any_name_and_nu
             place.write_bytes((imported[0] / row["file_name"]).read_bytes())
         (root / f"{split}2018.json").write_bytes((imported[0] / f"{split}2018.json").read_bytes())
     # Three of val become copies of a photo that is trained on and two of one that is held out.
-    trained, held = inat.data.cut_holdout(load_split(root), "0.3", run.config.data.holdout_seed)
+    trained, held = inat.cut_holdout(load_split(root), "0.3", run.config.data.holdout_seed)
     document = orjson.loads((root / "val2018.json").read_bytes())
     for at, source in enumerate([trained.path(0)] * 3 + [held.path(0)] * 2):
         (root / document["images"][at]["file_name"]).write_bytes(source.read_bytes())
@@ -325,7 +325,7 @@ def test_a_plan_counts_the_photos_of_val_with_a_copy_or_a_group_mate_that_is_tra
     config = tiny_config(**{"data.root": root})
     assert not any(line.startswith("copies") for line in make_plan(config).describe())
     val = images(root, "val")
-    trained, held = inat.data.cut_holdout(load_split(root), "0.3", config.data.holdout_seed)
+    trained, held = inat.cut_holdout(load_split(root), "0.3", config.data.holdout_seed)
     (root / val[0]["file_name"]).write_bytes(trained.path(0).read_bytes())
     (root / val[1]["file_name"]).write_bytes(held.path(0).read_bytes())
     add_digests(root)

@@ -15,9 +15,9 @@ import simplejpeg
 import torch
 from PIL import Image, ImageOps
 
-from inat.data import photos
-from inat.data.jpeg import MOST_SCANS
-from inat.data.photos import BadPhoto, Box, read_crop, read_whole
+from inat.photos import decode as photos
+from inat.photos.decode import BadPhoto, Box, read_crop, read_whole
+from inat.photos.jpeg import MOST_SCANS
 
 HEIGHT, WIDTH = 96, 128
 

@@ -12,12 +12,12 @@ from tiny_runs import weights_facts
 from worlds import category_id, make_world
 
 import inat
-from inat.config import Config
-from inat.config_files import build
-from inat.config_values import merge
-from inat.errors import InputError
-from inat.losses import Loss
-from inat.run_folder import Run
+from inat.config.reading import build
+from inat.config.schema import Config
+from inat.config.values import merge
+from inat.core.errors import InputError
+from inat.losses.losses import Loss
+from inat.runs.run import Run
 from inat.training.plan import StagePlan, make_plan
 
 COUNTS = np.array([30, 8, 3, 2])  # of the world

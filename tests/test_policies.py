@@ -8,8 +8,8 @@ from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms.autoaugment import _apply_op
 from torchvision.transforms.functional import InterpolationMode
 
-from inat.config import TransformConfig
-from inat.data.policies import CIFAR10, GREY, KINDS, RAND_AUGMENT, Step, apply_steps, draw_steps
+from inat.config.schema import TransformConfig
+from inat.loader.policies import CIFAR10, GREY, KINDS, RAND_AUGMENT, Step, apply_steps, draw_steps
 
 SIZE = 40
 PIXELS = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)

@@ -9,13 +9,13 @@ from tiny_runs import train_tiny
 from worlds import make_world
 
 import inat
-from inat.cli import main
-from inat.data import loader as loader_module
-from inat.data.annotations import load_split
-from inat.data.views import View, parse_views
-from inat.errors import InputError
-from inat.prediction import predict as predict_module
-from inat.run_folder import Run
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.dataset.split import load_split
+from inat.loader import loader as loader_module
+from inat.loader.views import View, parse_views
+from inat.predictions import predict as predict_module
+from inat.runs.run import Run
 
 COUNTS = np.array([30, 8, 3, 2])
 SKIP = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.5}

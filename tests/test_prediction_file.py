@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from predictions import make_prediction
 
-from inat import prediction_file
-from inat.adjusting.adjust import adjust
-from inat.cli import main
-from inat.ensembling.ensemble import ensemble
-from inat.errors import InatError, InputError
+from inat.cli.app import main
+from inat.core.errors import InatError, InputError
+from inat.core.files import read_json, write_json
 from inat.evaluation import evaluate
-from inat.files import read_json, write_json
-from inat.prediction_file import read_prediction, store, write_prediction
+from inat.posthoc.adjust import adjust
+from inat.posthoc.ensemble import ensemble
+from inat.predictions import file as prediction_file
+from inat.predictions.file import read_prediction, store, write_prediction
 from inat.submission.csv_file import write
 
 PARTS = {"logits.npy", "ids.npy", "labels.npy", "species.parquet", "photos.parquet", "meta.json"}

@@ -15,15 +15,15 @@ from tiny_runs import train_tiny
 from worlds import make_world
 
 import inat
-from inat.data import loader as loader_module
-from inat.data.annotations import load_split
-from inat.data.photo_files import PhotoFiles
-from inat.errors import InputError, WorldError
-from inat.prediction import predict as predict_module
-from inat.prediction import processes
-from inat.prediction.parts import Parts, parts_folder
-from inat.prediction.processes import Process, this_process, wait_until_none
-from inat.run_folder import Run
+from inat.core.errors import InputError, WorldError
+from inat.dataset.split import load_split
+from inat.loader import loader as loader_module
+from inat.photos.sources import PhotoFiles
+from inat.predictions import predict as predict_module
+from inat.predictions import processes
+from inat.predictions.parts import Parts, parts_folder
+from inat.predictions.processes import Process, this_process, wait_until_none
+from inat.runs.run import Run
 
 SETTINGS = {"batch_size": 2, "data.holdout": "none"}
 

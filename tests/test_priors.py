@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inat.errors import InputError
-from inat.priors import (
+from inat.core.errors import InputError
+from inat.core.priors import (
     count_prior,
     is_uniform,
     log_softmax,

@@ -14,9 +14,9 @@ from torch.distributed.run import parse_args
 from training_processes import digests, log_lines
 from training_ranks import DIE, DUE, HANG, TERM, Outcome, Ranks, global_order
 
-from inat.errors import InputError
-from inat.files import locked, read_json
-from inat.run_folder import Run
+from inat.core.errors import InputError
+from inat.core.files import locked, read_json
+from inat.runs.run import Run
 from inat.training.processes import (
     BatchPart,
     averaged,

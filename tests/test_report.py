@@ -10,13 +10,13 @@ from predictions import make_prediction
 from reports import NAMES, make_bird_prediction, write_photos
 
 import inat
-from inat.cli import main
-from inat.errors import InputError
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.core.intervals import Interval
 from inat.evaluation import evaluate, write_report
 from inat.evaluation.page_figures import interval_text, share_text
 from inat.evaluation.page_photos import NO_ROOT
 from inat.evaluation.report import run_titles, script_safe
-from inat.intervals import Interval
 
 
 def written(tmp_path: Path, *predictions: inat.PredictionFile, root: Path | None = None) -> str:

@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page
 from predictions import make_prediction
 from reports import COUNTS, NAMES, make_bird_prediction, write_photos
 
+from inat.core.files import read_json
 from inat.evaluation import Evaluation, evaluate, write_report
-from inat.files import read_json
 
 
 @dataclass

@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from inat.config import Config
-from inat.errors import InputError
-from inat.files import write_checksums, write_json
-from inat.prediction.trained_model import find_checkpoint
-from inat.run_folder import Run, WeightsFacts, create_run
+from inat.config.schema import Config
+from inat.core.errors import InputError
+from inat.core.files import write_checksums, write_json
+from inat.runs.run import Run, WeightsFacts, create_run
+from inat.runs.trained import find_checkpoint
 from inat.training.checkpoint import LoopState, read_state
 
 FACTS = {

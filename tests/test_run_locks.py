@@ -9,9 +9,9 @@ import pytest
 from tiny_runs import tiny_config, train_tiny
 
 import inat
-from inat.errors import WorldError
-from inat.fold_runs import fold_path
-from inat.run_folder import Run, writing
+from inat.core.errors import WorldError
+from inat.runs.folds import fold_path
+from inat.runs.run import Run, writing
 from inat.training import loop
 
 

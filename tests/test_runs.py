@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from predictions import make_prediction
 
-from inat.cli import main
-from inat.config_files import build
-from inat.errors import InputError
+from inat.cli.app import main
+from inat.config.reading import build
+from inat.core.errors import InputError
+from inat.core.files import write_json
 from inat.evaluation import evaluate
-from inat.files import write_json
-from inat.run_folder import Run, create_run
-from inat.runs import list_runs
+from inat.runs.listing import list_runs
+from inat.runs.run import Run, create_run
 
 
 def made_run(path: Path, loss: str = "ce", seed: int = 0, epochs_done: int = 2) -> Run:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from inat.config import SamplerConfig
-from inat.data.samplers import SAMPLERS, Sampler, build_sampler, epoch_order, stream
-from inat.data.synthetic import PROFILES, train_counts
-from inat.errors import InputError
+from inat.config.schema import SamplerConfig
+from inat.core.errors import InputError
+from inat.samplers.samplers import SAMPLERS, Sampler, build_sampler, epoch_order, stream
+from inat.synthetic.world import PROFILES, train_counts
 
 COUNTS = (40, 12, 5, 0, 2, 1)  # of species 3 there is no photo
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(6), COUNTS))

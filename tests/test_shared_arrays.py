@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import torch.multiprocessing  # noqa: F401  # teaches ForkingPickler to share tensors
 
-from inat.data.photo_files import PhotoFiles
-from inat.data.shared_arrays import SharedArray, SharedStrings
+from inat.core.shared_arrays import SharedArray, SharedStrings
+from inat.photos.sources import PhotoFiles
 
 NAMES = pa.array(["a/1.jpg", "", "Aves/Ünï/3.jpg", "b"] * 5, pa.string())
 

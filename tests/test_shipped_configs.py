@@ -11,13 +11,13 @@ import torch
 from worlds import make_world
 
 import inat
-from inat.config import Config, ModelConfig
-from inat.config_files import read_config
-from inat.files import read_json
+from inat.config.reading import read_config
+from inat.config.schema import Config, ModelConfig
+from inat.config.stages import lay_stages
+from inat.config.strict_yaml import parse_yaml
+from inat.core.files import read_json
 from inat.models.backbone import PACKAGES, build_backbone
 from inat.models.heads import classifier_names
-from inat.stages import lay_stages
-from inat.strict_yaml import parse_yaml
 
 FOLDER = Path(__file__).parents[1] / "configs"
 SHIPPED = sorted(FOLDER.rglob("*.yaml"))

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from predictions import make_prediction
 
-from inat.binary_files import csv_cells
-from inat.cli import main
-from inat.errors import shown
+from inat.cli.app import main
+from inat.core.arrays import csv_cells
+from inat.core.errors import shown
+from inat.core.progress import say
 from inat.evaluation import evaluate
-from inat.progress import say
-from inat.runs import list_runs
+from inat.runs.listing import list_runs
 
 EVIL = "\x1b]0;PWNED\x07\x1b[2J\x9b1;1H\u202e\nall species 99.9 %"
 HARMLESS = r"\x1b]0;PWNED\x07\x1b[2J\x9b1;1H\u202e\nall species 99.9 %"

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from worlds import make_world
 
 import inat
-from inat.cli import main
-from inat.data.annotations import cut_holdout, load_split
-from inat.data.loader import build_loader, to_device
-from inat.errors import InputError
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.dataset.split import cut_holdout, load_split
 from inat.evaluation.evaluate import evaluate
-from inat.run_folder import Run
+from inat.loader.loader import build_loader, to_device
+from inat.runs.run import Run
 from inat.training import soup as soup_module
 from inat.training.soup import average_weights, has_batch_norm, soup
 

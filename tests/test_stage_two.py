@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from worlds import make_world
 
 import inat
-from inat.cli import main
-from inat.config_files import build
-from inat.data.annotations import Split, load_split
-from inat.data.loader import build_loader, to_device
-from inat.data.samplers import FEATURE_VIEWS, build_sampler, epoch_order, stream
-from inat.errors import InputError, WorldError
+from inat.cli.app import main
+from inat.config.reading import build
+from inat.core.errors import InputError, WorldError
+from inat.dataset.split import Split, load_split
+from inat.loader.loader import build_loader, to_device
 from inat.models.backbone import build_backbone
 from inat.models.heads import build_head
-from inat.prediction.trained_model import find_checkpoint, load_model
-from inat.prediction_file import PredictionFile, store
-from inat.run_folder import Run
+from inat.predictions.file import PredictionFile, store
+from inat.runs.run import Run
+from inat.runs.trained import find_checkpoint, load_model
+from inat.samplers.samplers import FEATURE_VIEWS, build_sampler, epoch_order, stream
 from inat.stage_two import features as features_module
 from inat.stage_two import lws
 from inat.stage_two.body import Body, take_body

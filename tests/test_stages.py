@@ -12,18 +12,18 @@ from safetensors.torch import save_file
 from tiny_runs import TINY, log_lines, restate, same, tiny_config, weights, weights_facts
 
 import inat
-from inat.cli import main
-from inat.config import Config, SamplerConfig
-from inat.config_files import read_config
-from inat.data.annotations import load_split
-from inat.data.samplers import ORDER, build_sampler, epoch_order, stream
-from inat.errors import InputError
-from inat.files import read_json
+from inat.cli.app import main
+from inat.config.reading import read_config
+from inat.config.schema import Config, SamplerConfig
+from inat.config.stages import lay_stages, stage_config
+from inat.core.errors import InputError
+from inat.core.files import read_json
+from inat.core.priors import count_prior
+from inat.dataset.split import load_split
 from inat.models.backbone import build_backbone, frozen
 from inat.models.heads import build_head
-from inat.priors import count_prior
-from inat.run_folder import Run
-from inat.stages import lay_stages, stage_config
+from inat.runs.run import Run
+from inat.samplers.samplers import ORDER, build_sampler, epoch_order, stream
 from inat.training import loop
 from inat.training.plan import make_plan
 from inat.training.trainer import build_trainer, engine, next_trainer

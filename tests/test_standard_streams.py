@@ -13,12 +13,12 @@ from predictions import make_prediction
 from rich.table import Table
 from rich.text import Text
 
-from inat.cli import main
+from inat.cli.app import main
 from inat.evaluation.table import print_table
 
 INAT = [sys.executable, "-m", "inat"]
-VERBS = "from inat.standard_streams import take_over_streams; take_over_streams()\n" + (
-    "import sys; from inat.cli import main\n"
+VERBS = "from inat.cli.standard_streams import take_over_streams; take_over_streams()\n" + (
+    "import sys; from inat.cli.app import main\n"
     "for words in sys.argv[1].split('|'):\n"
     "    if main(words.split()): sys.exit(f'{words}: failed')\n"
     "print('the end'); sys.stdout.flush()\n"
@@ -84,8 +84,8 @@ def test_nobody_reads_standard_error(folder: Path, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     code = (
-        "from inat.standard_streams import take_over_streams; take_over_streams()\n"
-        "import sys; from inat.progress import say\n"
+        "from inat.cli.standard_streams import take_over_streams; take_over_streams()\n"
+        "import sys; from inat.core.progress import say\n"
         "for _ in range(3): say('x' * 100)\n"
         "print('written')"
     )

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inat.config_files import build, merge
-from inat.errors import InputError
+from inat.config.reading import build, merge
+from inat.core.errors import InputError
 from inat.training.checkpoint import LoopState
 from inat.training.plan import make_plan
 from inat.training.step import accumulated, take_step

@@ -22,20 +22,20 @@ from predictions import make_prediction
 from worlds import make_world
 
 from inat import submission
-from inat.binary_files import MOST_ROWS, read_array, read_csv, read_table
-from inat.competitions import Archive
-from inat.config_files import read_config
-from inat.data.photo_files import open_photos
-from inat.data.photos import BadPhoto
-from inat.data.unpacking import unpack
-from inat.data.verifying import verify
-from inat.errors import InputError, WorldError
-from inat.files import UnfitFile, damaged_files, open_file, read_file, read_json, write_json
+from inat.acquire.unpacking import unpack
+from inat.acquire.verify import verify
+from inat.config.reading import read_config
+from inat.core.arrays import MOST_ROWS, read_array, read_csv, read_table
+from inat.core.competitions import Archive
+from inat.core.errors import InputError, WorldError
+from inat.core.files import UnfitFile, damaged_files, open_file, read_file, read_json, write_json
+from inat.core.priors import read_prior
+from inat.evaluation.solution import read_solution
 from inat.models.backbone import read_weights
-from inat.prediction_file import read_prediction
-from inat.priors import read_prior
-from inat.runs import list_runs
-from inat.solution import read_solution
+from inat.photos.decode import BadPhoto
+from inat.photos.sources import open_photos
+from inat.predictions.file import read_prediction
+from inat.runs.listing import list_runs
 from inat.submission.manifest import read_manifest
 
 Make = Callable[[Path], object]
@@ -191,7 +191,7 @@ def test_a_journal_that_came_with_the_photos_is_not_believed(
         written[path.name] = orjson.dumps(content)
 
     with monkeypatch.context() as patched:
-        patched.setattr("inat.data.verifying.write_json", kept)
+        patched.setattr("inat.acquire.verify.write_json", kept)
         whole = verify(root, workers=0)
     photo = next(root.glob("test2018/*.jpg"))
     before = photo.stat()

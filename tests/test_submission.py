@@ -14,9 +14,9 @@ from predictions import make_prediction
 from worlds import category_id
 
 from inat import submission
-from inat.competitions import COMPETITIONS, find_competition
-from inat.data.annotations import load_split
-from inat.errors import FaultsFound, InputError
+from inat.core.competitions import COMPETITIONS, find_competition
+from inat.core.errors import FaultsFound, InputError
+from inat.dataset.split import load_split
 from inat.submission import Score
 from inat.submission import rows as rows_module
 

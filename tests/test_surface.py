@@ -9,7 +9,7 @@ import pytest
 from worlds import make_world
 
 import inat
-from inat.cli import main
+from inat.cli.app import main
 
 
 @pytest.fixture(scope="module")

@@ -30,14 +30,14 @@ from training_processes import (
 )
 
 import inat
-from inat.cli import main
-from inat.data.annotations import load_split
-from inat.data.loader import build_loader, worker_deaths
-from inat.data.photo_files import open_photos
-from inat.errors import InputError, WorldError
-from inat.files import damaged_files, read_json
-from inat.metrics import top_k
-from inat.run_folder import Run
+from inat.cli.app import main
+from inat.core.errors import InputError, WorldError
+from inat.core.files import damaged_files, read_json
+from inat.core.metrics import top_k
+from inat.dataset.split import load_split
+from inat.loader.loader import build_loader, worker_deaths
+from inat.photos.sources import open_photos
+from inat.runs.run import Run
 from inat.training import checkpoint, loop, trainer, validation
 from inat.training.stopping import Stopped, stop_signals
 from inat.training.window import Step, Window
@@ -393,7 +393,7 @@ def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
 
 def test_two_trainings_cannot_have_one_run_folder(world: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from inat.files import locked\n"
+        "import sys; from pathlib import Path; from inat.core.files import locked\n"
         "with locked(Path(sys.argv[1]), 'busy'): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -503,7 +503,7 @@ def test_a_disk_that_fills_up_during_a_prediction_keeps_the_parts_and_says_so(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("inat.prediction.parts.write_bytes", full)
+    monkeypatch.setattr("inat.predictions.parts.write_bytes", full)
     with pytest.raises(WorldError) as told:
         inat.predict(whole.path, "train")
     assert str(told.value) == (

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from inat.data import creatures, synthetic
-from inat.data.synthetic import PROFILES, Profile, World, synth, train_counts
-from inat.errors import InputError
-from inat.files import read_json, system_sentence
-from inat.metrics import shot_bands
+from inat.core.errors import InputError
+from inat.core.files import read_json, system_sentence
+from inat.core.metrics import shot_bands
+from inat.synthetic import creatures
+from inat.synthetic import world as synthetic
+from inat.synthetic.world import PROFILES, Profile, World, synth, train_counts
 
 MINI = Profile(9, 3, 64, ((0, 8), (8, 2)), n_test=20)
 SHARED = Profile(40, 5, 48, ((0, 110), (20, 19), (39, 2)), n_test=83, n_photo_files=24)

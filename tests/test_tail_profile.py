@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from worlds import make_world
 
-from inat.data.tail_profile import describe, draw_profile
+from inat.dataset.profile import describe, draw_profile
 
 
 def test_the_profile_counts_what_the_annotations_hold(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from predictions import make_prediction
 
-from inat.adjusting.adjust import adjust
-from inat.adjusting.tau_search import GRID, choose_tau, hits_of_taus
-from inat.cli import main
-from inat.errors import InputError
+from inat.cli.app import main
+from inat.core.errors import InputError
+from inat.core.intervals import gain_interval
 from inat.evaluation import evaluate
-from inat.intervals import gain_interval
-from inat.prediction_file import PredictionFile
+from inat.posthoc.adjust import adjust
+from inat.posthoc.tau_search import GRID, choose_tau, hits_of_taus
+from inat.predictions.file import PredictionFile
 
 COUNTS = [60, 30, 8, 2, 1]
 PRIOR = [count / sum(COUNTS) for count in COUNTS]

@@ -15,12 +15,12 @@ from tiny_runs import log_lines, same, tiny_config, train_tiny, weights
 from worlds import category_id, make_world
 
 import inat
-from inat.cli import main
-from inat.data.annotations import cut_holdout, load_split
-from inat.errors import InputError, WorldError
-from inat.files import read_json
-from inat.priors import count_prior
-from inat.run_folder import Run
+from inat.cli.app import main
+from inat.core.errors import InputError, WorldError
+from inat.core.files import read_json
+from inat.core.priors import count_prior
+from inat.dataset.split import cut_holdout, load_split
+from inat.runs.run import Run
 
 SETTINGS: dict[str, Any] = {
     "epochs": 2,

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from inat.config import ModelConfig, OptimConfig
-from inat.config_files import build
-from inat.errors import InputError
-from inat.intervals import accuracy_interval
+from inat.config.reading import build
+from inat.config.schema import ModelConfig, OptimConfig
+from inat.core.errors import InputError
+from inat.core.intervals import accuracy_interval
+from inat.core.metrics import Validation, score_guesses
+from inat.core.progress import progress_bar
 from inat.models.backbone import Backbone, build_backbone
 from inat.models.device import (
     autocast,
@@ -29,12 +31,10 @@ from inat.models.device import (
     pick_device,
     resolve_precision,
 )
-from inat.progress import progress_bar
+from inat.runs.metrics_log import MetricsLog
 from inat.training.checkpoint import LoopState, load_checkpoint, read_state, save_checkpoint
 from inat.training.optim import build_optimizer, build_schedule
-from inat.training.tracking import MetricsLog
 from inat.training.trainer import engine
-from inat.training.validation import Validation, score_guesses
 
 CPU = torch.device("cpu")
 

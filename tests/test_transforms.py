@@ -16,13 +16,12 @@ import simplejpeg
 import torch
 import torchvision.transforms.functional as torchvision_functional
 
-from inat.config import TransformConfig
-from inat.data import transforms
-from inat.data.annotations import load_split
-from inat.data.loader import build_loader
-from inat.data.photos import Box
-from inat.data.policies import apply_steps, draw_steps
-from inat.data.transforms import (
+from inat.config.schema import TransformConfig
+from inat.dataset.split import load_split
+from inat.loader import transforms
+from inat.loader.loader import build_loader
+from inat.loader.policies import apply_steps, draw_steps
+from inat.loader.transforms import (
     ATTEMPTS,
     BLOCK,
     EXTRAS,
@@ -35,6 +34,7 @@ from inat.data.transforms import (
     jitter_matrix,
     random_resized_crop,
 )
+from inat.photos.decode import Box
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 N_DRAWS = 3 * BLOCK

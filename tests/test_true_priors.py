@@ -15,14 +15,14 @@ from torch import nn
 from worlds import make_world
 
 import inat
-from inat.earlier_prior import EarlierPriorShare
-from inat.errors import InputError
+from inat.core.errors import InputError
+from inat.core.priors import log_softmax
 from inat.models.backbone import build_backbone
-from inat.prediction_file import PredictionFile
-from inat.priors import log_softmax
-from inat.run_folder import Run
+from inat.predictions.file import PredictionFile
+from inat.runs.run import Run
 from inat.training import loop
 from inat.training.average import MovingAverage
+from inat.training.earlier_prior import EarlierPriorShare
 from inat.training.plan import make_plan
 
 COUNTS = (200, 60, 20)

@@ -26,8 +26,8 @@ from mirrors import (
     zipped,
 )
 
-from inat.competitions import Archive
-from inat.data import unpacking
+from inat.acquire import unpacking
+from inat.core.competitions import Archive
 
 
 @pytest.fixture

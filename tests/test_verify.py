@@ -18,11 +18,12 @@ from PIL import Image
 from worlds import make_world
 from xxhash import xxh3_128_hexdigest
 
-from inat.cli import main
-from inat.data import pack_photos, verify, verifying
-from inat.data.photo_files import PhotoFiles
-from inat.data.photos import BadPhoto, read_whole
-from inat.errors import InputError, WorldError
+from inat import pack_photos, verify
+from inat.acquire import verify as verifying
+from inat.cli.app import main
+from inat.core.errors import InputError, WorldError
+from inat.photos.decode import BadPhoto, read_whole
+from inat.photos.sources import PhotoFiles
 
 NO_PHOTO = "no photo of a known format (JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF)"
 CUT_OFF = "cut off or damaged: Corrupt JPEG data: premature end of data segment"
@@ -526,7 +527,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_second_process_that_verifies_gets_one_line(tmp_path: Path) -> None:
     root = data_set(tmp_path / "data", {"a.jpg": jpeg()})
     code = (
-        "import sys; from pathlib import Path; from inat.files import locked\n"
+        "import sys; from pathlib import Path; from inat.core.files import locked\n"
         "with locked(Path(sys.argv[1]), 'busy'): print('held', flush=True); sys.stdin.read()"
     )
     words = [sys.executable, "-c", code, str(root / ".verify.json.lock")]
@@ -579,4 +580,4 @@ def test_the_verb_leaves_with_1_at_missing_or_bad_photos_alone(
         "r.json\n"
     )
     assert main(["data", "verify", "--help"]) == 0
-    assert "From Python: inat.data.verify" in " ".join(capsys.readouterr().out.split())
+    assert "From Python: inat.verify" in " ".join(capsys.readouterr().out.split())

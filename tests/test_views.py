@@ -12,15 +12,15 @@ import simplejpeg
 import torch
 from worlds import make_world
 
-from inat.config import TransformConfig
-from inat.data import photos as photos_module
-from inat.data.annotations import Split, load_split
-from inat.data.loader import build_loader
-from inat.data.photos import Box, read_crop
-from inat.data.transforms import EVAL_SPARE
-from inat.data.views import RANDOM_AREA, RANDOM_RATIO, View, ViewTransform, parse_views
-from inat.errors import InputError
-from inat.prediction.views import mean_logits, refuse_sizes
+from inat.config.schema import TransformConfig
+from inat.core.errors import InputError
+from inat.dataset.split import Split, load_split
+from inat.loader.loader import build_loader
+from inat.loader.transforms import EVAL_SPARE
+from inat.loader.views import RANDOM_AREA, RANDOM_RATIO, View, ViewTransform, parse_views
+from inat.models.view_batches import mean_logits, refuse_sizes
+from inat.photos import decode as photos_module
+from inat.photos.decode import Box, read_crop
 
 PLAIN = {"size": 224, "crop_pct": 0.875}
 

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 import inat
-from inat.config import CheckpointName, Config
-from inat.config_files import build
-from inat.config_values import merge
-from inat.files import read_json, write_checksums, write_json
-from inat.prediction.trained_model import find_checkpoint
-from inat.run_folder import Run, WeightsFacts
+from inat.config.reading import build
+from inat.config.schema import CheckpointName, Config
+from inat.config.values import merge
+from inat.core.files import read_json, write_checksums, write_json
+from inat.runs.run import Run, WeightsFacts
+from inat.runs.trained import find_checkpoint
 
 TINY: dict[str, Any] = {
     "epochs": 1,

@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 # there at once.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["training_processes", "inat.training.loop", "inat.prediction.predict", "timm"]
+    ["training_processes", "inat.training.loop", "inat.predictions.predict", "timm"]
 )
 
 
@@ -61,7 +61,7 @@ def _work(verb: str, world: Path, run: Path, settings: dict[str, Any], pause: fl
         overrides = {**SETTINGS, "data.root": str(world), **settings}
         try:
             inat.train(config, run, overrides=overrides, resume=True)
-        except inat.errors.InatError as error:
+        except inat.core.errors.InatError as error:
             print(error, file=log, flush=True)
             os._exit(error.exit_status)
 
@@ -69,8 +69,8 @@ def _work(verb: str, world: Path, run: Path, settings: dict[str, Any], pause: fl
 def rest_between(now: Path, pause: float) -> None:
     """Slows down what is done, and notes in the file `now` what that is, a line each: kills then
     hit all of it as often, and know what they hit."""
-    from inat.prediction import predict
-    from inat.prediction.parts import Parts
+    from inat.predictions import predict
+    from inat.predictions.parts import Parts
     from inat.training import checkpoint, loop, validation
 
     def resting(work: Callable[..., Any], what: str) -> Callable[..., Any]:

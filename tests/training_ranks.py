@@ -137,7 +137,7 @@ def _serve(pipe: Connection, rank: int, numbers: dict[str, int], patience: float
 
 def _train(job: Job, rank: int) -> Outcome:
     import inat
-    from inat.errors import InatError
+    from inat.core.errors import InatError
 
     batches: list[list[int]] = []
     sharded: list[bool] = []

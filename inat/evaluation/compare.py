@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
-from inat.bands import BandName
-from inat.errors import InputError
+from inat.core.bands import BandName
+from inat.core.errors import InputError
+from inat.core.files import write_json
+from inat.core.metrics import shot_bands
 from inat.evaluation.difference import Difference, paired_difference
 from inat.evaluation.evaluate import Evaluation, evaluate
 from inat.evaluation.seen_photos import refuse_seen_photos
 from inat.evaluation.sentence import comparison_sentence
-from inat.files import write_json
-from inat.metrics import shot_bands
-from inat.prediction_file import PredictionFile, read_prediction, refuse_other_photos
+from inat.predictions.file import PredictionFile, read_prediction, refuse_other_photos
 
 FORMAT = 1
 N_SPECIES = 10

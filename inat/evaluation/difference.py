@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from inat.intervals import Interval, gain_interval
-from inat.metrics import class_means, mean_of
+from inat.core.intervals import Interval, gain_interval
+from inat.core.metrics import class_means, mean_of
 
 LEVEL = 0.05
 

@@ -8,9 +8,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int64
 
-from inat.bands import BAND_EDGES, BANDS, FEW_BELOW, MANY_ABOVE, BandName
-from inat.binary_files import csv_cells
-from inat.errors import InputError, unknown_name
+from inat.core.arrays import csv_cells
+from inat.core.bands import BAND_EDGES, BANDS, FEW_BELOW, MANY_ABOVE, BandName
+from inat.core.errors import InputError, unknown_name
+from inat.core.files import atomic_file, write_json
+from inat.core.intervals import Interval, accuracy_interval
+from inat.core.metrics import shot_bands, top_k
 from inat.evaluation.confusion import (
     ConfusedPair,
     Mistake,
@@ -29,12 +32,9 @@ from inat.evaluation.lineage import (
 from inat.evaluation.outcomes import Outcomes, look_at
 from inat.evaluation.reliability import Kept, Reliability, kept_at_thresholds, reliability
 from inat.evaluation.seen_photos import refuse_seen_photos
+from inat.evaluation.solution import read_solution
 from inat.evaluation.species import SpeciesMeans, species_means, species_table, worst_species
-from inat.files import atomic_file, write_json
-from inat.intervals import Interval, accuracy_interval
-from inat.metrics import shot_bands, top_k
-from inat.prediction_file import PredictionFile, read_prediction
-from inat.solution import read_solution
+from inat.predictions.file import PredictionFile, read_prediction
 
 FORMAT = 1
 TOP_K = (1, 3, 5)

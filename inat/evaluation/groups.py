@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int64
 
+from inat.core.intervals import Interval, accuracy_interval
 from inat.evaluation.outcomes import Outcomes
-from inat.intervals import Interval, accuracy_interval
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int64
 
-from inat.data.taxonomy import RANKS, Taxonomy
+from inat.core.intervals import Interval, accuracy_interval
+from inat.dataset.taxonomy import RANKS, Taxonomy
 from inat.evaluation.outcomes import Outcomes
-from inat.intervals import Interval, accuracy_interval
 
 
 @dataclass(frozen=True)

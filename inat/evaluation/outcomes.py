@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from inat.metrics import hits_at, top_k
-from inat.prediction_file import PredictionFile
-from inat.priors import log_softmax
+from inat.core.metrics import hits_at, top_k
+from inat.core.priors import log_softmax
+from inat.predictions.file import PredictionFile
 
 N_GUESSES = 5
 

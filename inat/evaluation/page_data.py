@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from inat.data.taxonomy import RANKS
+from inat.dataset.taxonomy import RANKS
 from inat.evaluation.evaluate import Evaluation
 
 SHARED = ("category_id", "name", "supercategory", "train_count", "band")

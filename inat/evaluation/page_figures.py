@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inat.bands import BANDS
+from inat.core.bands import BANDS
+from inat.core.intervals import Interval
 from inat.evaluation.evaluate import Evaluation
-from inat.intervals import Interval
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import simplejpeg
 
-from inat.errors import InputError
+from inat.core.errors import InputError
 from inat.evaluation.confusion import ConfusedPair, Mistake
 from inat.evaluation.evaluate import Evaluation
-from inat.prediction_file import read_prediction
+from inat.predictions.file import read_prediction
 
 N_PAIRS = 12
 N_PHOTOS = 3
@@ -83,8 +83,8 @@ def _read_pictures(
     if not root.is_dir():
         return {}, [f"photos are not shown: {root} is not there"]
     # Only here: decoding rests on torch, which the figures do without.
-    from inat.data.photo_files import open_photos
-    from inat.data.photos import BadPhoto
+    from inat.photos.decode import BadPhoto
+    from inat.photos.sources import open_photos
 
     names = read_prediction(prediction).photos.set_index("id")["file_name"].loc[image_ids]
     try:
@@ -103,7 +103,7 @@ def _read_pictures(
 
 def _picture(content: bytes | memoryview) -> str:
     """The middle square of a photo as a small JPEG in base 64."""
-    from inat.data.photos import Box, read_crop
+    from inat.photos.decode import Box, read_crop
 
     def middle(height: int, width: int) -> Box:
         side = min(height, width)

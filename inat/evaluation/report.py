@@ -10,13 +10,13 @@ from typing import Any
 import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from inat.bands import BANDS
-from inat.errors import InputError
+from inat.core.bands import BANDS
+from inat.core.errors import InputError
+from inat.core.files import write_bytes
 from inat.evaluation.evaluate import Evaluation
 from inat.evaluation.page_data import page_data
 from inat.evaluation.page_figures import further_rows, headline_rows, interval_text, share_text
 from inat.evaluation.page_photos import ShownPhotos, shown_photos
-from inat.files import write_bytes
 
 ECHARTS = "echarts-6.1.0.min.js"
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from inat.errors import InputError
-from inat.prediction_file import PredictionFile
+from inat.core.errors import InputError
+from inat.predictions.file import PredictionFile
 
 
 def roles_for(prediction: PredictionFile, *others: PredictionFile) -> np.ndarray:

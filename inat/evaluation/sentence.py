@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from inat.core.intervals import Interval
 from inat.evaluation.difference import Difference
-from inat.intervals import Interval
 
 
 def comparison_sentence(

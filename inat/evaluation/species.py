@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64
 
+from inat.core.intervals import wilson_bounds
+from inat.core.metrics import class_means
 from inat.evaluation.outcomes import Outcomes
-from inat.intervals import wilson_bounds
-from inat.metrics import class_means
 
 LOWEST = 1e-3
 """What an accuracy of 0 counts as in the harmonic and the geometric mean, which it would make 0."""

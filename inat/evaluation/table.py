@@ -7,12 +7,12 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
 
-from inat.bands import BANDS
-from inat.errors import shown
+from inat.core.bands import BANDS
+from inat.core.errors import shown
+from inat.core.intervals import Interval
 from inat.evaluation.compare import Comparison
 from inat.evaluation.difference import Difference
 from inat.evaluation.evaluate import Evaluation
-from inat.intervals import Interval
 
 PLAIN_WIDTH = 200
 NAME_WIDTH = 8

@@ -16,11 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from inat.competitions import Competition
-from inat.config import ModelConfig
-from inat.errors import InputError, WorldError, unknown_name
-from inat.files import CHECKSUMS, damaged_files, open_packed
-from inat.models import cifar_resnet  # noqa: F401 - registers its networks in timm
+from inat.config.schema import ModelConfig
+from inat.core.competitions import Competition
+from inat.core.errors import InputError, WorldError, unknown_name
+from inat.core.files import CHECKSUMS, damaged_files, open_packed
 from inat.models.device import is_of_memory
 from inat.models.heads import build_head, classifier_names, put_classifier, single_classifier
 

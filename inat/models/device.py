@@ -12,7 +12,7 @@ import torch
 import torch.utils.deterministic
 from torch import nn
 
-from inat.errors import InputError, WorldError
+from inat.core.errors import InputError, WorldError
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 

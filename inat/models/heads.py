@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 
-from inat.errors import InputError, unknown_name
+from inat.core.errors import InputError, unknown_name
 
 NEVER = -1e4
 """Offset of a species that is never to be guessed; finite, so that softmax and float16 hold it."""

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inat.data.samplers import FEATURE_VIEWS, build_sampler, epoch_order, stream
-from inat.priors import Prior
+from inat.core.priors import Prior
+from inat.samplers.samplers import FEATURE_VIEWS, build_sampler, epoch_order, stream
 from inat.stage_two.body import Body
 from inat.stage_two.features import Features
 

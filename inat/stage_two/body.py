@@ -7,19 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from inat.config import Config, Precision
-from inat.data.annotations import Split, cut_holdout, load_split
-from inat.data.loader import Batch, Loader, build_loader, to_device
-from inat.errors import InputError
+from inat.config.schema import Config, Precision
+from inat.dataset.split import Split
+from inat.loader.loader import Batch, Loader, build_loader, to_device
 from inat.models.device import autocast
 from inat.models.heads import put_classifier, single_classifier
-from inat.prediction.trained_model import (
+from inat.runs.run import Run
+from inat.runs.trained import (
     Checkpoint,
     TrainedModel,
     forward_batch,
     load_model,
+    photos_of,
 )
-from inat.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -145,22 +145,3 @@ def take_body(
         batch_size=forward_batch(run, config) if batch_size is None else batch_size,
         workers=config.data.workers if workers is None else workers,
     )
-
-
-def photos_of(run: Run, config: Config) -> tuple[Split, Split | None]:
-    """The photos that a run was trained on and those that it held out; None with holdout none.
-
-    Raises:
-        InputError: the data's photos are not those that the run was trained on.
-    """
-    data = config.data
-    assert data.root is not None
-    trained, held_out = load_split(data.root, data.train_on, competition=data.competition), None
-    if data.holdout != "none":
-        trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
-    if trained.fingerprint != run.model["trained"]:
-        raise InputError(
-            f"{data.root}: its {data.train_on} photos are not those that {run.path} was trained "
-            "on; give the data set it was trained on (--data.root)"
-        )
-    return trained, held_out

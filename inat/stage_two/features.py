@@ -19,13 +19,13 @@ from jaxtyping import Float, Float16, Int64
 from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from inat.binary_files import read_array
-from inat.data.annotations import Split
-from inat.data.loader import Loader, PhotoEvent
-from inat.errors import InputError, WorldError
-from inat.files import atomic_folder, read_json_as, reserve, write_json
+from inat.core.arrays import read_array
+from inat.core.errors import InputError, WorldError
+from inat.core.files import atomic_folder, read_json_as, reserve, write_json
+from inat.core.progress import Bar, progress_bar, say
+from inat.dataset.split import Split
+from inat.loader.loader import Loader, PhotoEvent
 from inat.models.device import freed_memory_kept
-from inat.progress import Bar, progress_bar, say
 from inat.stage_two.body import Body
 
 FORMAT = 1

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from inat.errors import WorldError
-from inat.progress import Bar, progress_bar, say
+from inat.core.errors import WorldError
+from inat.core.progress import Bar, progress_bar, say
+from inat.runs.metrics_log import MetricsLog
 from inat.stage_two.batches import FeatureBatches
-from inat.training.tracking import MetricsLog
 
 MOMENTUM = 0.9
 

@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from inat.earlier_prior import EarlierPriorShare
-from inat.metrics import top_k
+from inat.core.metrics import Validation, score_guesses, top_k
 from inat.models.heads import put_classifier
 from inat.stage_two.body import Body
 from inat.stage_two.features import cached_features
-from inat.training.validation import Validation, score_guesses, validate
+from inat.training.earlier_prior import EarlierPriorShare
+from inat.training.validation import validate
 
 
 def score_cached(

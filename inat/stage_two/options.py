@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from inat.config import StageTwoMethod
-from inat.errors import InputError, unknown_name
-from inat.stage_two import crt, geo_prior, lws
-from inat.stage_two.geo_prior import GeoRecipe
+from inat.config.schema import StageTwoMethod
+from inat.core.errors import InputError, unknown_name
+from inat.geo import training as geo_prior
+from inat.geo.training import GeoRecipe
+from inat.stage_two import crt, lws
 from inat.stage_two.head_training import HeadRecipe
 
 TRAINED_HEADS = {"crt": crt.EPOCHS, "lws": lws.EPOCHS}

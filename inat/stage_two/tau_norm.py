@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float64
 from torch import nn
 
-from inat.metrics import class_means, mean_of
+from inat.core.metrics import class_means, mean_of
 from inat.stage_two.features import Features
 
 GRID = np.linspace(0, 2, 21)

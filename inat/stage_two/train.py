@@ -9,36 +9,36 @@ import numpy as np
 import torch
 from torch import nn
 
-from inat.config import CheckpointName, Config, LossConfig, Precision, Weights
-from inat.earlier_prior import EarlierPriorShare
-from inat.errors import InputError
-from inat.files import write_json
+from inat.config.schema import CheckpointName, Config, LossConfig, Precision, Weights
+from inat.core.errors import InputError
+from inat.core.files import write_json
+from inat.core.priors import Prior, same_prior
+from inat.core.progress import first_few, say
+from inat.geo.run import make_geo_run
 from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import put_classifier
-from inat.prediction.trained_model import find_checkpoint
-from inat.priors import Prior, same_prior
-from inat.progress import first_few, say
-from inat.run_folder import (
+from inat.runs.metrics_log import MetricsLog
+from inat.runs.run import (
     Run,
     WeightsFacts,
     create_run,
     new_run_folder,
     open_run,
     with_root,
+    write_species,
 )
+from inat.runs.trained import find_checkpoint, write_weights
 from inat.stage_two import crt, lws
 from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
 from inat.stage_two.body import Body, take_body
 from inat.stage_two.features import cached_features
-from inat.stage_two.geo_run import make_geo_run
 from inat.stage_two.head_training import HeadRecipe, train_head
 from inat.stage_two.held_out import score_cached, score_live
 from inat.stage_two.ncm import nearest_mean_head
 from inat.stage_two.options import TRAINED_HEADS, Options
-from inat.stage_two.run_files import write_species
 from inat.stage_two.tau_norm import GRID, score_grid, tau_normalised
-from inat.training.checkpoint import CHOSEN_ON, LoopState, write_weights
-from inat.training.tracking import MetricsLog
+from inat.training.checkpoint import CHOSEN_ON
+from inat.training.earlier_prior import EarlierPriorShare
 
 FEW_STEPS = 500
 
@@ -155,7 +155,8 @@ def train_stage_two(
         start = find_checkpoint(opened, checkpoint, weights)
         config = start.config(with_root(opened.config, root))
         if method == "geo_prior":
-            make_geo_run(opened, config, partial, options)
+            recipe = options.geo_recipe(config.seed)
+            make_geo_run(opened, config, partial, recipe, dataclasses.asdict(options))
             return Run(out)
         runtime = config.runtime
         with (
@@ -191,7 +192,11 @@ def _make_head_run(body: Body, path: Path, options: Options) -> None:
         put_classifier(body.network, head.module)
         made = create_run(path, _config_with(body.config, head), device_facts())
         _write_facts(made, body, head, options)
-        state = LoopState(head.epochs, head.steps, weights=_weights_facts(body, head))
+        state = {
+            "epoch": head.epochs,
+            "step": head.steps,
+            "weights": _weights_facts(body, head),
+        }
         write_weights(made.checkpoint("last"), body.network, state)
 
 

@@ -11,14 +11,14 @@ from typing import IO
 import numpy as np
 from jaxtyping import Int64
 
-from inat.competitions import Competition, find_competition
-from inat.data.annotations import load_split
-from inat.errors import InputError
+from inat.core.competitions import Competition, find_competition
+from inat.core.errors import InputError
+from inat.core.files import atomic_file, sha256
+from inat.core.metrics import class_f1
+from inat.dataset.split import load_split
 from inat.evaluation.evaluate import guess
-from inat.files import atomic_file, sha256
-from inat.metrics import class_f1
-from inat.prediction_file import PredictionFile, read_prediction
-from inat.solution import read_solution
+from inat.evaluation.solution import read_solution
+from inat.predictions.file import PredictionFile, read_prediction
 from inat.submission.estimate import estimate
 from inat.submission.manifest import competition_of, refuse_other_bytes, update_manifest
 from inat.submission.provenance import provenance

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from inat.competitions import Competition
-from inat.errors import InputError
+from inat.core.competitions import Competition
+from inat.core.errors import InputError
+from inat.core.intervals import Interval, accuracy_interval
+from inat.core.metrics import hits_at, macro_f1
 from inat.evaluation.evaluate import guess
 from inat.evaluation.seen_photos import roles_for
-from inat.intervals import Interval, accuracy_interval
-from inat.metrics import hits_at, macro_f1
-from inat.prediction_file import PredictionFile, read_prediction
-from inat.same_model import differences
+from inat.predictions.file import PredictionFile, read_prediction
+from inat.predictions.same_model import differences
 
 # The best photos to estimate on first.
 ROLES = ("unseen", "held out", "chosen on")

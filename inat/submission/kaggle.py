@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from inat.errors import InputError, WorldError, one_line
-from inat.files import sha256
-from inat.progress import progress_bar, say
+from inat.core.errors import InputError, WorldError, one_line
+from inat.core.files import sha256
+from inat.core.progress import progress_bar, say
 from inat.submission.csv_file import check
 from inat.submission.kaggle_client import KaggleClient, KaggleFault, Submission
 from inat.submission.manifest import competition_of, manifest_path

@@ -13,8 +13,8 @@ from typing import Any
 
 import urllib3
 
-from inat.errors import InatError, InputError, WorldError, one_line
-from inat.progress import say
+from inat.core.errors import InatError, InputError, WorldError, one_line
+from inat.core.progress import say
 
 # The client has no time-outs of its own, but for refused connections, which it retries for minutes.
 START_SECONDS = 120.0  # loading it from a slow disk, and looking up a token

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from inat.competitions import Competition, find_competition
-from inat.errors import InputError
-from inat.files import read_json, sha256, write_json
+from inat.core.competitions import Competition, find_competition
+from inat.core.errors import InputError
+from inat.core.files import read_json, sha256, write_json
 
 DEFAULT_COMPETITION = "inaturalist-2018"
 

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from inat.competitions import Competition
-from inat.errors import InputError
-from inat.files import sha256
-from inat.prediction_file import CHOSEN_ON, FILES, PredictionFile, read_prediction
-from inat.priors import is_uniform
-from inat.run_folder import versions
+from inat.core.competitions import Competition
+from inat.core.errors import InputError
+from inat.core.files import sha256
+from inat.core.priors import is_uniform
+from inat.predictions.file import CHOSEN_ON, FILES, PredictionFile, read_prediction
+from inat.runs.run import versions
 from inat.submission.estimate import Estimate
 
 MADE_BY = ("run", "checkpoint", "checkpoint_sha256", "weights", "weights_source", "views",

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from inat.competitions import Competition
-from inat.errors import FaultsFound, InputError
-from inat.files import LARGEST_TEXT, UnfitFile, open_packed
+from inat.core.competitions import Competition
+from inat.core.errors import FaultsFound, InputError
+from inat.core.files import LARGEST_TEXT, UnfitFile, open_packed
 
 MOST_FAULTS_SHOWN = 5
 

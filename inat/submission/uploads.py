@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from inat.errors import InputError
+from inat.core.errors import InputError
 from inat.submission.kaggle_client import Submission
 from inat.submission.manifest import manifest_path, read_manifest, update_manifest
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from inat.data.loader import PhotoEvent
-from inat.files import read_json_as, write_json
-from inat.run_folder import Run
+from inat.core.files import read_json_as, write_json
+from inat.loader.loader import PhotoEvent
+from inat.runs.run import Run
 from inat.training.processes import by_first, gathered
 from inat.training.trainer import Trainer
 

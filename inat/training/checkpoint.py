@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from inat.errors import InputError
-from inat.files import (
+from inat.core.errors import InputError
+from inat.core.files import (
     CHECKSUMS,
     atomic_folder,
     damaged_files,
@@ -24,8 +24,8 @@ from inat.files import (
     write_checksums,
     write_json,
 )
-from inat.progress import first_few, say
-from inat.run_folder import WeightsFacts
+from inat.core.progress import first_few, say
+from inat.runs.run import WeightsFacts
 from inat.training.processes import by_first, is_sharded, like, whole
 
 CHOSEN_ON = "mean class accuracy on the held-out part of train"
@@ -143,14 +143,6 @@ def _link(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:  # exFAT and some network disks have none
         shutil.copyfile(source, target)
-
-
-def write_weights(folder: Path, network: nn.Module, state: LoopState) -> None:
-    """Writes a checkpoint of weights alone, to predict with, into a new folder."""
-    folder.mkdir(parents=True)
-    save_file(_owned(network.state_dict()), folder / "model.safetensors")
-    write_json(folder / "state.json", asdict(state))
-    write_checksums(folder)
 
 
 def settle_checkpoints(last: Path, before: Path) -> bool:

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from inat.config import Config
-from inat.errors import InputError
-from inat.files import remove_folder, remove_leftovers
-from inat.fold_runs import FoldRuns, fold_path, holds_folds
-from inat.prediction.folds import predict_out_of_fold
-from inat.prediction.processes import this_process
-from inat.progress import say
-from inat.run_folder import writing
+from inat.config.schema import Config
+from inat.core.errors import InputError
+from inat.core.files import remove_folder, remove_leftovers
+from inat.core.progress import say
+from inat.predictions.folds import predict_out_of_fold
+from inat.predictions.processes import this_process
+from inat.runs.folds import FoldRuns, fold_path, holds_folds
+from inat.runs.run import writing
 from inat.training.loop import dry_run, resolved, train
 from inat.training.plan import make_plan
 

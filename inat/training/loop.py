@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from inat.config import MAY_DIFFER, Config
-from inat.config_files import build, read_config
-from inat.config_values import merge
-from inat.data.loader import worker_deaths
-from inat.earlier_prior import EarlierPriorShare
-from inat.errors import InputError, WorldError
-from inat.files import (
+from inat.config.reading import build, read_config
+from inat.config.schema import MAY_DIFFER, Config
+from inat.config.values import merge
+from inat.core.errors import InputError, WorldError
+from inat.core.files import (
     atomic_file,
     atomic_folder,
     disk_remedies,
@@ -26,10 +24,13 @@ from inat.files import (
     write_bytes,
     write_json,
 )
+from inat.core.metrics import Validation
+from inat.core.progress import progress_bar, say, silence
+from inat.loader.loader import worker_deaths
 from inat.models.device import device_facts, memory_remedies
-from inat.prediction.processes import this_process
-from inat.progress import progress_bar, say, silence
-from inat.run_folder import Run, WeightsFacts, create_run, differing_fields, is_run, writing
+from inat.predictions.processes import this_process
+from inat.runs.metrics_log import MetricsLog, NoLog
+from inat.runs.run import Run, WeightsFacts, create_run, differing_fields, is_run, writing
 from inat.training.bad_photos import list_bad_photos, recall_bad_photos
 from inat.training.checkpoint import (
     LoopState,
@@ -38,11 +39,11 @@ from inat.training.checkpoint import (
     save_checkpoint,
     settle_checkpoints,
 )
+from inat.training.earlier_prior import EarlierPriorShare
 from inat.training.plan import Plan, StagePlan, loss_prior_files, make_plan
 from inat.training.processes import by_first, others_alive, weights_together
 from inat.training.step import accumulated, take_step
 from inat.training.stopping import Stopped, StopSignals, stop_signals
-from inat.training.tracking import MetricsLog, NoLog
 from inat.training.trainer import (
     Trainer,
     build_trainer,
@@ -51,7 +52,7 @@ from inat.training.trainer import (
     next_trainer,
     try_later_stages,
 )
-from inat.training.validation import Validation, validate
+from inat.training.validation import validate
 from inat.training.window import LossNotFinite, Window
 
 LIMIT_SECONDS = 2.0

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from inat.config import TransformConfig
+from inat.config.schema import TransformConfig
 from inat.training.processes import BatchPart, on_device
 
 ATTEMPTS = 10

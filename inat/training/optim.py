@@ -9,8 +9,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from inat.config import OptimConfig
-from inat.errors import InputError
+from inat.config.schema import OptimConfig
+from inat.core.errors import InputError
 from inat.models.backbone import Backbone
 
 

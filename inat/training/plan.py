@@ -3,14 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inat.class_weights import class_weights
-from inat.competitions import find_competition
-from inat.config import Config, LossConfig, ModelConfig
-from inat.data.annotations import Split, count_mates, cut_holdout, load_split
-from inat.data.samplers import build_sampler
-from inat.errors import InputError
-from inat.files import sha256
-from inat.priors import (
+from inat.config.schema import Config, LossConfig, ModelConfig
+from inat.config.stages import Stage, lay_stages
+from inat.core.competitions import find_competition
+from inat.core.errors import InputError
+from inat.core.files import sha256
+from inat.core.priors import (
     Prior,
     count_prior,
     is_uniform,
@@ -19,7 +17,9 @@ from inat.priors import (
     read_prior,
     same_prior,
 )
-from inat.stages import Stage, lay_stages
+from inat.dataset.split import Split, count_mates, cut_holdout, load_split
+from inat.losses.class_weights import class_weights
+from inat.samplers.samplers import build_sampler
 
 LARGE_SHARE = 0.1
 """decay^steps from which a moving average is said to be longer than its training."""

@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from inat.config import Config
-from inat.errors import InatError, InputError, WorldError, one_line
+from inat.config.schema import Config
+from inat.core.errors import InatError, InputError, WorldError, one_line
 from inat.models.device import PRECISIONS
 
 T = TypeVar("T")

@@ -11,23 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from inat.config import CheckpointName, Config, Precision, SoupRecipe, Weights
-from inat.data.annotations import Split, cut_holdout, load_split
-from inat.data.loader import Loader, build_loader, to_device
-from inat.errors import InputError, unknown_name
-from inat.files import atomic_file, write_json
+from inat.config.schema import CheckpointName, Config, Precision, SoupRecipe, Weights
+from inat.core.errors import InputError, unknown_name
+from inat.core.files import atomic_file, write_json
+from inat.core.metrics import Validation
+from inat.core.priors import same_prior
+from inat.core.progress import say
+from inat.dataset.split import Split, cut_holdout, load_split
+from inat.loader.loader import Loader, build_loader, to_device
 from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import classifier_names
-from inat.prediction.trained_model import (
-    Checkpoint,
-    TrainedModel,
-    find_checkpoint,
-    forward_batch,
-    load_model,
-)
-from inat.priors import same_prior
-from inat.progress import say
-from inat.run_folder import (
+from inat.runs.metrics_log import MetricsLog
+from inat.runs.run import (
     Run,
     WeightsFacts,
     create_run,
@@ -35,9 +30,16 @@ from inat.run_folder import (
     open_run,
     with_root,
 )
-from inat.training.checkpoint import CHOSEN_ON, LoopState, write_weights
-from inat.training.tracking import MetricsLog
-from inat.training.validation import Validation, validate
+from inat.runs.trained import (
+    Checkpoint,
+    TrainedModel,
+    find_checkpoint,
+    forward_batch,
+    load_model,
+    write_weights,
+)
+from inat.training.checkpoint import CHOSEN_ON
+from inat.training.validation import validate
 
 BATCH_NORM_DRAWS = 10_000
 """Draws of the first run's training that batch norm's statistics are taken from, at most."""
@@ -214,7 +216,7 @@ def soup(
         made = create_run(partial, kitchen.config, device_facts())
         _write_facts(made, ingredients, used, how)
         first, facts = ingredients[0].checkpoint, _weights_facts(used, how)
-        state = LoopState(epoch=first.epoch, weights=facts)
+        state = {"epoch": first.epoch, "step": 0, "weights": facts}
         write_weights(made.checkpoint("last"), kitchen.model.network, state)
     return Run(out)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from inat.errors import InatError
+from inat.core.errors import InatError
 from inat.training.processes import LateGreatest, greatest
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")

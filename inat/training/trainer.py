@@ -16,11 +16,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from inat.competitions import find_competition
-from inat.config import Config
-from inat.data.loader import Batch, Loader, build_loader
-from inat.errors import InputError, one_line
-from inat.losses import Loss, build_loss
+from inat.config.schema import Config
+from inat.core.competitions import find_competition
+from inat.core.errors import InputError, one_line
+from inat.core.metrics import Validation
+from inat.core.progress import say
+from inat.loader.loader import Batch, Loader, build_loader
+from inat.losses.losses import Loss, build_loss
 from inat.models.backbone import (
     Backbone,
     build_backbone,
@@ -39,8 +41,7 @@ from inat.models.device import (
     resolve_precision,
     to_device_format,
 )
-from inat.progress import say
-from inat.run_folder import Run
+from inat.runs.run import Run
 from inat.training.average import MovingAverage
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan
@@ -52,7 +53,6 @@ from inat.training.processes import (
     micro_batches,
     shard,
 )
-from inat.training.validation import Validation
 
 FEW_PHOTOS = 64
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from inat.errors import WorldError
-from inat.progress import first_few
+from inat.core.errors import WorldError
+from inat.core.progress import first_few
 from inat.training.processes import averaged, gathered
 
 T = TypeVar("T")

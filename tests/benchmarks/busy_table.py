@@ -85,12 +85,12 @@ def measure(name: str, world: Path, folder: Path) -> dict[int, float]:
 
 
 def main(folder: Path, rounds: int) -> None:
-    import inat.data
+    import inat
 
     folder.mkdir(parents=True, exist_ok=True)
     world = folder / "world"
     if not world.is_dir():
-        inat.data.synth(world, profile="tiny")
+        inat.synth(world, profile="tiny")
     shares: dict[tuple[str, int], list[float]] = {}
     for number in range(rounds):
         # Each round in another order: what the machine does meanwhile is nobody's advantage.

@@ -21,9 +21,9 @@ from test_shipped_configs import FOLDER, SHIPPED, in_two_steps
 from worlds import make_world
 
 import inat
-from inat.config_files import read_config
-from inat.prediction.trained_model import find_checkpoint, load_model
-from inat.stages import lay_stages
+from inat.config.reading import read_config
+from inat.config.stages import lay_stages
+from inat.runs.trained import find_checkpoint, load_model
 
 IMAGE_SIZE, LATER_SIZE = 64, 96
 
@@ -44,7 +44,7 @@ def overrides_of(path: Path, world: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     """Prints the table."""
-    large = inat.data.synth(folder / "world", profile="inat2018", photos=200).root
+    large = inat.synth(folder / "world", profile="inat2018", photos=200).root
     small = make_world(folder / "small", size=(32, 32))
     print(f"{'config':38} {'million parameters':>18}  {'losses':32} seconds")
     for path in SHIPPED:

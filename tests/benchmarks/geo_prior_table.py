@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 import inat
-from inat.bands import FEW_BELOW
-from inat.data import synthetic
-from inat.data.places import have_place, places_of
-from inat.files import read_json, write_json
-from inat.intervals import Interval, accuracy_interval, gain_interval
-from inat.prediction_file import LOG_PRESENCE, PredictionFile, store, write_prediction
+from inat.core.bands import FEW_BELOW
+from inat.core.files import read_json, write_json
+from inat.core.intervals import Interval, accuracy_interval, gain_interval
+from inat.dataset.locations import have_place, places_of
+from inat.predictions.file import LOG_PRESENCE, PredictionFile, store, write_prediction
+from inat.synthetic import world as synthetic
 
 RECIPE: dict[str, Any] = {"epochs": 100, "batch_size": 64, "lr_per_256": 4e-3}
 TAU = 1.0

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inat.intervals import accuracy_interval, gain_interval, score_bounds
-from inat.metrics import macro_f1
+from inat.core.intervals import accuracy_interval, gain_interval, score_bounds
+from inat.core.metrics import macro_f1
 
 N_EXPERIMENTS = 4000
 SLOW = 10  # as many times fewer experiments, of all species and of macro F1, which are slow

@@ -44,11 +44,11 @@ from training_processes import SETTINGS, context, log_lines, rest_between
 from worlds import make_world, write_photo
 
 import inat
-from inat.data.annotations import load_split
-from inat.data.pack import PackedPhotos
-from inat.data.photo_files import open_photos
-from inat.errors import InatError
-from inat.files import damaged_files
+from inat.core.errors import InatError
+from inat.core.files import damaged_files
+from inat.dataset.split import load_split
+from inat.photos.pack import PackedPhotos
+from inat.photos.sources import open_photos
 
 PAUSE = 0.02
 """Seconds after each step, batch of a validation, checkpoint file and part of a prediction."""
@@ -73,10 +73,10 @@ LEFTOVERS = (".partial-*", ".old-*", ".parts-*", ".importing")
 context.set_forkserver_preload(
     [
         "training_processes",
-        "inat.data.importing",
-        "inat.data.packing",
-        "inat.ensembling.ensemble",
-        "inat.prediction.predict",
+        "inat.acquire.import_folders",
+        "inat.acquire.pack",
+        "inat.posthoc.ensemble",
+        "inat.predictions.predict",
         "inat.submission",
         "inat.training.folds",
         "inat.training.soup",
@@ -104,7 +104,7 @@ def predict(_: Path, out: Path, split: str = "val", views: str = "centre+flip") 
 
 def pack(root: Path, out: Path) -> None:
     """A pack of nine shards."""
-    from inat.data import packing
+    from inat.acquire import pack as packing
 
     packing.PHOTOS_PER_SHARD = 8
     packing.pack_photos(root / "world", out, short_side=32, workers=2)
@@ -113,7 +113,7 @@ def pack(root: Path, out: Path) -> None:
 def import_(root: Path, out: Path) -> None:
     """An import, with a labelled test split; it is refused where a killed one had moved all."""
     try:
-        inat.data.import_folders(root / "photos", out, test=root / "photos_of_test")
+        inat.import_folders(root / "photos", out, test=root / "photos_of_test")
     except InatError:
         if not (out / "train2018.json").is_file():
             raise

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/shift_worlds.py
 
 from shift_worlds import ShiftWorld, accuracy
 
-from inat.adjusting.label_shift import em, estimate_label_shift, likelihood_ratios
+from inat.posthoc.label_shift import em, estimate_label_shift, likelihood_ratios
 
 N_SEEDS = 5
 N_OTHERS = 10_000

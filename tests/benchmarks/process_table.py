@@ -17,7 +17,7 @@ from test_processes import RECIPES, ended, largest_difference
 from training_ranks import Ranks, global_order
 from worlds import make_world
 
-from inat.run_folder import Run
+from inat.runs.run import Run
 
 NETWORKS = {
     "layer norm, SGD": {**RECIPES["mixed"], "batch_size": 8},

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from inat.bands import BANDS
-from inat.config import SamplerConfig, switch_epoch
-from inat.data.samplers import IndependentSampler, build_sampler, epoch_order
-from inat.data.synthetic import PROFILES, train_counts
-from inat.metrics import shot_bands
-from inat.priors import Prior
+from inat.config.schema import SamplerConfig, switch_epoch
+from inat.core.bands import BANDS
+from inat.core.metrics import shot_bands
+from inat.core.priors import Prior
+from inat.samplers.samplers import IndependentSampler, build_sampler, epoch_order
+from inat.synthetic.world import PROFILES, train_counts
 
 EPOCHS = 10
 CASES = (

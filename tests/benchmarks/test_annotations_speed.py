@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 from contestants import spread
 
-from inat.data.annotations import Split, load_split
+from inat.dataset.split import Split, load_split
 
 ROUNDS = 5
 MIB = 2**20
@@ -136,7 +136,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "INAT_BENCH_WORLD" in os.environ:
         world = Path(os.environ["INAT_BENCH_WORLD"]).absolute()
     else:
-        from inat.data.synthetic import synth
+        from inat.synthetic.world import synth
 
         world = synth(folder / "world", profile="inat2018", photos=64).root
     (folder / "links").mkdir()

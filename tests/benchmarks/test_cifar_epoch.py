@@ -71,7 +71,7 @@ def bare_epoch(root: Path) -> Iterator[Step]:
     from torch.nn import functional
 
     import inat.models.cifar_resnet  # noqa: F401 - registers the network
-    from inat.data.annotations import load_split
+    from inat.dataset.split import load_split
     from inat.models.device import autocast, freed_memory_kept, resolve_precision
 
     split = load_split(root)
@@ -108,13 +108,13 @@ def bare_epoch(root: Path) -> Iterator[Step]:
 
 def kit_epoch(root: Path, log_path: Path) -> Iterator[Step]:
     """The same recipe through the kit."""
-    from inat.config_files import build
-    from inat.run_folder import Run
+    from inat.config.reading import build
+    from inat.runs.metrics_log import MetricsLog
+    from inat.runs.run import Run
     from inat.training import loop
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
     from inat.training.stopping import StopSignals
-    from inat.training.tracking import MetricsLog
     from inat.training.trainer import build_trainer, engine
 
     data = {"root": str(root), "holdout": "none", "keep_photos": True}

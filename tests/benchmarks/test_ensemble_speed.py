@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 from contestants import spread
 
-from inat.data.synthetic import PROFILES, train_counts
-from inat.metrics import hits_at, top_k
-from inat.prediction_file import store, write_prediction
-from inat.priors import count_prior
+from inat.core.metrics import hits_at, top_k
+from inat.core.priors import count_prior
+from inat.predictions.file import store, write_prediction
+from inat.synthetic.world import PROFILES, train_counts
 
 COUNTS = train_counts(PROFILES["inat2018"])
 N_CLASSES = len(COUNTS)
@@ -31,9 +31,9 @@ WATCH = """
 import sys, threading, time
 from pathlib import Path
 import numpy as np
-from inat.ensembling.ensemble import ensemble
-from inat.prediction_file import read_prediction, store, write_prediction
-from inat.priors import log_softmax
+from inat.posthoc.ensemble import ensemble
+from inat.predictions.file import read_prediction, store, write_prediction
+from inat.core.priors import log_softmax
 
 peak, ended = 0, threading.Event()
 

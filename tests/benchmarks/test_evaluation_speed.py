@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 from contestants import spread
 
-from inat.data.synthetic import PROFILES, train_counts
-from inat.intervals import accuracy_interval
-from inat.prediction_file import store, write_prediction
+from inat.core.intervals import accuracy_interval
+from inat.predictions.file import store, write_prediction
+from inat.synthetic.world import PROFILES, train_counts
 
 COUNTS = train_counts(PROFILES["inat2018"])
 LABELS = np.repeat(np.arange(len(COUNTS)), 3)

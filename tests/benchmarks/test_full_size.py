@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inat.data.annotations import Split, load_split
-from inat.data.loader import Loader, build_loader
-from inat.data.synthetic import synth
+from inat.dataset.split import Split, load_split
+from inat.loader.loader import Loader, build_loader
+from inat.synthetic.world import synth
 
 MEBIBYTE = 2**20
 

@@ -19,9 +19,9 @@ from contestants import Contestant, Step, alternate, endless, spread
 from photo_worlds import Texture, make_photo_world, mean_kilobytes
 from PIL import Image
 
-from inat.config import TransformConfig
-from inat.data.photos import Box, decode_factor, read_crop
-from inat.data.transforms import EVAL_SPARE, EpochDraws, centre_crop, random_resized_crop
+from inat.config.schema import TransformConfig
+from inat.loader.transforms import EVAL_SPARE, EpochDraws, centre_crop, random_resized_crop
+from inat.photos.decode import Box, decode_factor, read_crop
 
 SIZE, BATCH, WORKERS = 224, 32, 2
 ROUNDS, STEPS = 5, 20
@@ -33,8 +33,8 @@ def kit_batches(root: Path, training: bool, workers: int, worker_kind: str) -> I
     """The kit's loader with its own recipe."""
     import torch
 
-    from inat.data.annotations import load_split
-    from inat.data.loader import build_loader, to_device
+    from inat.dataset.split import load_split
+    from inat.loader.loader import build_loader, to_device
 
     if workers == 0:
         pin_to_one_core()
@@ -81,7 +81,7 @@ def timm_batches(root: Path, training: bool) -> Iterator[Step]:
 
 def bare_decoding(root: Path) -> Iterator[Step]:
     """simplejpeg alone, from memory, at the scales that the kit's training crops need."""
-    from inat.data.annotations import load_split
+    from inat.dataset.split import load_split
 
     pin_to_one_core()
     split = load_split(root)
@@ -126,7 +126,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def packs(worlds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from inat.data.packing import pack_photos
+    from inat.acquire.pack import pack_photos
 
     folder = tmp_path_factory.mktemp("packs")
     for texture, root in worlds.items():
@@ -246,8 +246,8 @@ def test_how_far_the_pixels_are_from_pillows(
     training: bool,
     texture: Texture,
 ) -> None:
-    from inat.data.annotations import load_split
-    from inat.data.photo_files import open_photos
+    from inat.dataset.split import load_split
+    from inat.photos.sources import open_photos
 
     split = load_split(worlds[texture])
     packed = open_photos(packs[texture], split.file_names)

@@ -40,7 +40,7 @@ def photos(tmp_path: Path) -> Path:
     """A data set of photos of some hundred pixels a side."""
     if "INAT_BENCH_DATA" in os.environ:
         return Path(os.environ["INAT_BENCH_DATA"])
-    from inat.data.synthetic import synth
+    from inat.synthetic.world import synth
 
     synth(tmp_path / "photos", profile="tiny")
     return tmp_path / "photos"
@@ -48,7 +48,7 @@ def photos(tmp_path: Path) -> Path:
 
 def settings_of(root: Path, recipe: dict[str, Any]) -> Any:
     """The config, which both loops read."""
-    from inat.config_files import build
+    from inat.config.reading import build
 
     kept = recipe["transforms"].get("crop") == "pad"  # photos of one size
     data = {"root": str(root), "holdout": "none", "keep_photos": kept, "workers": 1}
@@ -61,7 +61,7 @@ def bare_epoch(root: Path, recipe: dict[str, Any]) -> Iterator[Step]:
     from torch.nn import functional
 
     import inat
-    from inat.data.annotations import load_split
+    from inat.dataset.split import load_split
     from inat.models.backbone import build_backbone
     from inat.models.device import autocast, freed_memory_kept, resolve_precision
 
@@ -118,12 +118,12 @@ def kit_checkpoint(root: Path, recipe: dict[str, Any], folder: Path) -> Iterator
 @contextmanager
 def kit(root: Path, recipe: dict[str, Any], folder: Path) -> Iterator[tuple[Any, Any, Any]]:
     """A trainer, what keeps it, and where it stands."""
-    from inat.run_folder import create_run
+    from inat.runs.metrics_log import MetricsLog
+    from inat.runs.run import create_run
     from inat.training import loop
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
     from inat.training.stopping import StopSignals
-    from inat.training.tracking import MetricsLog
     from inat.training.trainer import build_trainer, engine
 
     config = settings_of(root, recipe)
@@ -204,7 +204,7 @@ def test_a_compiled_network_has_the_same_losses_and_its_speed_is_told(
 
 def losses(root: Path, runtime: dict[str, Any]) -> list[float]:
     """Of the first five steps of cifar_resnet32."""
-    from inat.config_files import build
+    from inat.config.reading import build
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
     from inat.training.step import accumulated, take_step
@@ -229,7 +229,7 @@ def losses(root: Path, runtime: dict[str, Any]) -> list[float]:
 def test_a_checkpoint_costs_little_of_the_time_between_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from inat.config import RuntimeConfig
+    from inat.config.schema import RuntimeConfig
 
     recipe = {
         "batch_size": 2,

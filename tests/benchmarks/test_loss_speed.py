@@ -18,10 +18,10 @@ from contestants import spread
 from torch import Tensor
 from torch.nn import functional
 
-from inat.config import LossConfig
-from inat.data.synthetic import PROFILES, train_counts
-from inat.losses import LOSSES, Loss, build_loss
-from inat.priors import count_prior
+from inat.config.schema import LossConfig
+from inat.core.priors import count_prior
+from inat.losses.losses import LOSSES, Loss, build_loss
+from inat.synthetic.world import PROFILES, train_counts
 
 BATCH = 256
 ROUNDS = 15

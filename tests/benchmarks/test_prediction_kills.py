@@ -20,7 +20,7 @@ OPTIONS = {"views": "ten-crop+scales:32,48", "part_images": 80, "pause": 0.02}
 def test_twenty_kills_leave_the_bytes_of_a_prediction_that_was_left_in_peace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from inat.prediction.parts import parts_folder
+    from inat.predictions.parts import parts_folder
 
     world = make_world(tmp_path / "world", counts=(80, 40, 20, 10), size=(96, 128))
     run = train_tiny(tmp_path / "run", world, **{"data.workers": 1, "data.holdout": "none"})

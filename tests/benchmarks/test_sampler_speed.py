@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from contestants import spread
 
-from inat.data.samplers import build_sampler, epoch_order
-from inat.data.synthetic import PROFILES, train_counts
+from inat.samplers.samplers import build_sampler, epoch_order
+from inat.synthetic.world import PROFILES, train_counts
 
 N_DRAWS = 437_513
 ROUNDS = 5

@@ -29,7 +29,7 @@ def plain_step(root: Path, backbone: str = BACKBONE) -> Iterator[Step]:
     from timm.data import create_loader
     from timm.loss import LabelSmoothingCrossEntropy
 
-    from inat.data.annotations import load_split
+    from inat.dataset.split import load_split
 
     # As on a user's Linux: this process was itself spawned, and its children would be too.
     torch.multiprocessing.set_start_method("fork", force=True)
@@ -82,7 +82,7 @@ def kit_step(
     root: Path, backbone: str = BACKBONE, runtime: dict[str, Any] | None = None
 ) -> Iterator[Step]:
     """The same recipe through the kit."""
-    from inat.config_files import build
+    from inat.config.reading import build
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
     from inat.training.step import take_step
@@ -125,7 +125,7 @@ def test_training_is_no_slower_than_a_plain_timm_loop(
 ) -> None:
     root = Path(os.environ.get("INAT_BENCH_DATA", tmp_path / "world"))
     if "INAT_BENCH_DATA" not in os.environ:
-        from inat.data.synthetic import synth
+        from inat.synthetic.world import synth
 
         synth(root, profile="tiny")
     times = alternate(

@@ -54,10 +54,10 @@ def test_views_together_cost_less_than_one_by_one(
     import timm
     import torch
 
-    from inat.data.annotations import load_split
-    from inat.data.loader import Loader, build_loader
+    from inat.dataset.split import load_split
+    from inat.loader.loader import Loader, build_loader
     from inat.models.device import freed_memory_kept, to_device_format
-    from inat.prediction.forward import iterate_logits
+    from inat.models.forward import iterate_logits
 
     root = make_photo_world(tmp_path / "world", "textured")
     photos = load_split(root).select(np.arange(N_PHOTOS))

@@ -1,0 +1,478 @@
+"""Packs the photos of a data set into shards, one part at a time.
+
+A part is a stretch of the sorted file names: each machine then walks folders of its own. A shard
+holds a fixed number of them, so that each can be made without the others and has the same bytes
+whatever was interrupted before.
+"""
+
+import filecmp
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+
+from inat.acquire.parts import (
+    Finding,
+    load_splits,
+    names_digest,
+    naming_disk_faults,
+    parse_part,
+    part_range,
+    photo_names,
+)
+from inat.core.competitions import Competition, find_competition
+from inat.core.errors import InputError
+from inat.core.files import atomic_file, locked, read_json, sha256, write_json
+from inat.core.progress import Bar, progress_bar
+from inat.core.threads import in_order, stretches, usable_processors
+from inat.photos.decode import BadPhoto, Box, decode_factor, read_whole, shrink
+from inat.photos.pack import (
+    FACTS,
+    FORMAT_VERSION,
+    INDEX,
+    INDEX_SCHEMA,
+    MANIFEST,
+    MISSING,
+    PHOTOS_FOLDER,
+    SHARD_SCHEMA,
+    PackedPhotos,
+    PackFile,
+    Part,
+    Settings,
+    checksum,
+    part_folder,
+    part_folders,
+    read_settings,
+    refuse_other_settings,
+    shard_name,
+)
+from inat.photos.sources import PhotoSource, open_photos
+
+PHOTOS_PER_SHARD = 8192
+"""About 600 MB of photos of 384 px; a process that reads the whole of iNat-2018 maps 75 files."""
+
+PHOTOS_PER_BATCH = 128
+"""Photos that the writer holds at once, besides those read ahead."""
+
+SPARE = 1.5
+"""A JPEG is decoded at a scale at which it is still so many times as large as the result."""
+
+LONGEST_SIDE = 65_500
+"""Pixels; a JPEG has no room for more."""
+
+SETTINGS = "settings.json"
+Trouble = Literal["missing", "bad", "recovered"]
+TROUBLES: tuple[Trouble, ...] = ("missing", "bad", "recovered")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A part of a pack that was made.
+
+    Attributes:
+        root: the pack.
+        manifest: the part's list of shards and troubled photos.
+        part: which part of how many.
+        n_photos: photos of the part.
+        n_reduced: those that were shrunk; the others were stored as they are.
+        n_bytes: size of its shards.
+        missing: photos that could not be read; the pack says so when it is asked for them.
+        bad: photos that cannot be decoded; stored as they are.
+        recovered: photos that were decoded after a repair.
+    """
+
+    root: Path
+    manifest: Path
+    part: str
+    n_photos: int
+    n_reduced: int
+    n_bytes: int
+    missing: list[Finding]
+    bad: list[Finding]
+    recovered: list[Finding]
+
+    def line(self) -> str:
+        """The part for a terminal."""
+        return (
+            f"{self.root}: part {self.part}, {self.n_photos:,} photos, {self.n_reduced:,} reduced, "
+            f"{len(self.recovered):,} recovered, {self.n_bytes / 1e6:,.1f} MB"
+        )
+
+    def faults(self) -> str:
+        """What is wrong with the photos, in one line; "" where nothing is."""
+        if not self.missing and not self.bad:
+            return ""
+        first = str((self.missing or self.bad)[0])
+        return (
+            f"{self.root}: part {self.part} is packed, but of its {self.n_photos:,} photos "
+            f"{len(self.missing):,} missing, {len(self.bad):,} bad (first: {first}); all are "
+            f"listed in {self.manifest}; mend them and run the same command again"
+        )
+
+
+def pack_photos(
+    root: Path | str,
+    out: Path | str,
+    *,
+    short_side: int = 384,
+    quality: int = 92,
+    part: str = "1/1",
+    workers: int | None = None,
+    competition: str = "inaturalist-2018",
+) -> Packed:
+    """Packs one part of a data set's photos; with all parts, `out` can stand for the folder.
+
+    A photo whose short side is at most `short_side` is stored as it is, byte for byte. A larger
+    one is turned upright, shrunk and encoded as a JPEG with 4:2:0 chroma, as cameras do; EXIF
+    data and colour profiles, which no loader here uses, are left out. Bad photos are stored as
+    they are, so that reading them fails as before. Whole shards of an interrupted run are kept,
+    but for those whose missing or bad photos have changed.
+
+    Args:
+        root: folder of the data set, or a pack of it.
+        out: the pack; the annotation files are linked or copied there.
+        short_side: of the reduced photos, in pixels.
+        quality: of the reduced photos, 1..100.
+        part: "I/N": the I-th of N stretches of the sorted file names.
+        workers: threads that read, shrink and encode; 0 does it in this one; None: one a
+            processor. The bytes are the same for any number.
+        competition: Kaggle name; it decides the names of the annotation files.
+
+    Raises:
+        InputError: an option is wrong, or `out` holds something else, or parts that were made
+            with other settings.
+        WorldError: another process packs this part, or the disk is full.
+    """
+    root, out = Path(root), Path(out)
+    _check_options(short_side, quality, workers)
+    number, n_parts = parse_part(part)
+    spec = find_competition(competition)
+    _refuse_place(root, out)
+    all_names = photo_names(load_splits(root, spec))
+    settings = Settings(FORMAT_VERSION, short_side, quality, names_digest(all_names))
+    folder = part_folder(out, number, n_parts)
+    _refuse_other_parts(out, folder, n_parts, settings)
+    with naming_disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    span = part_range(len(all_names), number, n_parts)
+    names = all_names.slice(span.start, len(span))
+    threads = usable_processors() if workers is None else workers
+    busy = f"{folder}: another process packs this part; wait for it, or pack another part"
+    with locked(folder / ".lock", busy):
+        _Writer(root, out, folder, spec, settings).write(names, number, n_parts, threads)
+    return _packed(out, folder, part)
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A photo as it goes into a shard, and what was wrong with it."""
+
+    file_name: str
+    content: bytes | memoryview | None = None
+    size: tuple[int, int] = (0, 0)
+    original_size: tuple[int, int] = (0, 0)
+    reduced: bool = False
+    trouble: Trouble | None = None
+    reason: str = ""
+
+    def row(self) -> dict[str, Any]:
+        content = self.content
+        return {
+            "file_name": self.file_name,
+            "checksum": 0 if content is None else checksum(self.file_name, content),
+            "height": self.size[0],
+            "width": self.size[1],
+            "original_height": self.original_size[0],
+            "original_width": self.original_size[1],
+            "reduced": self.reduced,
+            "content": content,
+        }
+
+
+class _Preparer:
+    """Reads a photo and makes of it what is stored."""
+
+    def __init__(self, source: PhotoSource, names: pa.StringArray, settings: Settings) -> None:
+        self._source = source
+        self._names = names
+        self._settings = settings
+
+    def __call__(self, index: int) -> _Photo:
+        name = str(self._names[index])
+        try:
+            content = self._source.read(index)
+        except BadPhoto as error:
+            return _Photo(name, trouble="missing", reason=str(error))
+        try:
+            return self._stored(index, name, content)
+        except BadPhoto as error:
+            return _Photo(name, content, trouble="bad", reason=str(error))
+
+    def _stored(self, index: int, name: str, content: bytes | memoryview) -> _Photo:
+        whole = read_whole(content, self._factor)
+        original_size = whole.size
+        if isinstance(self._source, PackedPhotos):
+            original_size = self._source.original_size(index)
+        trouble: Trouble | None = "recovered" if whole.recovered else None
+        size = target_size(*whole.size, self._settings.short_side)
+        if size == whole.size:
+            return _Photo(name, content, size, original_size, False, trouble, whole.recovered)
+        encoded = simplejpeg.encode_jpeg(
+            shrink(whole.pixels, *size),
+            self._settings.quality,
+            colorsubsampling="420",
+            fastdct=False,
+        )
+        return _Photo(name, encoded, size, original_size, True, trouble, whole.recovered)
+
+    def _factor(self, height: int, width: int) -> int:
+        short_side = self._settings.short_side
+        if target_size(height, width, short_side) == (height, width):
+            return 8  # only looked at whether it can be decoded
+        return decode_factor(Box(0, 0, height, width), short_side, SPARE)
+
+
+def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """The size at which a photo is stored: its own, or one with this short side."""
+    scale = short_side / min(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return size if scale < 1 and max(size) <= LONGEST_SIDE else (height, width)
+
+
+class _Writer:
+    """Writes the shards of a part that are not there, its index and, last, its manifest."""
+
+    def __init__(
+        self, root: Path, out: Path, folder: Path, spec: Competition, settings: Settings
+    ) -> None:
+        self._root = root
+        self._out = out
+        self._folder = folder
+        self._spec = spec
+        self._settings = settings
+
+    def write(self, names: pa.StringArray, number: int, n_parts: int, threads: int) -> None:
+        for left_over in self._folder.glob(".partial-*"):
+            left_over.unlink()
+        self._write_json(SETTINGS, asdict(self._settings))
+        place_annotations(self._root, self._out, self._spec)
+        prepare = _Preparer(open_photos(self._root, names), names, self._settings)
+        shards = dict(enumerate(stretches(len(names), PHOTOS_PER_SHARD)))
+        wanted = {
+            shard: photos
+            for shard, photos in shards.items()
+            if not self._is_whole(shard, photos, prepare)
+        }
+        if wanted:
+            (self._folder / MANIFEST).unlink(missing_ok=True)
+        with progress_bar(f"pack {number}/{n_parts}", len(names), "photos") as bar:
+            bar.advance(len(names) - sum(map(len, wanted.values())))
+            indices = chain.from_iterable(wanted.values())
+            # One queue for all shards: the threads do not wait while a shard is finished.
+            with closing(in_order(prepare, indices, threads)) as prepared:
+                for shard, photos in wanted.items():
+                    self._write_shard(shard, photos.start, islice(prepared, len(photos)), bar)
+        self._finish(len(shards), number, n_parts)
+
+    def _is_whole(self, shard: int, photos: range, prepare: _Preparer) -> bool:
+        """Whether the shard is there, and its missing and bad photos are still what they were."""
+        path = self._folder / shard_name(shard)
+        if not path.is_file() or not _facts_path(path).is_file():
+            return False
+        facts = read_json(_facts_path(path))
+        same_photos = (facts["first"], facts["file"]["n_photos"]) == (photos.start, len(photos))
+        if not same_photos or path.stat().st_size != facts["file"]["n_bytes"]:
+            return False
+        for trouble in ("missing", "bad"):
+            for finding in facts[trouble]:
+                now = prepare(photos[finding["position"]])
+                if (now.trouble, now.reason) != (trouble, finding["reason"]):
+                    return False
+        return True
+
+    def _write_shard(self, shard: int, first: int, photos: Iterator[_Photo], bar: Bar) -> None:
+        path = self._folder / shard_name(shard)
+        # What is known of an older shard of that name must not be taken for this one's.
+        _facts_path(path).unlink(missing_ok=True)
+        found: dict[str, list[dict[str, Any]]] = {trouble: [] for trouble in TROUBLES}
+        n_photos = n_reduced = 0
+        with (
+            naming_disk_faults(path),
+            atomic_file(path) as partial,
+            pa.OSFile(os.fspath(partial), "wb") as sink,
+            pa.ipc.new_file(sink, SHARD_SCHEMA) as writer,
+        ):
+            while batch := list(islice(photos, PHOTOS_PER_BATCH)):
+                rows = [photo.row() for photo in batch]
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, SHARD_SCHEMA))
+                for position, photo in enumerate(batch, n_photos):
+                    if photo.trouble:
+                        fact = {"position": position, **_finding(photo)}
+                        found[photo.trouble].append(fact)
+                n_photos += len(batch)
+                n_reduced += sum(photo.reduced for photo in batch)
+                bar.advance(len(batch))
+        file = _described(path, n_photos)
+        facts = {"file": file, "first": first, "n_reduced": n_reduced, **found}
+        self._write_json(_facts_path(path).name, facts)
+
+    def _finish(self, n_shards: int, number: int, n_parts: int) -> None:
+        paths = [self._folder / shard_name(shard) for shard in range(n_shards)]
+        facts = [read_json(_facts_path(path)) for path in paths]
+        index = self._folder / INDEX
+        with naming_disk_faults(index):
+            n_photos = _write_index(index, paths)
+        part = Part(
+            folder=self._folder,
+            number=number,
+            n_parts=n_parts,
+            settings=self._settings,
+            shards=tuple(PackFile(**fact["file"]) for fact in facts),
+            index=_described(index, n_photos),
+        )
+        found = {
+            trouble: [
+                {"file_name": finding["file_name"], "reason": finding["reason"]}
+                for fact in facts
+                for finding in fact[trouble]
+            ]
+            for trouble in TROUBLES
+        }
+        n_reduced = sum(fact["n_reduced"] for fact in facts)
+        content = part.manifest(n_photos=n_photos, n_reduced=n_reduced, **found)
+        self._write_json(MANIFEST, content)
+
+    def _write_json(self, name: str, content: Any) -> None:
+        path = self._folder / name
+        with naming_disk_faults(path):
+            write_json(path, content)
+
+
+def place_annotations(root: Path, out: Path, spec: Competition) -> None:
+    """Links the annotation files into the pack, or copies them where links cannot be had."""
+    names = [*spec.annotation_files.values(), *spec.locations_files.values(), "categories.json"]
+    for name in names:
+        source, target = root / name, out / name
+        if not source.is_file() or (target.is_file() and filecmp.cmp(source, target)):
+            continue
+        with naming_disk_faults(target), atomic_file(target) as partial:
+            try:
+                partial.unlink()
+                os.link(source.resolve(), partial)
+            except OSError:  # another disk, or one without hard links
+                shutil.copyfile(source, partial)
+
+
+def shard_index(path: Path, shard: int) -> pa.Table:
+    """A row of the index for each photo of a shard, read from the shard."""
+    content = pa.memory_map(os.fspath(path)).read_buffer()
+    reader = pa.ipc.open_file(content)
+    batches = [
+        _batch_index(reader.get_batch(i), content.address, shard)
+        for i in range(reader.num_record_batches)
+    ]
+    return pa.Table.from_batches(batches, INDEX_SCHEMA)
+
+
+def _batch_index(batch: pa.RecordBatch, start: int, shard: int) -> pa.RecordBatch:
+    photos = batch["content"]
+    _, edges, content = photos.buffers()
+    edges = np.frombuffer(edges, np.int64)[: len(photos) + 1]
+    first = content.address - start if content is not None else 0
+    is_missing = photos.is_null().to_numpy(zero_copy_only=False)
+    places = [
+        pa.array(np.full(len(photos), shard, np.int32)),
+        # Where no photo of a batch is there, Arrow's empty buffer lies anywhere in memory.
+        pa.array(np.where(is_missing, 0, first + edges[:-1])),
+        pa.array(np.where(is_missing, MISSING, np.diff(edges))),
+    ]
+    facts = [batch[name] for name, _ in FACTS]
+    return pa.RecordBatch.from_arrays([*facts, *places], schema=INDEX_SCHEMA)
+
+
+def _write_index(path: Path, shards: Sequence[Path]) -> int:
+    """Writes the places of all photos as one record batch, and gives their number."""
+    tables = [shard_index(shard, number) for number, shard in enumerate(shards)]
+    table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables])
+    columns = [column.combine_chunks() for column in table.columns]
+    with (
+        atomic_file(path) as partial,
+        pa.OSFile(os.fspath(partial), "wb") as sink,
+        pa.ipc.new_file(sink, INDEX_SCHEMA) as writer,
+    ):
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA))
+    return len(table)
+
+
+def _described(path: Path, n_photos: int) -> PackFile:
+    return PackFile(path.name, n_photos, path.stat().st_size, sha256(path))
+
+
+def _facts_path(shard: Path) -> Path:
+    """The file that says that a shard is whole, and what is in it; written after it."""
+    return shard.with_suffix(".json")
+
+
+def _finding(photo: _Photo) -> dict[str, Any]:
+    return asdict(Finding(photo.file_name, photo.reason))
+
+
+def _packed(out: Path, folder: Path, part: str) -> Packed:
+    document = read_json(folder / MANIFEST)
+    found = {kind: [Finding(**finding) for finding in document[kind]] for kind in TROUBLES}
+    return Packed(
+        root=out,
+        manifest=folder / MANIFEST,
+        part=part,
+        n_photos=document["n_photos"],
+        n_reduced=document["n_reduced"],
+        n_bytes=sum(shard["n_bytes"] for shard in document["shards"]),
+        missing=found["missing"],
+        bad=found["bad"],
+        recovered=found["recovered"],
+    )
+
+
+def _check_options(short_side: int, quality: int, workers: int | None) -> None:
+    if short_side < 1:
+        raise InputError(f"--short-side {short_side} is less than 1; 384 serves crops of 224")
+    if not 1 <= quality <= 100:
+        raise InputError(f"--quality {quality} is not from 1 to 100; 92 is hardly seen")
+    if workers is not None and workers < 0:
+        raise InputError(f"--workers {workers} is less than 0; give 0 or more")
+
+
+def _refuse_place(root: Path, out: Path) -> None:
+    if out.resolve() == root.resolve():
+        raise InputError(f"{out}: is the data set's own folder; give another --out")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is no folder; give another --out")
+    if out.is_dir() and not part_folders(out):
+        # Another process may just have begun the pack.
+        others = [path.name for path in out.iterdir() if path.name != PHOTOS_FOLDER]
+        if others:
+            raise InputError(
+                f"{out}: the folder is not empty and holds no pack (but {others[0]}); give a new "
+                "--out"
+            )
+
+
+def _refuse_other_parts(out: Path, folder: Path, n_parts: int, settings: Settings) -> None:
+    """Refuses a pack that was begun with another cut or other settings."""
+    for (_, cut), begun in part_folders(out).items():
+        if cut != n_parts:
+            raise InputError(
+                f"{begun} is one of {cut} parts, but {folder.name} was asked for; use the same "
+                "number of parts, or give another --out"
+            )
+        if (begun / SETTINGS).is_file():
+            theirs = read_settings(begun / SETTINGS, read_json(begun / SETTINGS))
+            refuse_other_settings(begun, theirs, f"{folder.name} is to be", settings)

@@ -1,0 +1,280 @@
+"""Archives from strangers: nothing of them lands outside the data root, and no links at all."""
+
+import errno
+import filecmp
+import gzip
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from inat.core.competitions import Archive
+from inat.core.errors import InputError, WorldError
+from inat.core.files import leads_out, open_packed
+from inat.core.progress import say
+
+PIECE = 2**18
+MOST_BETWEEN = 2**22
+"""Bytes of an unpacked tar file that belong to no member: a header, or what follows the last."""
+
+LARGEST_MEMBER = 2**32
+"""Bytes of a file in an archive; the annotations of 2.7 million photos have 1.3 GB."""
+
+BROKEN = (
+    EOFError,
+    zlib.error,
+    OSError,  # without a number gzip's; EINVAL where a zip file sends to before its first byte
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    NotImplementedError,  # a kind of compression that zipfile does not know
+    UnicodeDecodeError,  # a name that is not what it says it is
+    struct.error,
+)
+FETCH_AGAIN = "remove it, and the same command fetches it again"
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One entry of an archive.
+
+    Attributes:
+        name: as the archive states it.
+        size: bytes.
+        kind: "file", "folder", or what else it is.
+        open: gives its bytes; to be called before the next member is asked for.
+    """
+
+    name: str
+    size: int
+    kind: str
+    open: Callable[[], IO[bytes]]
+
+
+def unpack(path: Path, archive: Archive, root: Path, advance: Callable[[int], object]) -> int:
+    """Writes what an archive brings below the data root; gives the number of its files.
+
+    A photo that is there in the right size is left as it is, so that what was interrupted goes
+    on. The archive's mode bits, owners and dates are not taken over.
+
+    Args:
+        path: the .tar.gz or .zip file.
+        archive: what it is to bring; other files in it are left out.
+        root: the data root; it and the photo folders in it may be links to folders elsewhere.
+        advance: told the number of bytes of the archive that were gone through.
+
+    Raises:
+        WorldError: the archive is cut off or damaged, lacks what it is to bring, or has a member
+            that leads out of the root or is no plain file or folder.
+        InputError: a file is there already, with other content.
+    """
+    unpacking = _Unpacking(path, archive, root)
+    try:
+        for member in (_zip_members if path.suffix == ".zip" else _tar_members)(path, advance):
+            unpacking.take(member)
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk's fault
+        raise WorldError(f"{path}: cut off or damaged: {error}; {FETCH_AGAIN}") from None
+    return unpacking.finish()
+
+
+class _Unpacking:
+    """What came of an archive so far."""
+
+    def __init__(self, path: Path, archive: Archive, root: Path) -> None:
+        self._path = path
+        self._archive = archive
+        self._root = root
+        self._n_files = 0
+        self._folders: set[Path] = set()
+        self._lacking = {archive.folder, *archive.files} - {""}
+        self._left_out: list[str] = []
+
+    def take(self, member: _Member) -> None:
+        """Writes the member, where it is one of those that the archive is to bring."""
+        parts = _checked_parts(self._path, member)
+        if member.kind == "folder":
+            return
+        if self._archive.folder and parts[0] == self._archive.folder and len(parts) > 1:
+            self._put_photo(member, self._root.joinpath(*parts))
+        elif parts[-1] in self._archive.files:
+            self._put_file(member, self._root / parts[-1])
+        else:
+            self._left_out.append(member.name)
+            return
+        self._n_files += 1
+
+    def finish(self) -> int:
+        """The number of files, where nothing lacks."""
+        if self._lacking:
+            names = " and no ".join(sorted(self._lacking))
+            raise WorldError(f"{self._path}: holds no {names}; {FETCH_AGAIN}")
+        if self._left_out:
+            say(
+                f"{self._path}: left out {len(self._left_out)} files that are no data (first: "
+                f"{self._left_out[0]!r:.80})"
+            )
+        return self._n_files
+
+    def _put_photo(self, member: _Member, target: Path) -> None:
+        self._lacking.discard(self._archive.folder)
+        if _is_file_of(target, member.size):
+            return
+        if target.parent not in self._folders:
+            self._make_folder(target.parent, member)
+        _written(member, target).replace(target)
+
+    def _make_folder(self, folder: Path, member: _Member) -> None:
+        # The top folder itself may be a link to a larger disk.
+        top = self._root / self._archive.folder
+        if leads_out(folder, top):
+            raise WorldError(
+                f"{self._path}: member {member.name!r:.120} would be written through a link out "
+                f"of {top}; put a folder in the place of the link"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folders.add(folder)
+
+    def _put_file(self, member: _Member, target: Path) -> None:
+        partial = _written(member, target)
+        self._lacking.discard(target.name)
+        if not target.exists():
+            partial.replace(target)
+            return
+        is_same = filecmp.cmp(partial, target, shallow=False)
+        partial.unlink()
+        if not is_same:
+            raise InputError(
+                f"{target}: is there already, and is not what {self._path.name} holds; move it "
+                "away, or give another --root"
+            )
+
+
+def _checked_parts(path: Path, member: _Member) -> tuple[str, ...]:
+    """The parts of a member's name; refused where they lead out of the root, and links at all."""
+    parts = PurePosixPath(member.name.replace("\\", "/")).parts
+    if not parts and member.kind != "folder":
+        _refuse(path, member, "has no name")
+    # Of "//a" the first part is "//".
+    if parts and (parts[0].startswith("/") or ".." in parts or ":" in parts[0]):
+        _refuse(path, member, "leads out of the data root")
+    if "\0" in member.name:
+        _refuse(path, member, "has a zero byte in its name")
+    if member.kind not in ("file", "folder"):
+        _refuse(path, member, f"is {member.kind}")
+    if member.size > LARGEST_MEMBER:
+        _refuse(path, member, f"has {member.size:,} bytes, more than any file of a data set")
+    return parts
+
+
+def _refuse(path: Path, member: _Member, why: str) -> None:
+    raise WorldError(
+        f"{path}: member {member.name!r:.120} {why}; such an archive is not unpacked: remove it "
+        "and fetch it from elsewhere (--base-url)"
+    )
+
+
+def _is_file_of(path: Path, size: int) -> bool:
+    try:
+        state = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(state.st_mode) and state.st_size == size
+
+
+def _written(member: _Member, target: Path) -> Path:
+    """The member's bytes in a file beside the target.
+
+    Not inat.core.files.atomic_file: to flush half a million photos one by one takes an hour, and a
+    name drawn anew would leave a file behind after every kill. Here the next try writes over it.
+    """
+    partial = target.with_name(f".partial-{target.name}")
+    try:
+        with member.open() as source, partial.open("wb") as copy:
+            shutil.copyfileobj(source, copy, PIECE)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return partial
+
+
+class _Bounded(gzip.GzipFile):
+    """Gives no more than `left` bytes: tarfile reads a header of any length into memory, and a few
+    megabytes may unpack to gigabytes behind the last member."""
+
+    left = MOST_BETWEEN
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise tarfile.ReadError(f"more than {MOST_BETWEEN:,} bytes that belong to no member")
+        return content
+
+
+def _tar_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Member]:
+    with open_packed(path) as packed, _Bounded(fileobj=packed) as unpacked:
+        told = 0
+        # "r|": nothing is sought backwards, which would unpack everything once more.
+        with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**16, encoding="utf-8") as tar:
+            while (member := tar.next()) is not None:
+                unpacked.left = MOST_BETWEEN + (member.size if member.isreg() else 0)
+                yield _Member(member.name, member.size, _tar_kind(member), _opener(tar, member))
+                # Half a million of them take half a gigabyte.
+                tar.members.clear()  # type: ignore[attr-defined]
+                advance(packed.tell() - told)
+                told = packed.tell()
+        unpacked.left = MOST_BETWEEN
+        while unpacked.read(PIECE):  # to the end, where the checksum stands
+            pass
+        advance(packed.tell() - told)
+
+
+def _opener(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
+    # None is for links and folders, which are not opened.
+    return lambda: cast("IO[bytes]", tar.extractfile(member))
+
+
+def _tar_kind(member: tarfile.TarInfo) -> str:
+    if member.isdir():
+        return "folder"
+    if member.issparse():  # a few bytes of it may stand for a full disk of zeros
+        return "a sparse file"
+    if member.isreg():
+        return "file"
+    if member.issym():
+        return "a symbolic link"
+    if member.islnk():
+        return "a hard link"
+    if member.isfifo():
+        return "a pipe"
+    return "a device" if member.isdev() else "of an unknown kind"
+
+
+def _zip_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Member]:
+    with open_packed(path) as file, zipfile.ZipFile(file) as packed:
+        for info in packed.infolist():
+            yield _Member(info.filename, info.file_size, _zip_kind(info), _zip_opener(packed, info))
+            advance(info.compress_size)
+
+
+def _zip_opener(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
+    return lambda: packed.open(info)
+
+
+def _zip_kind(info: zipfile.ZipInfo) -> str:
+    mode = info.external_attr >> 16  # Unix bits; 0 from other systems
+    if stat.S_ISLNK(mode):
+        return "a symbolic link"
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "a device or a pipe"
+    if info.flag_bits & 1:
+        return "encrypted"
+    # Not info.is_dir, which fails at an empty name.
+    return "folder" if info.filename.endswith("/") else "file"

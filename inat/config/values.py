@@ -1,0 +1,174 @@
+"""Plain values into the typed fields of a config, or one line that names field and remedy."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from inat.config.schema import Config
+from inat.core.errors import InputError
+
+BOOLS = {"true": True, "false": False}
+
+
+def build_config(tree: Mapping[str, Any], source: str) -> Config:
+    """Builds the config that nested plain values describe; its stages stay as they are written.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, or fields that contradict each
+            other; the text names `source`, the field and what would be right.
+    """
+    values = typed_values(tree, source)
+    try:
+        sections = {name: hint(**values.pop(name, {})) for name, hint in _sections().items()}
+        return Config(**{**sections, **values})
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def typed_values(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`tree` with each value in the type of its field; an empty section is left out.
+
+    Raises:
+        InputError: an unknown key, with the nearest valid one, or a value of the wrong type.
+    """
+    typed: dict[str, Any] = {}
+    for key, value in tree.items():
+        hint = _hint(key, "", Config, source)
+        if key not in _sections():
+            typed[key] = _typed(value, hint, f"{source}: {key}")
+        elif isinstance(value, Mapping):
+            typed[key] = {
+                name: _typed(inner, _hint(name, f"{key}.", hint, source), f"{source}: {key}.{name}")
+                for name, inner in value.items()
+            }
+        elif value is not None:  # None: all its fields are commented out
+            raise InputError(
+                f"{source}: {key} is a section; write its fields "
+                f"({', '.join(_hints(hint))}) on indented lines below it"
+            )
+    return typed
+
+
+def merge(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` with the dotted `overrides` ({"optim.lr_per_256": 1e-3}) laid over it."""
+    merged = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    for dotted, value in overrides.items():
+        *sections, key = dotted.replace("-", "_").split(".")
+        place = merged
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        place[key] = value
+    return merged
+
+
+@cache
+def _hints(section: Any) -> dict[str, Any]:
+    return get_type_hints(section)
+
+
+def _sections() -> dict[str, Any]:
+    return {key: hint for key, hint in _hints(Config).items() if dataclasses.is_dataclass(hint)}
+
+
+def _hint(key: Any, prefix: str, section: Any, source: str) -> Any:
+    hints = _hints(section)
+    if key not in hints:
+        raise InputError(f"{source}: {_unknown_key(prefix, str(key), hints)}")
+    return hints[key]
+
+
+def _unknown_key(prefix: str, key: str, valid: Iterable[str]) -> str:
+    names = list(valid)
+    # A key of another section, written in the wrong place, is as likely as a slip of the pen.
+    for name, hint in _sections().items():
+        if not prefix and key in _hints(hint):
+            return f"unknown key {key}; did you mean {name}.{key}?"
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint_text = f"did you mean {prefix}{near[0]}?" if near else f"valid keys: {', '.join(names)}"
+    return f"unknown key {prefix}{key}; {hint_text}"
+
+
+def _typed(value: Any, hint: Any, place: str) -> Any:
+    """A value in the type that a field's hint asks for."""
+    if isinstance(value, Mapping):
+        raise InputError(f"{place} takes a single value, it has no keys below it")
+    if get_origin(hint) is tuple:
+        return _typed_list(value, get_args(hint), place)
+    if isinstance(value, list | tuple):
+        raise InputError(f"{place} takes a single value, not the list {value!r:.40}")
+    if get_origin(hint) is Literal:
+        return _choice(value, get_args(hint), place)
+    one_of = get_args(hint) or (hint,)  # int | None: (int, NoneType)
+    if value is None and type(None) in one_of:
+        return None
+    words = [word for one in one_of if get_origin(one) is Literal for word in get_args(one)]
+    if value in words:  # int | Literal["auto"]
+        return value
+    try:
+        return _CONVERTERS[one_of[0]](value)
+    except (TypeError, ValueError, OverflowError):
+        names = " or ".join([_NAMES[one_of[0]], *words])
+        raise InputError(f"{place} takes {names}, not {_shown(value)}") from None
+
+
+def _typed_list(value: Any, elements: tuple[Any, ...], place: str) -> tuple[Any, ...]:
+    count = None if elements[-1] is ... else len(elements)
+    if not isinstance(value, list | tuple) or count not in (None, len(value)):
+        takes = "a list of numbers" if count is None else f"{count} numbers"
+        raise InputError(f"{place} takes {takes}, [a, b], not {_shown(value)}")
+    return tuple(_typed(element, elements[0], place) for element in value)
+
+
+def _choice(value: Any, choices: tuple[str, ...], place: str) -> str:
+    if value in choices:
+        return str(value)
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(f"{place} takes one of {', '.join(choices)}, not {_shown(value)}{hint}")
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in BOOLS:
+        return BOOLS[value.lower()]
+    raise ValueError
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError
+    return int(value)
+
+
+def _to_float(value: Any) -> float:
+    # YAML reads 1e-3 as text, since YAML 1.1 wants a point in it; float() decides.
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _to_str(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        raise ValueError
+    return str(value)
+
+
+_CONVERTERS: dict[Any, Any] = {
+    bool: _to_bool, int: _to_int, float: _to_float, str: _to_str, Path: Path,
+}  # fmt: skip
+_NAMES = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path",
+}  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    """As YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value!r:.40}"

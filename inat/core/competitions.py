@@ -1,0 +1,284 @@
+"""What each Kaggle competition wants of a submission, and which files its data has."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from inat.core.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """One file of a competition's download.
+
+    Attributes:
+        name: file name below the competition's `download_url`.
+        part: the part of the download that it belongs to, as `--only` names it.
+        md5: as published; None where none was.
+        folder: folder of photos that it brings to the data root; "" where it brings files.
+        files: files that it brings to the data root, in whatever folder it holds them.
+        about_bytes: published size, a round figure; None where none was.
+    """
+
+    name: str
+    part: str
+    md5: str | None
+    folder: str = ""
+    files: tuple[str, ...] = ()
+    about_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationLayout:
+    """In what a competition's annotation files differ from iNaturalist's.
+
+    Attributes:
+        image_id: field of an image that holds its id.
+        label: field of an annotation that holds its category id.
+        category_id: field of a category that holds its id; "" where the files list no categories.
+        category_name: field of a category that holds its name.
+        file_name: field of an image that holds its path; "" where its file is ID.jpg.
+        photo_folders: folder below the data root that the paths of a split start in.
+    """
+
+    image_id: str = "id"
+    label: str = "category_id"
+    category_id: str = "id"
+    category_name: str = "name"
+    file_name: str = "file_name"
+    photo_folders: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Competition:
+    """One competition's files and rules.
+
+    Attributes:
+        slug: the competition's name in its Kaggle address.
+        header: first line of a submission, to the letter.
+        n_guesses: guesses that a row needs, best first, separated by one space.
+        more_guesses: whether a row may have more of them, which do not count.
+        n_scored: how many of a row's guesses count, the first ones.
+        metric: what is scored: error, the share of photos whose category is not among the
+            guesses that count (smaller is better; of one guess Kaggle calls it mean error), or
+            macro F1 (larger is better).
+        one_based: whether the category ids count from 1.
+        annotation_files: file of each split below the data root; some have no val.
+        layout: of these files; None: iNaturalist's own, which is COCO's. Where there is one, each
+            split numbers its photos anew.
+        locations_files: file of the places and dates of a split, where it has any.
+        forbidden_weights: marks in a weights tag that its rules forbid, with the reason.
+        download_url: address that its archives lie below.
+        archives: its download, in the order in which it is fetched: what is small comes first;
+            none: it is fetched by hand.
+    """
+
+    slug: str
+    header: str
+    n_guesses: int
+    more_guesses: bool = False
+    n_scored: int
+    metric: Literal["error", "macro F1"] = "error"
+    one_based: bool = False
+    annotation_files: dict[str, str]
+    layout: AnnotationLayout | None = None
+    locations_files: dict[str, str] = field(default_factory=dict)
+    forbidden_weights: dict[str, str] = field(default_factory=dict)
+    download_url: str = ""
+    archives: tuple[Archive, ...] = ()
+
+    @property
+    def metric_name(self) -> str:
+        """What the score is called: top-3 error, macro F1."""
+        return self.metric if self.metric == "macro F1" else f"top-{self.n_scored} error"
+
+    def has_split(self, root: Path, name: str) -> bool:
+        """Whether the data root has the annotation file of that split."""
+        file_name = self.annotation_files.get(name)
+        return file_name is not None and (root / file_name).is_file()
+
+
+NO_LATER_PHOTOS = dict.fromkeys(
+    ("inat21", "inat2021"),
+    "iNat-2021 photos are natural-world data beyond the competition's own",
+)
+
+COMPETITIONS = {
+    spec.slug: spec
+    for spec in (
+        Competition(
+            slug="inaturalist-2018",
+            header="id,predicted",
+            n_guesses=3,
+            n_scored=3,
+            annotation_files={
+                "train": "train2018.json",
+                "val": "val2018.json",
+                "test": "test2018.json",
+            },
+            locations_files={
+                "train": "train2018_locations.json",
+                "val": "val2018_locations.json",
+            },
+            forbidden_weights=NO_LATER_PHOTOS,
+            download_url="https://ml-inat-competition-datasets.s3.amazonaws.com/2018/",
+            archives=(
+                Archive(
+                    name="train2018.json.tar.gz",
+                    part="annotations",
+                    md5="bfa29d89d629cbf04d826a720c0a68b0",
+                    files=("train2018.json",),
+                ),
+                Archive(
+                    name="val2018.json.tar.gz",
+                    part="annotations",
+                    md5="f2ed8bfe3e9901cdefceb4e53cd3775d",
+                    files=("val2018.json",),
+                ),
+                Archive(
+                    name="test2018.json.tar.gz",
+                    part="annotations",
+                    md5="fc717a7f53ac72ed8b250221a08a4502",
+                    files=("test2018.json",),
+                ),
+                Archive(
+                    name="categories.json.tar.gz",
+                    part="annotations",
+                    md5=None,
+                    files=("categories.json",),
+                ),
+                Archive(
+                    name="inat2018_locations.zip",
+                    part="locations",
+                    md5="1704763abc47b75820aa5a3d93c6c0f3",
+                    files=("train2018_locations.json", "val2018_locations.json"),
+                ),
+                Archive(
+                    name="train_val2018.tar.gz",
+                    part="train_val",
+                    md5="b1c6952ce38f31868cc50ea72d066cc3",
+                    folder="train_val2018",
+                    about_bytes=120 * 10**9,
+                ),
+                Archive(
+                    name="test2018.tar.gz",
+                    part="test",
+                    md5="4b71d44d73e27475eefea68886c7d1b1",
+                    folder="test2018",
+                    about_bytes=40 * 10**9,
+                ),
+            ),
+        ),
+        Competition(
+            slug="inaturalist-challenge-at-fgvc-2017",
+            header="id,predicted",
+            n_guesses=5,
+            n_scored=5,
+            annotation_files={
+                "train": "train2017.json",
+                "val": "val2017.json",
+                "test": "test2017.json",
+            },
+            locations_files={
+                "train": "train2017_locations.json",
+                "val": "val2017_locations.json",
+            },
+            forbidden_weights=NO_LATER_PHOTOS,
+        ),
+        Competition(
+            slug="inaturalist-2019-fgvc6",
+            header="id,predicted",
+            n_guesses=1,
+            more_guesses=True,
+            n_scored=1,
+            annotation_files={
+                "train": "train2019.json",
+                "val": "val2019.json",
+                "test": "test2019.json",
+            },
+            forbidden_weights=NO_LATER_PHOTOS,
+        ),
+        Competition(
+            slug="inaturalist-2021",
+            header="Id,Predicted",
+            n_guesses=5,  # any other number, and Kaggle's evaluation fails
+            n_scored=1,
+            annotation_files={
+                "train": "train.json",
+                "val": "val.json",
+                "test": "public_test.json",
+            },
+        ),
+        Competition(
+            slug="fungi-challenge-fgvc-2018",
+            header="id,predicted",
+            n_guesses=3,
+            n_scored=3,
+            annotation_files={"train": "train.json", "val": "val.json", "test": "test.json"},
+        ),
+        Competition(
+            slug="imaterialist-challenge-furniture-2018",
+            header="id,predicted",
+            n_guesses=1,
+            n_scored=1,
+            one_based=True,
+            annotation_files={"train": "train.json", "val": "validation.json", "test": "test.json"},
+            # The files give addresses, no names: who fetches a photo names it by its id.
+            layout=AnnotationLayout(
+                image_id="image_id",
+                label="label_id",
+                category_id="",
+                file_name="",
+                photo_folders={"train": "train", "val": "validation", "test": "test"},
+            ),
+        ),
+        Competition(
+            slug="herbarium-2020-fgvc7",
+            header="Id,Predicted",
+            n_guesses=1,
+            n_scored=1,
+            metric="macro F1",
+            annotation_files={
+                "train": "nybg2020/train/metadata.json",
+                "test": "nybg2020/test/metadata.json",
+            },
+            layout=AnnotationLayout(
+                photo_folders={"train": "nybg2020/train", "test": "nybg2020/test"}
+            ),
+        ),
+        Competition(
+            slug="herbarium-2021-fgvc8",
+            header="Id,Predicted",
+            n_guesses=1,
+            n_scored=1,
+            metric="macro F1",
+            annotation_files={"train": "train/metadata.json", "test": "test/metadata.json"},
+            layout=AnnotationLayout(photo_folders={"train": "train", "test": "test"}),
+        ),
+        Competition(
+            slug="herbarium-2022-fgvc9",
+            header="Id,Predicted",
+            n_guesses=1,
+            n_scored=1,
+            metric="macro F1",
+            annotation_files={"train": "train_metadata.json", "test": "test_metadata.json"},
+            layout=AnnotationLayout(
+                image_id="image_id",
+                category_id="category_id",
+                category_name="scientificName",
+                photo_folders={"train": "train_images", "test": "test_images"},
+            ),
+        ),
+    )
+}
+
+
+def find_competition(slug: str) -> Competition:
+    """The competition of that name.
+
+    Raises:
+        InputError: there is none; the text lists the valid names.
+    """
+    if slug not in COMPETITIONS:
+        raise InputError(unknown_name("competition", slug, COMPETITIONS))
+    return COMPETITIONS[slug]

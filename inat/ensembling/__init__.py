@@ -1,1 +1,0 @@
-"""Several predictions into one, without their models."""

@@ -1,0 +1,111 @@
+"""A geo prior of a run's training photos, as a run of its own."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from inat.config.schema import Config
+from inat.core.errors import InputError
+from inat.core.files import write_json
+from inat.core.metrics import score_guesses, top_k
+from inat.core.progress import say
+from inat.dataset.locations import have_place, places_of
+from inat.dataset.split import Split
+from inat.geo.network import GeoPrior, log_presence
+from inat.geo.training import GeoRecipe, n_steps, train_geo_prior
+from inat.models.device import pick_device
+from inat.runs.metrics_log import MetricsLog
+from inat.runs.run import Run, WeightsFacts, create_run, write_species
+from inat.runs.trained import photos_of, write_weights
+
+FEW_STEPS = 500
+CHUNK = 1024
+
+
+def make_geo_run(
+    run: Run, config: Config, path: Path, recipe: GeoRecipe, options: Mapping[str, Any]
+) -> None:
+    """Trains a geo prior on the photos that `run` was trained on, into the empty folder `path`;
+    looks at none of them. `options` are what was asked for, for model.json.
+
+    Raises:
+        InputError: the data has no locations, or none of these photos has a place.
+        WorldError: the loss is not finite.
+    """
+    photos, held_out = photos_of(run, config)
+    places = places_of(photos)
+    placed = have_place(places)
+    if not placed.any():
+        raise InputError(f"{photos.root}: none of its {len(photos)} training photos has a place")
+    labels = photos.labels[placed]
+    _announce(run, placed, labels, recipe)
+    device = pick_device(config.runtime.device)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        log = MetricsLog(path / "metrics.jsonl")
+        try:
+            network = train_geo_prior(places[placed], labels, photos.n_classes, recipe, device, log)
+            if held_out is not None:
+                _score_held_out(network, held_out, config, recipe, log)
+        finally:
+            log.close()
+        made = create_run(path, config)
+        write_species(made, run)
+        facts = {
+            "run": str(run.path),
+            **options,
+            **dataclasses.asdict(recipe),
+            "n_photos": len(labels),
+            "n_without_place": int((~placed).sum()),
+        }
+        write_json(made.path / "model.json", {**run.model, "stage_two": facts})
+        # Presence is no share of the photos: it carries no class prior that could be taken off.
+        state = {
+            "epoch": recipe.epochs,
+            "step": n_steps(labels, recipe),
+            "weights": WeightsFacts(),
+        }
+        write_weights(made.checkpoint("last"), network, state)
+
+
+def _announce(run: Run, placed: np.ndarray, labels: np.ndarray, recipe: GeoRecipe) -> None:
+    total = n_steps(labels, recipe)
+    say(
+        f"geo prior  of the places of {len(labels)} photos of {run.path}; "
+        f"{(~placed).sum()} photos without one are left out"
+    )
+    say(
+        f"geo prior  {total} steps of {recipe.batch_size}, learning rate {recipe.learning_rate:.3g}"
+    )
+    if total < FEW_STEPS:
+        say(
+            f"geo prior  {total} steps are few (published on iNat-2018: 7,740); give more with "
+            "--epochs or a smaller --batch-size, and then a higher --lr-per-256"
+        )
+
+
+def _score_held_out(
+    network: GeoPrior, held_out: Split, config: Config, recipe: GeoRecipe, log: MetricsLog
+) -> None:
+    """Prints and logs how well place and date alone tell the species of the held-out part."""
+    places = places_of(held_out)
+    placed = have_place(places)
+    if not placed.any():
+        return
+    device = next(network.parameters()).device
+    guesses = [
+        top_k(log_presence(network, torch.from_numpy(chunk).to(device)).cpu().numpy(), 3)
+        for chunk in np.split(places[placed], range(CHUNK, int(placed.sum()), CHUNK))
+    ]
+    result = score_guesses(
+        np.concatenate(guesses),
+        held_out.labels[placed],
+        held_out.train_counts,
+        config.data.band_edges,
+    )
+    say(f"           by place and date alone, {result}")
+    log.write("validation", epoch=recipe.epochs, chosen={}, **vars(result))

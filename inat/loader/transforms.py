@@ -1,0 +1,368 @@
+"""What is done to a photo on its way into a batch, drawn so that draw k is always the same.
+
+Crop, flip, jitter and whether a transform is used at all are drawn as arrays from (seed, epoch)
+and indexed by k. What follows the jitter is albumentations', reseeded for each photo it is used on.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+from numpy.lib.stride_tricks import sliding_window_view
+
+from inat.config.schema import TransformConfig
+from inat.photos.decode import BadPhoto, Box, Crop, Pixels, read_crop
+from inat.samplers.samplers import CROPS, TRANSFORM_SEEDS, stream
+
+BLOCK = 1024
+BLOCKS_KEPT = 4  # threads that read ahead stand in neighbouring blocks
+ATTEMPTS = 10
+EXTRAS = ("blur", "grayscale")
+"""The albumentations transforms of a recipe, each a probability in `transforms`."""
+
+EVAL_SPARE = 1.5
+"""How much larger than the test image its JPEG is decoded at least (see `read_crop`)."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the grey of a pixel (ITU-R BT.601)."""
+
+
+class Draw(NamedTuple):
+    """The random numbers of one draw.
+
+    Attributes:
+        shape: uniform in [0, 1), a row an attempt: area and aspect of the crop.
+        place: uniform in [0, 1): top and left of the crop.
+        flip: uniform in [0, 1).
+        jitter: uniform in [0, 1): whether there is one; brightness, contrast, saturation.
+        use: uniform in [0, 1), whether each of `EXTRAS` is used.
+        seeds: seed of each of `EXTRAS`, and last that of the policy.
+    """
+
+    shape: Float32[np.ndarray, "attempts 2"]
+    place: Float32[np.ndarray, "2"]
+    flip: float
+    jitter: Float32[np.ndarray, "4"]
+    use: Float32[np.ndarray, "extras"]
+    seeds: np.ndarray
+
+
+class EpochDraws:
+    """The random numbers of all draws of an epoch, made a block at a time when they are asked for.
+
+    A block's generator is keyed by (seed, epoch, block): reading draw k costs the same anywhere
+    in the epoch, and no worker holds more than a few blocks.
+    """
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        self.seed = seed
+        self.epoch = epoch
+        self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __getitem__(self, k: int) -> Draw:
+        number, row = divmod(k, BLOCK)
+        block = self._block(number)
+        numbers, seeds = block[0][row], block[1][row]
+        shape = numbers[: 2 * ATTEMPTS].reshape(ATTEMPTS, 2)
+        rest = numbers[2 * ATTEMPTS :]
+        return Draw(shape, rest[:2], float(rest[2]), rest[3:7], rest[7:], seeds)
+
+    def places_and_flips(
+        self, draws: range
+    ) -> tuple[Float32[np.ndarray, "draws 2"], Float64[np.ndarray, "draws"]]:
+        """`place` and `flip` of each of these draws, a row a draw."""
+        first = draws.start // BLOCK
+        blocks = [self._block(number)[0] for number in range(first, draws.stop // BLOCK + 1)]
+        begin = draws.start - first * BLOCK
+        numbers = np.concatenate(blocks)[begin : begin + len(draws), 2 * ATTEMPTS :]
+        # In double precision, as a single draw's: a probability is compared with it.
+        return numbers[:, :2], numbers[:, 2].astype(np.float64)
+
+    def _block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        # Threads share this object: they read the dict once, and replace it as a whole.
+        block = self._blocks.get(number)
+        if block is None:
+            block = self._make(number)
+            kept = list(self._blocks.items())[1 - BLOCKS_KEPT :]
+            self._blocks = dict([*kept, (number, block)])
+        return block
+
+    def _make(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        n_columns = 2 * ATTEMPTS + 7 + len(EXTRAS)
+        crops = stream(self.seed, self.epoch, CROPS, block)
+        seeds = stream(self.seed, self.epoch, TRANSFORM_SEEDS, block)
+        return (
+            crops.random((BLOCK, n_columns), np.float32),
+            seeds.integers(2**63, size=(BLOCK, len(EXTRAS) + 1)),
+        )
+
+
+def random_resized_crop(
+    height: int, width: int, draw: Draw, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """A crop of random area and aspect at a random place (Szegedy et al. 2015).
+
+    As torchvision draws it: area uniform in `scale`, aspect log-uniform in `ratio`, up to ten
+    attempts until it fits, else the largest centre crop of an allowed aspect.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for u_area, u_aspect in draw.shape.tolist():
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * u_area)
+        aspect = math.exp(low + (high - low) * u_aspect)
+        crop_width = round(math.sqrt(area * aspect))
+        crop_height = round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(draw.place[0] * (height - crop_height + 1))
+            left = int(draw.place[1] * (width - crop_width + 1))
+            return Box(top, left, crop_height, crop_width)
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width = min(width, max(1, round(height * aspect)))
+    crop_height = min(height, max(1, round(width / aspect)))
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def pad_crops(
+    photos: UInt8[np.ndarray, "photos size size 3"],
+    places: Float32[np.ndarray, "photos 2"],
+    pad: int,
+) -> UInt8[np.ndarray, "photos size size 3"]:
+    """Of each photo a crop of its own size, at a random place of it with a border of zeros.
+
+    The augmentation of CIFAR (He et al. 2016, sec. 4.2).
+
+    Args:
+        photos: RGB.
+        places: top and left of each crop, uniform in [0, 1).
+        pad: width of the border, in pixels.
+    """
+    n_photos, size = photos.shape[:2]
+    # np.pad takes 3 times as long.
+    padded = np.zeros((n_photos, size + 2 * pad, size + 2 * pad, 3), np.uint8)
+    padded[:, pad : pad + size, pad : pad + size] = photos
+    # 2 pad + 1 is odd, so that even the largest number below 1 is not rounded up to it.
+    tops, lefts = (places * np.float32(2 * pad + 1)).astype(np.int64).T
+    # All crops of all photos, as one view: [photos, tops, lefts, 1, size, size, 3].
+    windows = sliding_window_view(padded, (size, size, 3), axis=(1, 2, 3))
+    crops: np.ndarray = windows[np.arange(n_photos), tops, lefts, 0]
+    return crops
+
+
+def centre_crop(height: int, width: int, crop_pct: float) -> Box:
+    """The centre square whose side is `crop_pct` of the short side."""
+    side = min(height, width) * crop_pct
+    return Box((height - side) / 2, (width - side) / 2, side, side)
+
+
+def jitter_matrix(
+    brightness: float, contrast: float, saturation: float, channel_means: Sequence[float]
+) -> Float32[np.ndarray, "3 4"]:
+    """Brightness, contrast and saturation jitter as one affine map of a pixel's colour.
+
+    Each is a blend, as in torchvision's ColorJitter: with black, with the photo's mean grey, with
+    the pixel's own grey. Blends of colours are affine, and these three commute, since none moves
+    another's anchor; so one pass rounds and clips once, where three would do so three times.
+
+    Args:
+        brightness: factor; 1 changes nothing, as with the other two.
+        contrast: factor.
+        saturation: factor.
+        channel_means: mean red, green and blue of the photo.
+    """
+    # Plain numbers: on a dozen of them NumPy would cost as much as the map itself.
+    strength = brightness * contrast
+    own = strength * saturation
+    red, green, blue = (strength * (1 - saturation) * weight for weight in LUMA)
+    mean_grey = sum(weight * mean for weight, mean in zip(LUMA, channel_means, strict=True))
+    shift = (1 - contrast) * brightness * mean_grey
+    rows = (
+        (red + own, green, blue, shift),
+        (red, green + own, blue, shift),
+        (red, green, blue + own, shift),
+    )
+    return np.array(rows, np.float32)
+
+
+class TrainTransform:
+    """Random crop, flip and colours of one photo; the same for the same draw.
+
+    Attributes:
+        only_crops: whether nothing but crop and flip is done to a photo.
+        shape: what a photo takes in a batch: height, width, 3.
+    """
+
+    def __init__(self, recipe: TransformConfig) -> None:
+        self.recipe = recipe
+        self.size = recipe.image_size
+        self.shape = (self.size, self.size, 3)
+        self._policy = _policy(recipe)
+        by_photo = recipe.jitter or self._policy is not None
+        self.only_crops = not (by_photo or any(getattr(recipe, name) for name in EXTRAS))
+        self._local = threading.local()
+
+    def __call__(self, content: bytes | memoryview, draw: Draw, out: Pixels | None = None) -> Crop:
+        """The image of one photo, in `out` where it is given: uint8 `[size, size, 3]`."""
+        recipe = self.recipe
+        if recipe.crop == "pad":
+            photo = self.keep(content)
+            pixels = pad_crops(photo.pixels[None], draw.place[None], recipe.pad)[0]
+            return Crop(self._finish(pixels, draw, out), photo.recovered)
+        crop = read_crop(
+            content,
+            lambda h, w: random_resized_crop(h, w, draw, recipe.scale, recipe.ratio),
+            self.size,
+        )
+        return Crop(self._finish(crop.pixels, draw, out), crop.recovered)
+
+    def keep(self, content: bytes | memoryview, out: Pixels | None = None) -> Crop:
+        """What of a photo is the same for all its draws under crop pad: the photo itself.
+
+        Raises:
+            BadPhoto: it is of another size, or cannot be decoded.
+        """
+        crop = read_crop(content, self._whole, self.size)
+        return Crop(_placed(crop.pixels, out), crop.recovered)
+
+    def finish(
+        self,
+        kept: UInt8[np.ndarray, "draws size size 3"],
+        numbers: EpochDraws,
+        draws: range,
+        out: UInt8[np.ndarray, "draws size size 3"],
+    ) -> None:
+        """Writes the images of these draws, made from what `keep` gave, into `out`."""
+        places, flips = numbers.places_and_flips(draws)
+        crops = pad_crops(kept, places, self.recipe.pad)
+        if not self.only_crops:
+            for row, k in enumerate(draws):
+                self._finish(crops[row], numbers[k], out[row])
+            return
+        out[:] = crops
+        flipped = flips < self.recipe.flip
+        if flipped.any():
+            # As one tall image: NumPy's own reversed copy takes ten times as long.
+            tall = cv2.flip(crops[flipped].reshape(-1, self.size, 3), 1)
+            out[flipped] = tall.reshape(-1, *crops.shape[1:])
+
+    def _whole(self, height: int, width: int) -> Box:
+        if (height, width) != (self.size, self.size):
+            raise BadPhoto(
+                f"{width} x {height} pixels, and transforms.crop pad takes "
+                f"{self.size} x {self.size} alone"
+            )
+        return Box(0, 0, height, width)
+
+    def _finish(self, pixels: Pixels, draw: Draw, out: Pixels | None) -> Pixels:
+        recipe = self.recipe
+        if self._policy is not None:
+            rng = np.random.Generator(np.random.Philox(int(draw.seeds[-1])))
+            pixels = self._policy(pixels, rng)
+        if recipe.jitter and draw.jitter[0] < recipe.jitter_probability:
+            brightness, contrast, saturation = (
+                1 + recipe.jitter * (2 * u - 1) for u in draw.jitter[1:].tolist()
+            )
+            matrix = jitter_matrix(brightness, contrast, saturation, cv2.mean(pixels)[:3])
+            pixels = cv2.transform(pixels, matrix)
+        for place, name in enumerate(EXTRAS):
+            if draw.use[place] < getattr(recipe, name):
+                pixels = self._apply(name, pixels, int(draw.seeds[place]))
+        if draw.flip < recipe.flip:
+            pixels = cv2.flip(pixels, 1, dst=out)
+        return _placed(pixels, out)
+
+    def _apply(self, name: str, pixels: Pixels, seed: int) -> Pixels:
+        # One object a thread: an albumentations transform keeps its generators in itself.
+        if not hasattr(self._local, name):
+            setattr(self._local, name, _extra(name))
+        transform = getattr(self._local, name)
+        transform.set_random_seed(seed)
+        transformed: Pixels = transform(image=pixels)["image"]
+        return transformed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"recipe": self.recipe}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def _policy(recipe: TransformConfig) -> Callable[[Pixels, np.random.Generator], Pixels] | None:
+    """What the recipe's policy does to a photo."""
+    if recipe.policy == "none":
+        return None
+    # It brings torchvision, whose import takes as long as torch's own.
+    from inat.loader.policies import apply_steps, draw_steps
+
+    return lambda pixels, rng: apply_steps(pixels, draw_steps(recipe, rng))
+
+
+class EvalTransform:
+    """The resized centre crop of one photo."""
+
+    only_crops = True
+
+    def __init__(self, recipe: TransformConfig) -> None:
+        self.recipe = recipe
+        self.size = recipe.test_size
+        self.shape = (self.size, self.size, 3)
+
+    def __call__(self, content: bytes | memoryview, draw: Draw, out: Pixels | None = None) -> Crop:
+        """The image of one photo, in `out` where it is given: uint8 `[size, size, 3]`."""
+        del draw  # nothing is random here
+        return self.keep(content, out)
+
+    def keep(self, content: bytes | memoryview, out: Pixels | None = None) -> Crop:
+        """The same."""
+        pct = self.recipe.test_crop_pct
+        crop = read_crop(content, lambda h, w: centre_crop(h, w, pct), self.size, spare=EVAL_SPARE)
+        return Crop(_placed(crop.pixels, out), crop.recovered)
+
+    def finish(
+        self,
+        kept: UInt8[np.ndarray, "draws size size 3"],
+        numbers: EpochDraws,
+        draws: range,
+        out: UInt8[np.ndarray, "draws size size 3"],
+    ) -> None:
+        """Writes what `keep` gave into `out`."""
+        del numbers, draws
+        out[:] = kept
+
+
+def _placed(pixels: Pixels, out: Pixels | None) -> Pixels:
+    if out is None or pixels is out:
+        return pixels
+    out[:] = pixels
+    return out
+
+
+def _extra(name: str) -> Any:
+    with _albumentations() as albumentations:
+        if name == "blur":  # SimCLR's (Chen et al. 2020, appendix A)
+            return albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=1)
+        return albumentations.ToGray(p=1)
+
+
+_importing = threading.Lock()
+
+
+@contextmanager
+def _albumentations() -> Iterator[Any]:
+    """Imports albumentations without the question to its server that an import asks."""
+    with _importing:
+        before = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+        try:
+            import albumentations
+
+            yield albumentations
+        finally:
+            if before is None:
+                del os.environ["NO_ALBUMENTATIONS_UPDATE"]
+            else:
+                os.environ["NO_ALBUMENTATIONS_UPDATE"] = before

@@ -1,0 +1,221 @@
+"""Views of a photo at test time: crops, mirror images and sizes, all from one decode.
+
+A spec is parts joined by +. Crops add up: centre, five-crop (the corners and the centre), full
+(the whole photo, squeezed into the square), random:N (N crops of random area, shape and place;
+seed:S draws others). Then scales:A,B gives each of them in each of these sizes, and flip the
+mirror image of each; ten-crop is five-crop+flip. Without a crop it is the centre's.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from inat.core.errors import InputError, unknown_name
+from inat.loader.transforms import EVAL_SPARE, EpochDraws, centre_crop, random_resized_crop
+from inat.photos.decode import Box, Crops, read_crops
+
+ViewKind = Literal[
+    "centre", "top_left", "top_right", "bottom_left", "bottom_right", "full", "random"
+]
+
+FIVE: tuple[ViewKind, ...] = ("top_left", "top_right", "bottom_left", "bottom_right", "centre")
+CROP_PARTS = ("centre", "five-crop", "full", "random")
+PARTS = (*CROP_PARTS, "ten-crop", "flip", "scales", "seed")
+TAKE_NUMBERS = {"random": "random:8", "scales": "scales:224,256", "seed": "seed:1"}
+"""The parts that have numbers behind a colon, with an example."""
+
+RANDOM_AREA = (0.35, 1.0)
+"""Range of the share of a photo's area that a random view covers: smaller ones, such as training
+crops, often miss the animal."""
+
+RANDOM_RATIO = (3 / 4, 4 / 3)
+
+PREFIX = "views_"
+"""What a batch calls its views, before their size."""
+
+MOST_VIEWS = 256
+SMALLEST_SIZE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One way to look at a photo.
+
+    Attributes:
+        kind: which crop.
+        size: side of the image, in pixels.
+        crop_pct: side of the centre's and the corners' square, as a share of the short side.
+        flip: whether it is mirrored.
+        seed: of a random crop, which depends on the seed, the image id and `number` alone.
+        number: which random crop.
+    """
+
+    kind: ViewKind
+    size: int
+    crop_pct: float | None = None
+    flip: bool = False
+    seed: int | None = None
+    number: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What is not at its default, for a prediction's meta.json."""
+        return {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None and value is not False
+        }
+
+    def box(self, height: int, width: int, image_id: int) -> Box:
+        """The crop, in pixels of the upright photo."""
+        if self.kind == "full":
+            return Box(0, 0, height, width)
+        if self.kind == "random":
+            assert self.seed is not None and self.number is not None
+            draw = _photo_draws(self.seed, image_id)[self.number]
+            return random_resized_crop(height, width, draw, RANDOM_AREA, RANDOM_RATIO)
+        assert self.crop_pct is not None
+        centre = centre_crop(height, width, self.crop_pct)
+        if self.kind == "centre":
+            return centre
+        at_top, at_left = self.kind.startswith("top"), self.kind.endswith("left")
+        return centre._replace(
+            top=0 if at_top else height - centre.height,
+            left=0 if at_left else width - centre.width,
+        )
+
+
+@lru_cache(maxsize=32)  # all views of the photos that threads are at share the drawing
+def _photo_draws(seed: int, image_id: int) -> EpochDraws:
+    return EpochDraws(seed, image_id)
+
+
+def parse_views(spec: str, *, size: int, crop_pct: float) -> tuple[View, ...]:
+    """The views that a spec names, in the order of their sizes.
+
+    Args:
+        spec: parts joined by +, as the module says: flip, ten-crop, scales:224,256+flip.
+        size: side of the images where there are no scales, in pixels.
+        crop_pct: side of the centre's and the corners' square, as a share of the short side.
+
+    Raises:
+        InputError: an unknown part, one without its numbers, one too often, too many views.
+    """
+    parts = _split(spec)
+    seed = parts["seed"][0] if "seed" in parts else 0
+    crops: list[View] = []
+    for name in [part for part in parts if part in CROP_PARTS] or ["centre"]:
+        if name == "random":
+            n_random = _refuse_too_many(spec, parts["random"][0])
+            crops += [View(kind="random", size=size, seed=seed, number=n) for n in range(n_random)]
+        elif name == "full":
+            crops.append(View(kind="full", size=size))
+        else:
+            kinds = FIVE if name == "five-crop" else ("centre",)
+            crops += [View(kind=kind, size=size, crop_pct=crop_pct) for kind in kinds]
+    flips = (False, True) if "flip" in parts else (False,)
+    sizes = sorted(parts.get("scales", [size]))
+    _refuse_too_many(spec, len(crops) * len(flips) * len(sizes))
+    return tuple(
+        replace(crop, size=side, flip=flip) for side in sizes for crop in crops for flip in flips
+    )
+
+
+def _split(spec: str) -> dict[str, list[int]]:
+    """The numbers of each part, ten-crop taken apart."""
+    parts: dict[str, list[int]] = {}
+    for text in spec.replace("ten-crop", "five-crop+flip").split("+"):
+        name, colon, numbers = text.strip().partition(":")
+        if name not in PARTS:
+            raise InputError(unknown_name(f"views {spec!r}", name, PARTS))
+        if name in parts:
+            raise InputError(f"views {spec!r}: {name} stands twice (ten-crop is five-crop+flip)")
+        if bool(colon) != (name in TAKE_NUMBERS):
+            wanted = f"numbers ({TAKE_NUMBERS[name]})" if name in TAKE_NUMBERS else "no number"
+            raise InputError(f"views {spec!r}: {name} takes {wanted}")
+        parts[name] = _numbers(spec, name, numbers) if colon else []
+    if "seed" in parts and "random" not in parts:
+        raise InputError(f"views {spec!r}: seed is of random crops; add random:N")
+    if "centre" in parts and "five-crop" in parts:
+        raise InputError(f"views {spec!r}: five-crop has the centre already; leave centre away")
+    return parts
+
+
+def _numbers(spec: str, name: str, text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    least = {"random": 1, "scales": SMALLEST_SIZE, "seed": 0}[name]
+    if (
+        not all(re.fullmatch(r"[0-9]{1,9}", word) and int(word) >= least for word in words)
+        or len(set(words)) < len(words)
+        or (len(words) > 1 and name != "scales")
+    ):
+        count = "different whole numbers" if name == "scales" else "one whole number"
+        raise InputError(f"views {spec!r}: {name} takes {count} from {least} on, not {text!r}")
+    return [int(word) for word in words]
+
+
+def _refuse_too_many(spec: str, n_views: int) -> int:
+    if n_views > MOST_VIEWS:
+        raise InputError(f"views {spec!r}: {n_views} views are too many; at most {MOST_VIEWS}")
+    return n_views
+
+
+class ViewTransform:
+    """All views of one photo, side by side in one run of bytes; a mirror image is resized with
+    the view that it mirrors.
+
+    Attributes:
+        views: in the order of their sizes.
+        shape: what a photo takes in a batch: the bytes of all its views.
+    """
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self.views = tuple(sorted(views, key=lambda view: view.size))
+        self.shape = (sum(_n_bytes(view) for view in self.views),)
+        self._crops = list(dict.fromkeys(replace(view, flip=False) for view in self.views))
+
+    def __call__(
+        self, content: bytes | memoryview, image_id: int, out: UInt8[np.ndarray, "bytes"]
+    ) -> Crops:
+        """Writes the views of one photo into `out`, and gives its crops."""
+        crops = read_crops(
+            content,
+            lambda height, width: [crop.box(height, width, image_id) for crop in self._crops],
+            [crop.size for crop in self._crops],
+            spare=EVAL_SPARE,
+        )
+        pixels_of = dict(zip(self._crops, crops.pixels, strict=True))
+        begin = 0
+        for view in self.views:
+            image = out[begin : begin + _n_bytes(view)].reshape(view.size, view.size, 3)
+            pixels = pixels_of[replace(view, flip=False)]
+            image[:] = cv2.flip(pixels, 1) if view.flip else pixels
+            begin += _n_bytes(view)
+        return crops
+
+    def images(self, rows: UInt8[Tensor, "batch bytes"]) -> dict[str, Tensor]:
+        """The images by name: `views_224` and so on, uint8 `[batch, views, size, size, 3]`."""
+        images, begin = {}, 0
+        for size, group in groupby(self.views, key=lambda view: view.size):
+            shape = (len(list(group)), size, size, 3)
+            end = begin + int(np.prod(shape))
+            images[f"{PREFIX}{size}"] = rows[:, begin:end].view(len(rows), *shape)
+            begin = end
+        return images
+
+
+def views_of(batch: Mapping[str, Tensor]) -> list[UInt8[Tensor, "batch views _ _ 3"]]:
+    """The images of a batch with views, one tensor a size."""
+    return [images for name, images in batch.items() if name.startswith(PREFIX)]
+
+
+def _n_bytes(view: View) -> int:
+    return view.size * view.size * 3

@@ -1,0 +1,318 @@
+"""Moves the prior of a prediction file's logits, without a model."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from inat.core.errors import InputError
+from inat.core.files import atomic_file
+from inat.core.priors import (
+    Prior,
+    count_prior,
+    is_uniform,
+    normalised,
+    read_prior,
+    target_shift,
+    tau_shift,
+    temper,
+    uniform_prior,
+)
+from inat.posthoc.calibration_photos import (
+    calibrated_how,
+    calibration_logits,
+    check_calibration_photos,
+)
+from inat.posthoc.label_shift import estimate_label_shift
+from inat.posthoc.label_shift_notes import figures, notes
+from inat.posthoc.product_rule import add_log_presence
+from inat.posthoc.tau_search import choose_tau, refuse_other_model
+from inat.predictions.file import (
+    PredictionFile,
+    read_prediction,
+    refuse_place,
+    store,
+    write_prediction,
+)
+from inat.predictions.same_model import told_of_fit
+
+ESTIMATED_PRIOR = "estimated_prior.csv"
+"""In the new prediction file; --target FILE takes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """What becomes of the logits z: z / temperature + shift.
+
+    Attributes:
+        shift: what is added.
+        prior: what the moved logits carry.
+        what: for the history in meta.json.
+        temperature: what they are divided by.
+        notes: sentences about it.
+        chosen: what was chosen for it, and by what on which photos.
+        chosen_on: those photos.
+    """
+
+    shift: Float64[np.ndarray, "classes"]
+    prior: Prior
+    what: dict[str, Any]
+    temperature: float = 1.0
+    notes: list[str] = field(default_factory=list)
+    chosen: dict[str, str] = field(default_factory=dict)
+    chosen_on: PredictionFile | None = None
+
+
+def adjust(
+    prediction: Path | str | PredictionFile,
+    out: Path | str,
+    *,
+    tau: float | Literal["search"] | None = None,
+    target: Path | str | None = None,
+    from_prior: Path | str | None = None,
+    fit: Path | str | PredictionFile | None = None,
+    geo: Path | str | PredictionFile | None = None,
+    overwrite: bool = False,
+) -> tuple[PredictionFile, list[str]]:
+    """Writes a prediction file whose logits carry another class prior, or a geo prior too.
+
+    Args:
+        prediction: the prediction file to start from; it is left as it is.
+        out: the new prediction file.
+        tau: subtract tau log(prior that the logits carry); 1 makes it uniform (Menon et al.
+            2021, eq. 9). search: the one of 0, 0.1 ... 2 with the best mean class accuracy on
+            photos that were held out, which count as chosen on from then on.
+        target: uniform, a CSV `category_id,prior`, or estimated: the prior to move to. The
+            estimate is made from these predictions, which need no labels (`estimate_label_shift`),
+            and stands in OUT/estimated_prior.csv.
+        from_prior: what the logits carry, where the file does not know: uniform, counts (of
+            the train split), or a CSV.
+        fit: the same model's prediction of labelled photos that were not trained on (holdout,
+            oof). For tau search: what it is chosen on; None: `prediction` itself; where it is
+            another model's, such as another training's, or of other views, that is said. For target
+            estimated: their labels calibrate the logits, tell the prior that these carry, and
+            check the estimate; an oof is that of the folds that made `prediction`, alone or as
+            an ensemble, or of folds of the same config.
+        geo: what `predict` made of the same photos with a geo prior: its log presence is added,
+            and `logits_prior` stays (Mac Aodha et al. 2019); what the presence brings of a prior
+            is measured and said. It goes alone; tau and target
+            before or after it give the same.
+        overwrite: replace what stands at `out`.
+
+    Returns:
+        The new file, and sentences about what the adjustment did.
+
+    Raises:
+        InputError: not one of tau, target and geo; an unknown prior without `from_prior`; `out`
+            exists; photos of `fit` of another model, without labels, or trained on; a geo
+            prior's prediction of other photos or species.
+    """
+    if not isinstance(prediction, PredictionFile):
+        prediction = read_prediction(prediction)
+    if fit is not None and not isinstance(fit, PredictionFile):
+        fit = read_prediction(fit)
+    out = Path(out)
+    if geo is not None:
+        if any(given is not None for given in (tau, target, from_prior, fit)):
+            raise InputError("--geo goes alone; adjust once more for --tau or --target")
+        return add_log_presence(prediction, geo, out, overwrite=overwrite)
+    if (tau is None) == (target is None):
+        raise InputError(
+            "adjust takes one of --tau T|search, --target uniform|estimated|FILE and --geo GEO_PRED"
+        )
+    estimated = str(target) == "estimated"
+    if fit is not None and not (estimated or tau == "search"):
+        raise InputError("--fit goes with --tau search and --target estimated alone")
+    refuse_place(out, [prediction, fit or prediction], "adjust", overwrite=overwrite)
+    if estimated:
+        move = _estimated_move(prediction, fit, from_prior)
+    elif tau == "search":
+        move = _searched_move(prediction, fit, from_prior)
+    elif tau is not None:
+        move = _tau_move(carried_prior(prediction, from_prior), tau)
+    else:
+        move = _target_move(prediction, str(target), from_prior)
+    _write(prediction, out, move)
+    if estimated:
+        move.notes.append(f"the estimated prior is in {_write_prior(prediction, out, move.prior)}")
+    return read_prediction(out), move.notes
+
+
+def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
+    meta: dict[str, Any] = dict(prediction.meta)
+    meta["logits_prior"] = move.prior.tolist()
+    meta["adjusted"] = [*meta.get("adjusted", []), {"of": str(prediction.path), **move.what}]
+    meta["chosen"] = meta["chosen"] | move.chosen
+    photos, chosen_keys = prediction.photos, [prediction.chosen_keys]
+    if move.chosen_on is not None:
+        photos = _marked(photos, move.chosen_on)
+        chosen_keys += [move.chosen_on.chosen_keys, move.chosen_on.photos["key"].to_numpy()]
+    with write_prediction(
+        out,
+        ids=prediction.ids,
+        labels=prediction.labels,
+        species=prediction.species,
+        photos=photos,
+        meta=meta,
+        dtype=prediction.logits.dtype,
+        chosen_keys=chosen_keys,
+    ) as rows:
+        for chunk in prediction.chunks():
+            moved = prediction.read(chunk) / np.float32(move.temperature)
+            rows[chunk] = store(moved + move.shift, rows.dtype)
+
+
+def _marked(photos: pd.DataFrame, chosen_on: PredictionFile) -> pd.DataFrame:
+    """The table of photos with the role of those that something was chosen on."""
+    here = photos["key"].isin(chosen_on.photos["key"])
+    here &= photos["role"] != "trained on"
+    return photos.assign(role=photos["role"].mask(here, "chosen on"))
+
+
+def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:
+    table = pd.DataFrame({"category_id": prediction.category_ids, "prior": prior})
+    with atomic_file(out / ESTIMATED_PRIOR) as partial:
+        table.to_csv(partial, index=False)
+    return out / ESTIMATED_PRIOR
+
+
+def _tau_move(prior: Prior, tau: float) -> Move:
+    """Away from the prior that the logits carry."""
+    if not 0 <= tau <= 10:
+        raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
+    move = Move(tau_shift(prior, tau), temper(prior, 1 - tau), {"tau": tau})
+    return _noting_none(move, prior)
+
+
+def _target_move(prediction: PredictionFile, target: str, from_prior: Path | str | None) -> Move:
+    """To a prior that is known."""
+    prior = carried_prior(prediction, from_prior)
+    wanted = _named_prior(prediction, target)
+    return _noting_none(Move(target_shift(prior, wanted), wanted, {"target": target}), prior)
+
+
+def _noting_none(move: Move, prior: Prior) -> Move:
+    if np.ptp(move.shift) < 1e-6:
+        move.notes.append(
+            "this changes nothing: the logits carry a uniform prior already"
+            if is_uniform(prior)
+            else "this changes nothing: the shift is the same for all species"
+        )
+    return move
+
+
+def _searched_move(
+    prediction: PredictionFile, fit: PredictionFile | None, from_prior: Path | str | None
+) -> Move:
+    """Away from the prior, as far as suits photos that were held out."""
+    prior = carried_prior(prediction, from_prior)
+    fit_prior = prior
+    if fit is not None:
+        fit_prior = carried_prior(fit, from_prior)
+        refuse_other_model(prediction, prior, fit, fit_prior)
+    choice = choose_tau(fit or prediction, fit_prior)
+    told = told_of_fit(prediction.meta, choice.photos.meta, str(choice.photos.path))
+    move = _tau_move(prior, choice.tau)
+    never = choice.never_held_out
+    return replace(
+        move,
+        what=move.what | {"fit": str(choice.photos.path), "never_held_out": never},
+        notes=[*choice.notes(), *([f"tau was chosen on {told}"] if told else []), *move.notes],
+        chosen=choice.added_to(prediction.meta["chosen"]),
+        chosen_on=choice.photos,
+    )
+
+
+def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
+    """The prior that a prediction's logits carry, or the one to assume where it does not know.
+
+    Args:
+        prediction: the prediction file.
+        from_prior: uniform, counts, or a CSV; None: what the file says.
+
+    Raises:
+        InputError: neither says it, they disagree, or a species' prior is 0.
+    """
+    known = prediction.logits_prior
+    if from_prior is not None:
+        assumed = (
+            count_prior(prediction.train_counts)
+            if str(from_prior) == "counts"
+            else _named_prior(prediction, from_prior)
+        )
+        if not (assumed > 0).all():
+            raise InputError(
+                f"--from-prior {from_prior}: the prior of {(assumed <= 0).sum()} species is 0, "
+                "which cannot be taken off; give every species a prior above 0"
+            )
+        if known is not None and not np.allclose(known, assumed, rtol=1e-4):
+            raise InputError(
+                f"{prediction.path}: which prior its logits carry is known, and --from-prior "
+                f"{from_prior} is another: that would correct twice, or wrongly; leave it away"
+            )
+        return assumed
+    if known is None:
+        raise InputError(
+            f"{prediction.path}: which prior its logits carry is not known; "
+            "say what to assume: --from-prior uniform|counts|FILE"
+        )
+    if not (known > 0).all():
+        raise InputError(
+            f"{prediction.path}: its logits carry a prior of 0 for {(known <= 0).sum()} species, "
+            "which cannot be taken off; adjust the prediction that it was made from"
+        )
+    return known
+
+
+def _named_prior(prediction: PredictionFile, name: Path | str) -> Prior:
+    if str(name) == "uniform":
+        return uniform_prior(prediction.n_classes)
+    return read_prior(Path(name), prediction.category_ids)
+
+
+def _estimated_move(
+    prediction: PredictionFile, held_out: PredictionFile | None, from_prior: Path | str | None
+) -> Move:
+    """To the prior that the photos' own predictions speak for."""
+    n_photos = len(prediction)
+    if n_photos < 2:
+        raise InputError(
+            f"{prediction.path}: {n_photos} photo tells nothing of the species' shares; "
+            "give --target uniform|FILE"
+        )
+    source, labelled = None, None
+    if held_out is None:
+        source = carried_prior(prediction, from_prior)
+    elif from_prior is not None:
+        raise InputError("--fit measures which prior the logits carry; leave --from-prior away")
+    else:
+        check_calibration_photos(prediction, held_out)
+        labelled = (calibration_logits(prediction, held_out), held_out.labels)
+    for photos in (prediction, held_out or prediction):
+        for chunk in photos.chunks():
+            photos.read(chunk)  # refuses what is not finite, which the estimate does not look for
+    found = estimate_label_shift(
+        prediction.logits,
+        # A species without training photos is taken to have had half of one.
+        normalised(np.maximum(prediction.train_counts, 0.5)),
+        source=source,
+        held_out=labelled,
+    )
+    if not (found.source > 0).all():
+        assert held_out is not None
+        raise InputError(
+            f"{held_out.path}: {(found.source <= 0).sum()} species have probability 0 on all of "
+            "its photos, which no prior can move; adjust the prediction that it was made from"
+        )
+    return Move(
+        shift=found.calibration.bias + target_shift(found.source, found.prior),
+        prior=found.prior,
+        what={"target": "estimated", **figures(found, n_photos, held_out)},
+        temperature=found.calibration.temperature,
+        notes=notes(found, n_photos, held_out),
+        chosen={} if held_out is None else {"calibration": calibrated_how(held_out)},
+        chosen_on=held_out,
+    )

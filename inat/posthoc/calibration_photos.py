@@ -1,0 +1,78 @@
+"""The labelled photos that a prediction is calibrated on: of the same model, never trained on."""
+
+import numpy as np
+from jaxtyping import Float
+
+from inat.core.errors import InputError
+from inat.core.priors import target_shift
+from inat.predictions.file import PredictionFile, store
+from inat.predictions.same_model import differences
+
+
+def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFile) -> None:
+    """Refuses photos that a prediction cannot be calibrated on.
+
+    Raises:
+        InputError: they are of another model or were predicted in another way; a photo has no
+            label or was trained on.
+    """
+    n_photos = len(held_out)
+    if wrong := _difference(prediction, held_out):
+        raise InputError(
+            f"{held_out.path}: {wrong}; "
+            "calibrate on a prediction of the same model, made and adjusted in the same way"
+        )
+    if n_photos < 2:
+        raise InputError(f"{held_out.path}: has {n_photos} photos, too few to calibrate on")
+    if (held_out.labels < 0).any():
+        raise InputError(
+            f"{held_out.path}: {(held_out.labels < 0).sum()} of its {n_photos} photos have no "
+            "label; calibrate on the held-out part or val"
+        )
+    if trained_on := int((held_out.photos["role"] == "trained on").sum()):
+        raise InputError(
+            f"{held_out.path}: {trained_on} of its {n_photos} photos were trained on, where a "
+            "model is surer than elsewhere; calibrate on the held-out part or val"
+        )
+
+
+def calibrated_how(held_out: PredictionFile) -> str:
+    """What the calibration was chosen by, for `chosen` in meta.json."""
+    return f"negative log-likelihood on the {len(held_out)} photos of {held_out.path}"
+
+
+def calibration_logits(
+    prediction: PredictionFile, held_out: PredictionFile
+) -> Float[np.ndarray, "held classes"]:
+    """The logits to calibrate on, at the class prior that the prediction's carry.
+
+    Out of fold they carry the mean of the folds' priors, where one fold has its own and an
+    ensemble of them the uniform one: then this is a copy in memory.
+    """
+    carried, wanted = held_out.logits_prior, prediction.logits_prior
+    if carried is None or wanted is None or np.allclose(carried, wanted, rtol=1e-6):
+        return held_out.logits
+    shift = np.zeros(len(wanted))
+    drawn = (carried > 0) & (wanted > 0)
+    shift[drawn] = target_shift(carried[drawn], wanted[drawn])
+    moved = np.empty_like(held_out.logits)
+    for chunk in held_out.chunks():
+        moved[chunk] = store(held_out.read(chunk) + shift, moved.dtype)
+    return moved
+
+
+def _difference(prediction: PredictionFile, held_out: PredictionFile) -> str | None:
+    """The first thing in which the models or the making of two predictions differ."""
+    if prediction.category_ids.tolist() != held_out.category_ids.tolist():
+        return f"its list of species is not that of {prediction.path}"
+    first = next(differences(prediction.meta, held_out.meta, "same config"), None)
+    if first in ("run", "members' run") and "folds" in held_out.meta:
+        return (
+            f"its {len(held_out.meta['folds'])} folds are neither what made {prediction.path} nor "
+            "known to be of the same config"
+        )
+    if first is not None:
+        return f"its {first} is not that of {prediction.path}"
+    if (prediction.logits_prior is None) != (held_out.logits_prior is None):
+        return f"which prior its logits carry is known of it or of {prediction.path} alone"
+    return None

@@ -1,0 +1,359 @@
+"""Makes one prediction file of several, without their models."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int64
+
+from inat.core.errors import InputError
+from inat.core.priors import uniform_prior
+from inat.core.progress import first_few, progress_bar
+from inat.core.threads import in_order, usable_processors
+from inat.posthoc.ensemble_fit_table import read_fit_table
+from inat.posthoc.ensemble_fitting import Fit, Gain, cross_fitted, fit, refuse_search
+from inat.posthoc.ensemble_members import Member, align
+from inat.posthoc.ensemble_rules import pool, refuse_rule
+from inat.predictions.file import (
+    PredictionFile,
+    read_prediction,
+    refuse_place,
+    store,
+    write_prediction,
+)
+from inat.predictions.same_model import told_of_fit
+
+CHUNK_BYTES = 4_000_000
+"""Of float32 logits of one member: what a thread works on stays in the processor's cache."""
+
+WORST_FIRST = ("trained on", "chosen on", "held out", "unseen")
+
+
+@dataclass(frozen=True, eq=False)
+class FitPhotos:
+    """The held-out photos that temperatures and weights were chosen on.
+
+    Attributes:
+        members: their predictions.
+        ids: image ids.
+        gain: what the ensemble gains there.
+    """
+
+    members: list[Member]
+    ids: Int64[np.ndarray, "photos"]
+    gain: Gain
+
+    def __str__(self) -> str:
+        first = self.members[0].prediction
+        return f"{len(self.ids)} photos ({first.meta['split']} of {first.path} ...)"
+
+    def facts(self) -> dict[str, Any]:
+        """For meta.json; the digest is over the sorted ids."""
+        return {
+            "predictions": [str(member.prediction.path) for member in self.members],
+            "n_photos": len(self.ids),
+            "ids_sha256": hashlib.sha256(np.sort(self.ids).tobytes()).hexdigest(),
+            "mean_class_accuracy": self.gain.accuracy,
+            "best_member": self.gain.best_member + 1,
+            "best_member_accuracy": self.gain.best_accuracy,
+            "difference": vars(self.gain.difference),
+        }
+
+
+def ensemble(
+    predictions: Sequence[Path | str | PredictionFile],
+    out: Path | str,
+    *,
+    how: str = "mean_logprob",
+    weights: str | Sequence[float] = "equal",
+    search: str = "greedy",
+    fit: Sequence[Path | str | PredictionFile] | None = None,
+    from_prior: Path | str | None = None,
+    overwrite: bool = False,
+) -> tuple[PredictionFile, list[str]]:
+    """Writes the prediction that several members make together.
+
+    Members are moved to the uniform prior, sharpened or softened by a temperature each where
+    there is something to fit it on, and averaged. Photos stand in the first member's order.
+
+    Args:
+        predictions: two or more prediction files of the same photos.
+        out: the new prediction file.
+        how: mean_logprob (mean of log-probabilities), mean_prob (of probabilities) or rank (of
+            ranks, those from the 100th on alike).
+        weights: equal, search, or a number a member, as a list or "0.5,0.3,0.2".
+        search: greedy (picks with replacement by mean class accuracy; Caruana et al. 2004) or
+            convex (least class-mean log loss).
+        fit: the members' predictions of held-out photos, in the members' order; temperatures, and
+            weights that are searched, are chosen on them. Where one is another model's, such as
+            another training's, or of other views, that is said.
+        from_prior: what logits carry whose file does not know it: uniform, counts, or a CSV.
+        overwrite: replace what stands at `out`.
+
+    Returns:
+        The new file, and sentences: each member's weight, the gain on the photos of `fit`, scored
+        with what was chosen on others, and which of these are not the member's own.
+
+    Raises:
+        InputError: members that disagree in photos, species, competition or in what they were
+            trained on; photos to fit on that were trained on or have no label; a prior that is
+            not known; `out` exists.
+    """
+    out = Path(out)
+    opened = [_opened(prediction) for prediction in predictions]
+    refuse_rule(how)
+    refuse_search(search, how)
+    if len(opened) < 2:
+        raise InputError(f"an ensemble has two members or more, and {len(opened)} was given")
+    given = _given_weights(weights, len(opened))
+    if given is None and fit is None:
+        raise InputError(
+            "--weights search chooses on held-out photos; give each member's prediction of them, "
+            "in the same order: --fit PRED ..."
+        )
+    fitted_on = [] if fit is None else [_opened(prediction) for prediction in fit]
+    refuse_place(out, [*opened, *fitted_on], "ensemble", overwrite=overwrite)
+    known = [prediction.logits_prior is not None for prediction in [*opened, *fitted_on]]
+    if from_prior is not None and all(known):
+        raise InputError(
+            f"--from-prior {from_prior}: which prior the logits carry is known of every member; "
+            "leave it away"
+        )
+    members = align(opened, from_prior)
+    if fit is None:
+        chosen = Fit([1.0] * len(members), given or [])
+        photos = None
+    else:
+        chosen, photos = _fitted(how, members, fitted_on, given, search, from_prior)
+    _write(out, how, members, chosen, photos, _choices(how, given, search, photos))
+    return read_prediction(out), _notes(members, chosen, photos)
+
+
+def _opened(prediction: Path | str | PredictionFile) -> PredictionFile:
+    return prediction if isinstance(prediction, PredictionFile) else read_prediction(prediction)
+
+
+def _given_weights(weights: str | Sequence[float], n_members: int) -> list[float] | None:
+    """The members' weights, summing to 1; None where they are to be searched."""
+    if weights == "search":
+        return None
+    if weights == "equal":
+        return [1 / n_members] * n_members
+    text = weights if isinstance(weights, str) else ",".join(f"{weight:g}" for weight in weights)
+    try:
+        numbers = np.array([float(number) for number in text.split(",")])
+    except ValueError:
+        raise InputError(
+            f"--weights {text}: neither equal nor search nor numbers such as 0.5,0.3,0.2"
+        ) from None
+    if len(numbers) != n_members:
+        raise InputError(f"--weights {text}: {len(numbers)} numbers for {n_members} members")
+    if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.sum() > 0):
+        raise InputError(f"--weights {text}: weights must be numbers from 0 on, and not all 0")
+    normalised: list[float] = (numbers / numbers.sum()).tolist()
+    return normalised
+
+
+def _fitted(
+    how: str,
+    members: list[Member],
+    predictions: list[PredictionFile],
+    weights: list[float] | None,
+    search: str,
+    from_prior: Path | str | None,
+) -> tuple[Fit, FitPhotos]:
+    if len(predictions) != len(members):
+        raise InputError(
+            f"--fit: {len(predictions)} predictions for {len(members)} members; "
+            "give one a member, in the same order"
+        )
+    held_out = align(predictions, from_prior)
+    _refuse_unfit(held_out, members)
+    table = read_fit_table(how, held_out)
+    gain = cross_fitted(table, weights, search)
+    return fit(table, weights, search), FitPhotos(held_out, predictions[0].ids, gain)
+
+
+def _refuse_unfit(held_out: list[Member], members: list[Member]) -> None:
+    """Stops where something cannot be chosen on these photos, or not for these members."""
+    first = held_out[0]
+    expected = np.sort(members[0].prediction.category_ids)
+    if not np.array_equal(np.sort(first.prediction.category_ids), expected):
+        raise InputError(
+            f"--fit {first.prediction.path}: its species are not those of "
+            f"{members[0].prediction.path}; give predictions of runs on one data set"
+        )
+    runs = [member.prediction.meta.get("run") for member in members]
+    for place, (one, member) in enumerate(zip(held_out, members, strict=True)):
+        path, meta = one.prediction.path, one.prediction.meta
+        if (one.labels < 0).any():
+            raise InputError(
+                f"--fit {path}: {(one.labels < 0).sum()} of its photos have no label; give "
+                "predictions of the held-out part, or out-of-fold ones"
+            )
+        seen = int((one.roles == "trained on").sum())
+        if seen:
+            raise InputError(
+                f"--fit {path}: {seen} of its {len(one.roles)} photos were trained on, and say "
+                "nothing; give predictions of the held-out part, or out-of-fold ones"
+            )
+        run = meta.get("run")
+        if run != runs[place] and run in runs:
+            raise InputError(
+                f"--fit {path}: member {place + 1} is {member.prediction.path}, and this is of "
+                f"{run}, another member's run; give them in the members' order"
+            )
+        digests = {m.get("checkpoint_sha256") for m in (meta, member.prediction.meta)} - {None}
+        if run == runs[place] and len(digests) > 1:
+            raise InputError(
+                f"--fit {path}: it was predicted with other weights of {run} than "
+                f"{member.prediction.path}; predict both with the same --checkpoint and --weights"
+            )
+
+
+def _fit_notes(members: list[Member], held_out: list[Member]) -> list[str]:
+    """A sentence for each member that was fitted on what another model, or other views, made."""
+    notes = []
+    for place, (member, one) in enumerate(zip(members, held_out, strict=True), 1):
+        photos = one.prediction
+        if told := told_of_fit(member.prediction.meta, photos.meta, str(photos.path)):
+            notes.append(f"member {place} was fitted on {told}")
+    return notes
+
+
+def _choices(
+    how: str, given: list[float] | None, search: str, photos: FitPhotos | None
+) -> dict[str, str]:
+    """What was chosen, and by what, on which photos."""
+    chosen = {}
+    if photos is not None and how != "rank":
+        chosen["temperatures"] = f"class-mean log loss on {photos}"
+    if given is None:
+        by = "mean class accuracy" if search == "greedy" else "class-mean log loss"
+        chosen["weights"] = f"{by} ({search}) on {photos}"
+    return chosen
+
+
+def _write(
+    out: Path,
+    how: str,
+    members: list[Member],
+    chosen: Fit,
+    photos: FitPhotos | None,
+    choices: dict[str, str],
+) -> None:
+    first = members[0].prediction
+    chosen_keys = [member.prediction.chosen_keys for member in members]
+    chosen_on = np.empty(0, np.int64)
+    if photos is not None and choices:
+        chosen_on = photos.members[0].prediction.photos["key"].to_numpy()
+        chosen_keys += [chosen_on, *(one.prediction.chosen_keys for one in photos.members)]
+    is_chosen_on = np.isin(first.photos["key"], chosen_on)
+    with write_prediction(
+        out,
+        ids=first.ids,
+        labels=np.max([member.labels for member in members], axis=0),
+        species=first.species,
+        photos=first.photos.assign(role=_roles(members, is_chosen_on)),
+        meta=_meta(how, members, chosen, photos, choices),
+        dtype=np.result_type(*(member.prediction.logits.dtype for member in members)),
+        chosen_keys=chosen_keys,
+    ) as rows:
+        _fill(rows, how, members, chosen)
+
+
+def _fill(rows: np.ndarray, how: str, members: list[Member], chosen: Fit) -> None:
+    counted = [place for place, weight in enumerate(chosen.weights) if weight > 0]
+    weights = [chosen.weights[place] for place in counted]
+    temperatures = [chosen.temperatures[place] for place in counted]
+
+    def work(chunk: slice) -> int:
+        logits = (members[place].logits(chunk) for place in counted)
+        scores = store(pool(how, logits, weights, temperatures), rows.dtype)
+        rows[chunk] = scores
+        return len(scores)
+
+    chunks = members[0].prediction.chunks(CHUNK_BYTES)
+    with progress_bar("ensemble", len(rows), "photos") as bar:
+        for n_done in in_order(work, chunks, usable_processors()):
+            bar.advance(n_done)
+
+
+def _roles(members: list[Member], chosen_on: np.ndarray) -> pd.Series:
+    """The worst that any member, or the choice of the weights, made of each photo."""
+    rank_of = {role: rank for rank, role in enumerate(WORST_FIRST)}
+    worst = np.min([[rank_of[role] for role in member.roles] for member in members], axis=0)
+    worst[chosen_on] = np.minimum(worst[chosen_on], rank_of["chosen on"])
+    return pd.Series(np.array(WORST_FIRST, object)[worst], dtype="str")
+
+
+def _meta(
+    how: str,
+    members: list[Member],
+    chosen: Fit,
+    photos: FitPhotos | None,
+    choices: dict[str, str],
+) -> dict[str, Any]:
+    first = members[0].prediction.meta
+    inherited = {
+        f"{what} of member {number}": by
+        for number, member in enumerate(members, 1)
+        for what, by in member.prediction.meta["chosen"].items()
+    }
+    return {
+        **{key: first[key] for key in ("competition", "split")},
+        **{key: first[key] for key in ("data_root", "band_edges", "versions") if key in first},
+        # Ranks are no log-probabilities: no formula says what prior they carry.
+        "logits_prior": None if how == "rank" else uniform_prior(len(members[0].shift)).tolist(),
+        "how": how,
+        "members": [
+            _member_facts(member, weight, temperature)
+            for member, weight, temperature in zip(
+                members, chosen.weights, chosen.temperatures, strict=True
+            )
+        ],
+        "fit": None if photos is None else photos.facts(),
+        "chosen": inherited | choices,
+        "adjusted": [],
+    }
+
+
+def _member_facts(member: Member, weight: float, temperature: float) -> dict[str, Any]:
+    left_out = ("format", "logits_prior", "bad_photos", "recovered_photos", "slow_photos")
+    meta = {key: value for key, value in member.prediction.meta.items() if key not in left_out}
+    return {
+        "prediction": str(member.prediction.path),
+        "weight": weight,
+        "temperature": temperature,
+        **meta,
+    }
+
+
+def _notes(members: list[Member], chosen: Fit, photos: FitPhotos | None) -> list[str]:
+    notes = [
+        f"weight {weight:.3f}  temperature {temperature:.2f}  {member.prediction.path}"
+        for member, weight, temperature in zip(
+            members, chosen.weights, chosen.temperatures, strict=True
+        )
+    ]
+    if photos is None:
+        return notes
+    gain, species = photos.gain, photos.members[0].prediction.species
+    best = members[gain.best_member].prediction.path
+    notes.append(
+        f"on {photos}, each scored with what was chosen on the others: mean class accuracy "
+        f"{100 * gain.accuracy:.1f} %, best member {100 * gain.best_accuracy:.1f} % ({best}): "
+        f"{gain.difference.points()} (paired)"
+    )
+    notes += _fit_notes(members, photos.members)
+    never = np.setdiff1d(np.arange(len(species)), photos.members[0].prediction.labels)
+    if len(never):
+        names = first_few(species["name"].iloc[never].tolist())
+        notes.append(
+            f"{len(never)} of {len(species)} species have no photo there, and no say: {names}"
+        )
+    return notes

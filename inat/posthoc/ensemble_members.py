@@ -1,0 +1,148 @@
+"""The members of an ensemble: predictions of the same photos and species, put in one order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from inat.core.errors import InputError
+from inat.core.priors import tau_shift
+from inat.posthoc.adjust import carried_prior
+from inat.predictions.file import LOG_PRESENCE, PredictionFile, refuse_other_photos
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A prediction as an ensemble sees it.
+
+    Attributes:
+        prediction: the prediction file.
+        rows: where the ensemble's photos stand in it; None: in the same order.
+        shift: what moves its logits to the uniform prior.
+    """
+
+    prediction: PredictionFile
+    rows: Int64[np.ndarray, "images"] | None
+    shift: Float32[np.ndarray, "classes"]
+
+    def logits(self, chunk: slice) -> Float32[np.ndarray, "rows classes"]:
+        """Logits of a few of the ensemble's photos, moved to the uniform prior: a copy."""
+        logits = self.prediction.read(chunk if self.rows is None else self.rows[chunk])
+        logits += self.shift
+        return logits
+
+    @property
+    def labels(self) -> Int64[np.ndarray, "images"]:
+        """True labels in the ensemble's order, -1 where unknown."""
+        labels = self.prediction.labels
+        return labels if self.rows is None else labels[self.rows]
+
+    @property
+    def roles(self) -> np.ndarray:
+        """The role of each of the ensemble's photos, as text."""
+        roles = self.prediction.photos["role"].to_numpy(object)
+        return roles if self.rows is None else roles[self.rows]
+
+
+def align(
+    predictions: Sequence[PredictionFile], from_prior: Path | str | None = None
+) -> list[Member]:
+    """The predictions as members: photos as the first one has them.
+
+    Args:
+        predictions: two or more.
+        from_prior: what logits carry whose file does not know it: uniform, counts, or a CSV.
+
+    Raises:
+        InputError: they are not of the same photos, labels, species or competition; one was
+            trained on photos that another was not, or is of a geo prior; a prior that is not
+            known.
+    """
+    for prediction in predictions:
+        _refuse_log_presence(prediction)
+    first = predictions[0]
+    for prediction in predictions:
+        _refuse_other_species(prediction, first)
+    members = [
+        Member(prediction, _rows(prediction, first), _shift(prediction, from_prior))
+        for prediction in predictions
+    ]
+    for member in members[1:]:
+        refuse_other_photos(member.prediction, first)
+        _refuse_another_truth(member, members[0])
+    return members
+
+
+def _refuse_log_presence(prediction: PredictionFile) -> None:
+    if prediction.meta.get("logits") == LOG_PRESENCE:
+        raise InputError(
+            f"{prediction.path}: is of a geo prior, whose log presence is added to logits and not "
+            "averaged with them; add it to the ensemble with inat adjust --geo"
+        )
+
+
+def _shift(
+    prediction: PredictionFile, from_prior: Path | str | None
+) -> Float32[np.ndarray, "classes"]:
+    is_known = prediction.logits_prior is not None
+    prior = carried_prior(prediction, None if is_known else from_prior)
+    shift: Float32[np.ndarray, classes] = tau_shift(prior, 1.0).astype(np.float32)
+    return shift
+
+
+def _rows(prediction: PredictionFile, first: PredictionFile) -> Int64[np.ndarray, "images"] | None:
+    if np.array_equal(prediction.ids, first.ids):
+        return None
+    order = np.argsort(prediction.ids)
+    if not np.array_equal(prediction.ids[order], np.sort(first.ids)):
+        stray = np.setxor1d(prediction.ids, first.ids)
+        which = f" ({len(stray)} stand in one alone; first: {stray[0]})" if len(stray) else ""
+        raise InputError(
+            f"{prediction.path}: its photos are not those of {first.path}{which}; "
+            "give predictions of one split"
+        )
+    rows: Int64[np.ndarray, images] = order[np.searchsorted(prediction.ids[order], first.ids)]
+    return rows
+
+
+def _refuse_other_species(prediction: PredictionFile, first: PredictionFile) -> None:
+    categories, expected = prediction.category_ids, first.category_ids
+    if not np.array_equal(categories, expected):
+        raise InputError(
+            f"{prediction.path}: its {len(categories)} species are not the {len(expected)} of "
+            f"{first.path}; give predictions of runs on one data set"
+        )
+
+
+def _refuse_another_truth(member: Member, first: Member) -> None:
+    """Stops where two members do not agree about their photos and species."""
+    path, other = member.prediction.path, first.prediction.path
+    competitions = [m.prediction.meta["competition"] for m in (member, first)]
+    if competitions[0] != competitions[1]:
+        raise InputError(
+            f"{path}: it is of competition {competitions[0]}, and {other} of {competitions[1]}; "
+            "give predictions of one"
+        )
+    if not np.array_equal(member.prediction.train_counts, first.prediction.train_counts):
+        raise InputError(
+            f"{path}: its species' train counts are not those of {other}; "
+            "give predictions of runs on one data set"
+        )
+    known = (member.labels >= 0) & (first.labels >= 0)
+    wrong = known & (member.labels != first.labels)
+    if wrong.any():
+        raise InputError(
+            f"{path}: photo {first.prediction.ids[wrong][0]} has another label there than in "
+            f"{other}; give predictions of runs on one data set"
+        )
+    differing: Bool[np.ndarray, images] = (member.roles == "trained on") != (
+        first.roles == "trained on"
+    )
+    if differing.any():
+        raise InputError(
+            f"{path}: {differing.sum()} of its {len(first.prediction)} photos were trained on by "
+            f"one and held out by the other of it and {other}; give runs with the same "
+            "data.holdout and data.holdout_seed"
+        )

@@ -1,0 +1,84 @@
+"""How members' guesses become one: the mean of log-probabilities, of probabilities, or of ranks.
+
+Each rule is a weighted mean of what it makes of a member's logits (its part), and a last step.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from inat.config.schema import EnsembleRule
+from inat.core.errors import InputError, unknown_name
+
+RANK_DEPTH = 100
+"""Guesses of a member that are told apart by their rank: deep ranks are noise at 8,142 species."""
+
+
+def refuse_rule(how: str) -> None:
+    """Stops where there is no such rule; the text lists the valid ones."""
+    if how not in get_args(EnsembleRule):
+        raise InputError(unknown_name("--how", how, get_args(EnsembleRule)))
+
+
+def pool(
+    how: str,
+    members: Iterable[Float32[np.ndarray, "images classes"]],
+    weights: Sequence[float],
+    temperatures: Sequence[float],
+) -> Float32[np.ndarray, "images classes"]:
+    """The ensemble's scores, up to a constant a row; works in the members' own memory.
+
+    mean_logprob is sum_m w_m log softmax(z_m / T_m), mean_prob is
+    log sum_m w_m softmax(z_m / T_m), rank is -sum_m w_m min(rank_m, 100), where rank_m is the
+    number of classes that member m puts above: 0 is its best, and ties share the better rank.
+
+    Args:
+        how: the rule.
+        members: logits of each member, one after another, so that one alone is in memory.
+        weights: of each member, summing to 1.
+        temperatures: of each member; the ranks know none.
+    """
+    total: Float32[np.ndarray, "images classes"] | None = None
+    for logits, weight, temperature in zip(members, weights, temperatures, strict=True):
+        part = _part(how, logits, temperature)
+        part *= np.float32(weight)
+        total = part if total is None else np.add(total, part, out=total)
+    assert total is not None
+    return finish(how, total)
+
+
+def finish(how: str, mean: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """The last step of a rule, in place: mean_prob's logarithm."""
+    if how == "mean_prob":
+        np.maximum(mean, np.finfo(np.float32).tiny, out=mean)
+        np.log(mean, out=mean)
+    return mean
+
+
+def _part(
+    how: str, logits: Float32[np.ndarray, "images classes"], temperature: float
+) -> Float32[np.ndarray, "images classes"]:
+    if how == "rank":
+        return minus_rank(logits)
+    logits /= np.float32(temperature)
+    if how == "mean_prob":
+        logits -= logits.max(axis=1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(axis=1, keepdims=True)
+    # mean_logprob: a log-probability is the logit less a constant of the row.
+    return logits
+
+
+def minus_rank(
+    logits: Float32[np.ndarray, "images classes"],
+) -> Float32[np.ndarray, "images classes"]:
+    """Minus the number of classes above each class, at most RANK_DEPTH."""
+    depth = min(RANK_DEPTH, logits.shape[1])
+    ranks = np.full_like(logits, -depth)
+    for row, minus in zip(ranks, -logits, strict=True):
+        best = np.sort(np.partition(minus, depth - 1)[:depth])
+        among = np.flatnonzero(minus <= best[-1])
+        row[among] = -np.searchsorted(best, minus[among])
+    return ranks

@@ -1,0 +1,138 @@
+"""Chooses how much of the class prior to take off logits, on photos that were held out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from inat.core.errors import InputError
+from inat.core.intervals import Interval, gain_interval
+from inat.core.metrics import class_means, mean_of
+from inat.core.priors import Prior
+from inat.core.progress import first_few
+from inat.predictions.file import PredictionFile
+
+GRID = np.linspace(0, 2, 21)
+"""What tau is chosen from."""
+
+FARTHEST_PRIOR = 0.1
+"""Total variation between the priors of a model's predictions; the folds of one training, and a
+run on all of their photos, differ by less."""
+
+
+@dataclass(frozen=True, eq=False)
+class TauChoice:
+    """A tau and what it was chosen on.
+
+    Attributes:
+        tau: the first of the best of GRID.
+        scores: mean class accuracy at each tau of GRID, over the species that have photos.
+        gain: over tau 0, on the same photos, which makes it the more flattering the fewer they are.
+        photos: the prediction that it was chosen on.
+    """
+
+    tau: float
+    scores: Float64[np.ndarray, "taus"]
+    gain: Interval
+    photos: PredictionFile
+
+    @property
+    def never_held_out(self) -> list[int]:
+        """Category ids of the species that had no say in it."""
+        ids: list[int] = self.photos.absent_species["category_id"].tolist()
+        return ids
+
+    @property
+    def how(self) -> str:
+        """What it was chosen by."""
+        return f"mean class accuracy on the {len(self.photos):,} photos of {self.photos.path}"
+
+    def added_to(self, chosen: dict[str, str]) -> dict[str, str]:
+        """A prediction's `chosen` with this choice, behind that of an earlier tau."""
+        before = f"{chosen['tau']}, then " if "tau" in chosen else ""
+        return {**chosen, "tau": before + self.how}
+
+    def notes(self) -> list[str]:
+        """Sentences for a person."""
+        lines = [
+            f"tau {self.tau:g} of {GRID[0]:g} to {GRID[-1]:g} has the best {self.how}: "
+            f"{self.scores.max():.3f} (tau 0: {self.scores[0]:.3f}; {self.gain.points()}, "
+            "flattered by the choice)"
+        ]
+        names = self.photos.absent_species["name"].tolist()
+        if names:
+            lines.append(
+                f"species never held out, which had no say in it: {len(names)} ({first_few(names)})"
+            )
+        return lines
+
+
+def choose_tau(photos: PredictionFile, prior: Prior) -> TauChoice:
+    """The tau with the best mean class accuracy of `argmax f - tau log prior`.
+
+    Args:
+        photos: predictions of photos that were held out.
+        prior: what their logits carry; above 0 throughout.
+
+    Raises:
+        InputError: photos without a label, or that were not held out.
+    """
+    if not len(photos) or (photos.labels < 0).any():
+        raise InputError(
+            f"{photos.path}: {(photos.labels < 0).sum()} of its {len(photos)} photos have no "
+            "label; choose tau on a prediction of holdout or oof (--fit)"
+        )
+    roles = photos.photos["role"]
+    other = roles[~roles.isin(("held out", "chosen on"))]
+    if len(other):
+        raise InputError(
+            f"{photos.path}: {len(other)} of its {len(photos)} photos were not held out but "
+            f"{other.iloc[0]}; choose tau on a prediction of holdout or oof (--fit), so that val "
+            "and test stay unseen"
+        )
+    hits = hits_of_taus(photos, prior)
+    scores = np.array([_mean_class(row, photos) for row in hits])
+    best = int(scores.argmax())
+    gain = gain_interval(hits[0], hits[best], photos.labels)
+    assert gain is not None  # there are photos
+    return TauChoice(round(float(GRID[best]), 3), scores, gain, photos)
+
+
+def hits_of_taus(photos: PredictionFile, prior: Prior) -> Bool[np.ndarray, "taus photos"]:
+    """The photos that each tau of GRID gets right."""
+    log_prior = np.log(prior).astype(np.float32)
+    hits = np.empty((len(GRID), len(photos)), bool)
+    for chunk in photos.chunks():
+        logits = photos.read(chunk)
+        moved = np.empty_like(logits)
+        for row, tau in enumerate(GRID):
+            np.subtract(logits, np.float32(tau) * log_prior, out=moved)
+            hits[row, chunk] = moved.argmax(axis=1) == photos.labels[chunk]
+    return hits
+
+
+def _mean_class(hits: Bool[np.ndarray, "photos"], photos: PredictionFile) -> float | None:
+    means = class_means(hits, photos.labels, photos.n_classes)
+    return mean_of(means, np.ones(photos.n_classes, bool))
+
+
+def refuse_other_model(
+    prediction: PredictionFile, prior: Prior, fit: PredictionFile, fit_prior: Prior
+) -> None:
+    """Refuses to choose for one model what would suit another.
+
+    Raises:
+        InputError: other species, or logits that carry another class prior.
+    """
+    if prediction.category_ids.tolist() != fit.category_ids.tolist():
+        raise InputError(
+            f"{fit.path}: its species are not those of {prediction.path}; "
+            "give --fit a prediction of the same model"
+        )
+    distance = np.abs(prior - fit_prior).sum() / 2
+    if distance > FARTHEST_PRIOR:
+        raise InputError(
+            f"{fit.path}: its logits carry another class prior than those of {prediction.path} "
+            f"({distance:.2f} apart in total variation); give --fit a prediction of the same "
+            "model, adjusted in the same way"
+        )

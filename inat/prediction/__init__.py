@@ -1,1 +1,0 @@
-"""From photos to logits: forward passes and prediction files."""

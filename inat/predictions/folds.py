@@ -1,0 +1,168 @@
+"""Predicts with the runs of all folds: each a split, or together every photo by the run that had
+held it out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64, Int64
+
+from inat.core.errors import InputError
+from inat.core.files import read_json
+from inat.core.priors import Prior, normalised, target_shift
+from inat.core.progress import first_few, say
+from inat.predictions.file import PredictionFile, read_prediction, store, write_prediction
+from inat.predictions.predict import predict
+from inat.predictions.processes import this_process, wait_until_none
+from inat.runs.folds import FoldRuns, open_folds
+
+OUT_OF_FOLD = "oof"
+"""The split of a folder of fold runs that is all photos, each by the run that had held it out."""
+
+
+def predict_folds(folds: Path | str, split: str = "test", **options: Any) -> list[PredictionFile]:
+    """Predicts a split with the run of each fold, into FOLDS/fold_i/predictions/NAME.
+
+    Args:
+        folds: a folder that `inat train --folds` made.
+        split: test, val, train, or holdout (what each run held out).
+        options: the others of `inat.predict`.
+
+    Raises:
+        InputError: no fold runs; anything that `inat.predict` refuses.
+        WorldError: a photo cannot be read.
+    """
+    return [predict(run.path, split, **options) for run in open_folds(folds).runs]
+
+
+def predict_out_of_fold(
+    folds: Path | str, *, name: str | None = None, overwrite: bool = False, **options: Any
+) -> PredictionFile:
+    """Predicts each photo of train with the run that had held it out, in one prediction file.
+
+    The logits of all folds are moved to one prior, the geometric mean of what the folds carry:
+    that of a mean of their log-probabilities. Where what a fold carries is not known, they stay
+    as they are and so does what is known. Rows ascend by image id. A species of one photo is
+    never held out and has no row; meta.json lists such species in `never_held_out`.
+
+    Args:
+        folds: a folder that `inat train --folds` made.
+        name: of the prediction in FOLDS/predictions; None: oof. The parts lie in
+            FOLDS/fold_i/predictions, as NAME or holdout.
+        overwrite: replace predictions of that name that were made with other settings.
+        options: the others of `inat.predict`.
+
+    Raises:
+        InputError: no fold runs; anything that `inat.predict` refuses.
+        WorldError: a photo cannot be read.
+    """
+    opened = open_folds(folds)
+    parts = [
+        predict(run.path, "holdout", name=name, overwrite=overwrite, **options)
+        for run in opened.runs
+    ]
+    path = opened.prediction(name or OUT_OF_FOLD)
+    meta = _meta(opened, parts)
+    if this_process(options.get("rank"), options.get("world_size")).rank != 0:
+        wait_until_none(
+            lambda: [] if _stands(path, meta) else ["what rank 0 makes of all folds"], str(path)
+        )
+    elif overwrite or not (path / "meta.json").is_file():
+        _join(path, parts, meta)
+    elif key := _difference(read_json(path / "meta.json"), meta):
+        raise InputError(
+            f"{path}: there is a prediction with another {key}; give another --name, or --overwrite"
+        )
+    joined = read_prediction(path)
+    _name_never_held_out(joined)
+    return joined
+
+
+def _stands(path: Path, meta: dict[str, Any]) -> bool:
+    place = path / "meta.json"
+    return place.is_file() and _difference(read_json(place), meta) is None
+
+
+def _difference(there: dict[str, Any], meta: dict[str, Any]) -> str | None:
+    """What a joined prediction that is there already has otherwise than the one asked for."""
+    if _digests(there) != _digests(meta):
+        return "checkpoint"
+    keys = ("split", "checkpoint", "chosen", "data_root", "views", "view_mean")
+    return next((key for key in keys if there.get(key) != meta[key]), None)
+
+
+def _digests(meta: dict[str, Any]) -> list[str | None]:
+    return [fold.get("checkpoint_sha256") for fold in meta.get("folds", [])]
+
+
+def _join(path: Path, parts: list[PredictionFile], meta: dict[str, Any]) -> PredictionFile:
+    ids = np.concatenate([part.ids for part in parts])
+    order = np.argsort(ids)
+    place: Int64[np.ndarray, images] = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    labels = np.concatenate([part.labels for part in parts])[order]
+    photos = pd.concat([part.photos for part in parts], ignore_index=True)
+    with write_prediction(
+        path,
+        ids=ids[order],
+        labels=labels,
+        species=parts[0].species,
+        photos=photos.iloc[order].reset_index(drop=True),
+        meta=meta,
+        dtype=parts[0].logits.dtype,
+        chosen_keys=[part.chosen_keys for part in parts],
+    ) as rows:
+        begin = 0
+        for part in parts:
+            shift = _shift(part.logits_prior, meta["logits_prior"])
+            for chunk in part.chunks():
+                moved = store(part.read(chunk) + shift, rows.dtype)
+                rows[place[begin:][chunk]] = moved
+            begin += len(part)
+    return read_prediction(path)
+
+
+def _meta(folds: FoldRuns, parts: list[PredictionFile]) -> dict[str, Any]:
+    prior = _common_prior([part.logits_prior for part in parts])
+    own = ("run", "checkpoint_epoch", "checkpoint_sha256", "config_digest")
+    lists = ("bad_photos", "recovered_photos")
+    # slow_photos: what predictions of older versions list, a matter of the disk.
+    left_out = ("format", "slow_photos", *own)
+    shared = {k: v for k, v in parts[0].meta.items() if k not in left_out}
+    labels = np.concatenate([part.labels for part in parts])
+    held_out = np.bincount(labels, minlength=parts[0].n_classes)
+    return {
+        **shared,
+        "split": OUT_OF_FOLD,
+        "logits_prior": None if prior is None else prior.tolist(),
+        "chosen": {what: how for part in parts for what, how in part.meta["chosen"].items()},
+        "run": str(folds.path),
+        "folds": [{key: part.meta[key] for key in own} for part in parts],
+        "never_held_out": parts[0].category_ids[held_out == 0].tolist(),
+        **{key: [event for part in parts for event in part.meta[key]] for key in lists},
+    }
+
+
+def _common_prior(priors: list[Prior | None]) -> Prior | None:
+    from scipy.stats import gmean  # here: slow to import, and every training would wait for it
+
+    known = [prior for prior in priors if prior is not None]
+    return normalised(gmean(np.stack(known))) if len(known) == len(priors) else None
+
+
+def _shift(carried: Prior | None, common: list[float] | None) -> Float64[np.ndarray, "classes"]:
+    """What to add to a fold's logits; nothing for a species without photos, whose prior is 0."""
+    if carried is None or common is None:
+        return np.zeros(1)
+    target = np.array(common)
+    shift = np.zeros(len(target))
+    drawn = target > 0
+    shift[drawn] = target_shift(carried[drawn], target[drawn])
+    return shift
+
+
+def _name_never_held_out(joined: PredictionFile) -> None:
+    names = joined.absent_species["name"].tolist()
+    if names:
+        say(f"{joined.path}: species never held out: {len(names)} ({first_few(names)})")

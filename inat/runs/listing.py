@@ -1,0 +1,216 @@
+"""The list of runs with their scores."""
+
+import operator
+import os
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pandas as pd
+from rich.table import Table
+
+from inat.config.schema import Config
+from inat.config.stages import lay_stages
+from inat.core.bands import BANDS
+from inat.core.errors import InputError, shown, unknown_name
+from inat.core.files import leads_out, read_file, read_json
+from inat.runs.run import Run, is_run, read_epoch
+
+DEEPEST_LEVEL = 3
+SETTINGS = ("run", "method", "sampler", "backbone", "epochs", "seed")
+BEST_HIGH = ("held_out", "top1", "mean_class_accuracy", "macro_f1", *BANDS)
+BEST_LOW = ("top3_error", "ece")
+COLUMNS = (
+    *SETTINGS,
+    "held_out",
+    "prediction",
+    "n_images",
+    "top1",
+    "top3_error",
+    "mean_class_accuracy",
+    "macro_f1",
+    *BANDS,
+    "ece",
+    "note",
+)
+SHOWN = ("run", "method", "epochs", "held_out", "prediction", "top1", "mean_class_accuracy", *BANDS)
+
+COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+
+
+def list_runs(
+    folder: Path | str = "runs",
+    *,
+    sort: str = "run",
+    reverse: bool = False,
+    where: Sequence[str] = (),
+) -> pd.DataFrame:
+    """A row an evaluated prediction of every run in a folder; a run without any has one row.
+
+    Columns: run (its folder), method (the loss, soup, or stage two's method), sampler, backbone,
+    epochs (trained/planned), seed, held_out (last mean class accuracy on the held-out part),
+    prediction (its name), n_images, top1, top3_error, mean_class_accuracy, macro_f1, many,
+    medium, few, ece (shares), note (what could not be read). What is unknown is None or NaN.
+
+    Args:
+        folder: that holds runs, at most three levels deep.
+        sort: a column; scores best first, the rest ascending; unknown values stand last.
+        reverse: turn the order round.
+        where: `COLUMN=PATTERN` (with * and ?), `COLUMN!=PATTERN`, `COLUMN>NUMBER` and so with >=,
+            < and <=; all must hold.
+
+    Raises:
+        InputError: no such folder or column, or a condition that is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder; inat train makes runs in runs/")
+    rows = [row for path in _run_folders(folder) for row in _rows(path)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    for condition in where:
+        table = table[_holds(table, condition)]
+    if sort not in COLUMNS:
+        raise InputError(unknown_name("sort", sort, COLUMNS))
+    ascending = (sort not in BEST_HIGH) != reverse
+    return table.sort_values(sort, ascending=ascending, kind="stable", ignore_index=True)
+
+
+def runs_table(table: pd.DataFrame) -> Table:
+    """The chief columns for a terminal, shares in per cent."""
+    shown = Table(box=None, pad_edge=False)
+    notes = bool(table["note"].notna().any())
+    for name in (*SHOWN, *(["note"] if notes else [])):
+        is_share = name in BEST_HIGH
+        shown.add_column(
+            name.replace("_", " ") + (" %" if is_share else ""),
+            justify="right" if is_share else "left",
+            overflow="fold",
+        )
+    for row in table.to_dict("records"):
+        cells = [_cell(row[name], is_share=name in BEST_HIGH) for name in SHOWN]
+        shown.add_row(*cells, *([_cell(row["note"], is_share=False)] if notes else []))
+    return shown
+
+
+def _cell(value: Any, *, is_share: bool) -> str:
+    if pd.isna(value):
+        return "–"
+    return f"{100 * value:.1f}" if is_share else shown(value)
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """The runs, and the folders that hold predictions of several runs, in the order of names; a
+    link is followed where it leads out of `folder`, which lists the others under their own name."""
+    for place, folders, _ in os.walk(folder, followlinks=True):
+        path = Path(place)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not (path / name).is_symlink() or leads_out(path / name, folder)
+        )
+        if is_run(path) or (path / "predictions").is_dir():
+            yield path
+        # What lies in a run is no run; nor does a data set beside the runs hold any.
+        if is_run(path) or len(path.relative_to(folder).parts) >= DEEPEST_LEVEL:
+            folders.clear()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        settings = _settings(Run(path)) if is_run(path) else {"run": str(path)}
+    except (InputError, OSError) as error:
+        settings = {"run": str(path), "note": str(error)}
+    found = sorted(path.glob("predictions/*/evaluation/metrics.json"))
+    return [settings | _scores(metrics) for metrics in found] or [settings]
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    config = run.config
+    facts = run.path / "model.json"
+    model = read_json(facts) if facts.is_file() else {}
+    if not isinstance(model, dict):
+        raise InputError(f"{facts}: no facts of a model (a JSON object); train again")
+    state = run.checkpoint("last") / "state.json"
+    done = read_epoch(state) if state.is_file() else 0
+    is_trained = not {"stage_two", "soup"} & set(model)
+    planned = sum(stage.config.epochs for stage in lay_stages(config))
+    return {
+        "run": str(run.path),
+        "method": _method(config, model),
+        "sampler": config.sampler.name,
+        "backbone": config.model.backbone,
+        "epochs": f"{done}/{planned}" if is_trained else str(done),
+        "seed": config.seed,
+        "held_out": _last_held_out(run.metrics_path),
+    }
+
+
+def _method(config: Config, model: dict[str, Any]) -> str:
+    if "stage_two" in model:
+        try:
+            return str(model["stage_two"]["method"])
+        except (KeyError, TypeError):
+            raise InputError("model.json: 'stage_two' names no method; train again") from None
+    return "soup" if "soup" in model else config.loss.name
+
+
+def _last_held_out(path: Path) -> float | None:
+    """Mean class accuracy of the last validation in a metrics.jsonl."""
+    lines = read_file(path).splitlines() if path.is_file() else []
+    for number, line in reversed(list(enumerate(lines, 1))):
+        try:
+            entry = orjson.loads(line)
+        except orjson.JSONDecodeError:  # the line that was being written when a run was killed
+            continue
+        try:
+            if entry["kind"] == "validation":
+                return float(entry["mean_class_accuracy"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path}: line {number} is not what a training writes") from None
+    return None
+
+
+def _scores(path: Path) -> dict[str, Any]:
+    name = path.parts[-3]
+    try:
+        found = read_json(path)
+        return {
+            "prediction": name,
+            "n_images": int(found["n_images"]),
+            "top1": float(found["top1"]["value"]),
+            "top3_error": float(found["top3_error"]),
+            "mean_class_accuracy": float(found["mean_class_accuracy"]["value"]),
+            "macro_f1": float(found["means"]["macro_f1"]),
+            **{
+                band: found["bands"][band] and float(found["bands"][band]["value"])
+                for band in BANDS
+            },
+            "ece": float(found["reliability"]["all"]["ece"]),
+        }
+    except InputError as error:
+        return {"prediction": name, "note": str(error)}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {"prediction": name, "note": f"{path}: of another version; evaluate it again"}
+
+
+def _holds(table: pd.DataFrame, condition: str) -> pd.Series:
+    parts = re.fullmatch(r"\s*(\w+)\s*(!=|>=|<=|=|>|<)(.*)", condition)
+    if parts is None:
+        raise InputError(
+            f"where {condition!r} is no condition; write COLUMN=PATTERN or COLUMN>NUMBER (few>=0.4)"
+        )
+    name, sign, value = parts[1], parts[2], parts[3].strip()
+    if name not in COLUMNS:
+        raise InputError(unknown_name("where", name, COLUMNS))
+    if sign in ("=", "!="):
+        fits = [not pd.isna(each) and fnmatchcase(str(each), value) for each in table[name]]
+        return pd.Series(fits, table.index, bool) == (sign == "=")
+    try:
+        number = float(value)
+    except ValueError:
+        raise InputError(f"where {condition!r}: {value!r} is no number") from None
+    holds: pd.Series = COMPARISONS[sign](pd.to_numeric(table[name], errors="coerce"), number)
+    return holds

@@ -1,0 +1,746 @@
+"""A world of invented species whose truth is known, in the layout of iNaturalist 2018.
+
+The tree of life, the ranges, the seasons and the looks are drawn first and written to
+`truth.json`; annotations and photos follow from them. One seed gives the same bytes on one
+machine, whatever the number of workers.
+"""
+
+import csv
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from inat.core.bands import FEW_BELOW, MANY_ABOVE
+from inat.core.errors import InputError, WorldError
+from inat.core.files import atomic_file, read_json, write_json
+from inat.core.progress import progress_bar
+from inat.core.threads import usable_processors
+from inat.synthetic import creatures
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Row = dict[str, Any]
+
+# Goes up whenever the same options would give other bytes: `synth` then refuses an old world.
+GENERATOR_VERSION = 1
+MAX_SEED = 2**32 - 1
+NULL_SHARE = 0.03  # of the photos lack their place, their date or all of it, as in the real files
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large a world is."""
+
+    n_species: int
+    n_supercategories: int  # at most the 14 of SUPERCATEGORIES
+    longest_side: int  # pixels of a photo's longest side
+    # Train photos by rank, largest species first: (rank, count), log-linear in between.
+    count_knots: tuple[tuple[int, int], ...]
+    n_test: int  # rows, shared evenly among the species
+    n_train: int | None = None  # exact number of rows; None: what the knots give
+    n_val_per_species: int = 3
+    n_photo_files: int | None = None  # rows share this many files; None: a file for every row
+
+
+PROFILES = {
+    "tiny": Profile(36, 4, 256, ((0, 130), (35, 2)), n_test=36 * 16),
+    "small": Profile(64, 6, 800, ((0, 180), (63, 2)), n_test=64 * 12),
+    # The knots follow the counts of the real train2018.json.
+    "inat2018": Profile(
+        8142, 14, 256,
+        ((0, 1000), (40, 1000), (100, 623), (200, 382), (400, 223), (600, 146), (841, 101),
+         (842, 100), (1200, 63), (2000, 31), (3000, 25), (4000, 22), (4917, 20), (4918, 19),
+         (6000, 16), (7000, 13), (8000, 8), (8100, 7), (8141, 2)),
+        n_test=149_394, n_train=437_513, n_photo_files=2000,
+    ),
+}  # fmt: skip
+
+# (supercategory, kingdom, body plan)
+SUPERCATEGORIES = (
+    ("Insecta", "Animalia", "winged"),
+    ("Plantae", "Plantae", "radial"),
+    ("Actinopterygii", "Animalia", "finned"),
+    ("Aves", "Animalia", "winged"),
+    ("Fungi", "Fungi", "radial"),
+    ("Reptilia", "Animalia", "finned"),
+    ("Arachnida", "Animalia", "radial"),
+    ("Mollusca", "Animalia", "winged"),
+    ("Amphibia", "Animalia", "finned"),
+    ("Mammalia", "Animalia", "finned"),
+    ("Animalia", "Animalia", "radial"),
+    ("Chromista", "Chromista", "radial"),
+    ("Protozoa", "Protozoa", "winged"),
+    ("Bacteria", "Bacteria", "finned"),
+)
+
+# The standard deviation that each rank adds to every latent trait.
+MUTATION = {
+    "supercategory": 0.55,
+    "class": 0.35,
+    "order": 0.50,
+    "family": 0.45,
+    "genus": 0.40,
+    "species": 0.38,
+}
+RANKS = tuple(MUTATION)
+
+# Random streams of a world; those of a photo are in `creatures`.
+_TREE, _NAMES, _LOOKS, _RANGES, _IDS, _ROWS, _FILES, _PLACES, _USAGE = range(1, 10)
+
+_JSON_NAMES = (
+    "truth.json",
+    "solution.csv",
+    "train2018_locations.json",
+    "val2018_locations.json",
+    "test2018.json",
+    "val2018.json",
+    "train2018.json",
+)
+_UNFINISHED = ".unfinished-world.json"
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class World:
+    """A written world: where it is and how many species, rows and photo files it has."""
+
+    root: Path
+    n_species: int
+    n_train: int
+    n_val: int
+    n_test: int
+    n_photo_files: int
+
+
+def synth(
+    out: Path,
+    *,
+    profile: str = "small",
+    seed: int = 0,
+    photos: int | None = None,
+    workers: int | None = None,
+) -> World:
+    """Writes a world of invented species with known truth into `out`.
+
+    The layout is that of iNaturalist 2018, plus `solution.csv` (`id,expected,usage`) and
+    `truth.json` (ranges, seasons and looks of the species). A world that is there already, of
+    the same profile, seed and photos, is left as it is; one that was cut off is written again.
+
+    Args:
+        out: folder of the world; other files in it are left alone.
+        profile: one of PROFILES.
+        seed: 0..2**32 - 1; another seed is another world.
+        photos: photo files that the rows of profile inat2018 share (2,000 when None). They
+            show the row's species or a relative: that profile is for scale, not for learning.
+        workers: rendering processes; None is one a core, 0 renders in this process. The bytes
+            are the same for any number.
+
+    Raises:
+        InputError: an option is wrong, or `out` is a file or holds another world.
+        WorldError: a rendering process died.
+    """
+    plan = _checked(profile, seed, photos, workers)
+    n_files = plan.n_photo_files if photos is None else photos
+    identity = {
+        "generator": GENERATOR_VERSION, "profile": profile, "seed": seed, "photos": n_files
+    }  # fmt: skip
+    out = Path(out)
+    found = _world_in(out, identity)
+    if found is not None:
+        return found
+    write_json(out / _UNFINISHED, identity)
+    if workers is None:
+        workers = usable_processors()
+    world = _write_world(out, plan, identity, n_files, workers)
+    (out / _UNFINISHED).unlink()
+    return world
+
+
+def train_counts(profile: Profile) -> Ints:
+    """Train photos by rank, largest species first `[n_species]`.
+
+    The sum is `profile.n_train` where that is given, and no species leaves its shot band or
+    the range of the knots for it.
+    """
+    ranks, counts = np.array(profile.count_knots, dtype=np.float64).T
+    curve = np.exp(np.interp(np.arange(profile.n_species), ranks, np.log(counts)))
+    rounded: Ints = np.round(curve).astype(np.int64)
+    if profile.n_train is None:
+        return rounded
+    return _with_sum(rounded, profile.n_train)
+
+
+def _with_sum(counts: Ints, total: int) -> Ints:
+    """Counts with the exact sum; every one stays in its band, the first and last stay."""
+    high = np.where(
+        counts > MANY_ABOVE, counts[0], np.where(counts < FEW_BELOW, FEW_BELOW - 1, MANY_ABOVE)
+    )
+    low = np.where(
+        counts > MANY_ABOVE, MANY_ABOVE + 1, np.where(counts < FEW_BELOW, counts[-1], FEW_BELOW)
+    )
+    missing = total - int(counts.sum())
+    room = (high - counts) if missing > 0 else (counts - low)
+    room[[0, -1]] = 0
+    step = room * abs(missing) // max(int(room.sum()), 1)
+    # What flooring left over: one each for the species with the most room left.
+    rest = abs(missing) - int(step.sum())
+    step[np.argsort(-(room - step), kind="stable")[:rest]] += 1
+    moved: Ints = np.sort(counts + np.sign(missing) * step)[::-1]
+    return moved
+
+
+# --- options and what is there already -------------------------------------------------------
+
+
+def _checked(profile: str, seed: int, photos: int | None, workers: int | None) -> Profile:
+    if profile not in PROFILES:
+        valid = ", ".join(PROFILES)
+        raise InputError(f"profile {profile!r}: there is no such profile; valid: {valid}")
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed {seed}: give a whole number from 0 to {MAX_SEED}")
+    if workers is not None and workers < 0:
+        raise InputError(f"workers {workers}: give 0 (no extra process) or more")
+    plan = PROFILES[profile]
+    if photos is None:
+        return plan
+    if plan.n_photo_files is None:
+        raise InputError(
+            f"photos {photos}: goes only with profile inat2018, not with {profile}, where every "
+            "row has its own photo; leave photos out"
+        )
+    if photos < 2:
+        raise InputError(f"photos {photos}: give at least 2, one for train and val, one for test")
+    return plan
+
+
+def _world_in(out: Path, identity: Row) -> World | None:
+    """The finished world in `out` if it is the one asked for; None if `out` holds none."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file; give a folder")
+    photo_folders = ("train_val2018", "test2018")
+    there = [name for name in (*_JSON_NAMES, *photo_folders) if (out / name).exists()]
+    if not there:
+        return None
+    if (out / _UNFINISHED).exists():
+        held = read_json(out / _UNFINISHED)
+        if held == identity:
+            return None
+        raise InputError(_refusal(out, f"an unfinished world ({_described(held)})", identity))
+    held = _held_identity(out)
+    if held is None:
+        raise InputError(_refusal(out, f"another data set ({there[0]})", identity))
+    if held["synthetic"] != identity:
+        raise InputError(
+            _refusal(out, f"another world ({_described(held['synthetic'])})", identity)
+        )
+    return World(root=out, **held["world"])
+
+
+def _held_identity(out: Path) -> Row | None:
+    if not all((out / name).exists() for name in _JSON_NAMES):
+        return None
+    info = read_json(out / "truth.json").get("info", {})
+    return info if "synthetic" in info and "world" in info else None
+
+
+def _described(identity: Row) -> str:
+    return ", ".join(f"{key} {value}" for key, value in identity.items() if value is not None)
+
+
+def _refusal(out: Path, held: str, identity: Row) -> str:
+    return (
+        f"{out}: holds {held}, not the one asked for ({_described(identity)}); "
+        "delete the folder or give another one"
+    )
+
+
+# --- the tree of life ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Species 0..n-1 in tree order; for each rank the group of each species and the names."""
+
+    group: dict[str, Ints]  # rank -> [n_species], groups numbered from 0
+    names: dict[str, list[str]]  # rank -> name of each group
+
+
+def _grow_tree(profile: Profile, seed: int) -> Tree:
+    rng = _stream(seed, _TREE)
+    genus_sizes = list(_genus_sizes(profile.n_species, rng))
+    n_genera = len(genus_sizes)
+    cuts = rng.choice(n_genera - 1, min(profile.n_supercategories, n_genera) - 1, replace=False)
+    top = np.zeros(n_genera, dtype=np.int64)
+    top[cuts + 1] = 1
+    top = top.cumsum()
+    of_genus = {"supercategory": top, "genus": np.arange(n_genera)}
+    below, parent = np.arange(n_genera), top
+    for rank, most in (("family", 4), ("order", 4), ("class", 3)):
+        groups = _grouped(parent, most, rng)
+        below = groups[below]
+        parent = parent[np.unique(groups, return_index=True)[1]]
+        of_genus[rank] = below
+    group = {rank: np.repeat(of_genus[rank], genus_sizes) for rank in of_genus}
+    group["species"] = np.arange(profile.n_species)
+    return Tree(group, _name_groups(group, _stream(seed, _NAMES)))
+
+
+def _genus_sizes(n_species: int, rng: np.random.Generator) -> Iterator[int]:
+    """Sizes of 2 to 5 species that sum to `n_species`."""
+    left = n_species
+    while left > 5:
+        size = int(rng.integers(2, 6))
+        if left - size == 1:
+            size += 1 if size < 5 else -1
+        yield size
+        left -= size
+    yield left
+
+
+def _grouped(parents: Ints, most: int, rng: np.random.Generator) -> Ints:
+    """Cuts a row of things into groups of 1 to `most` neighbours with the same parent."""
+    groups = np.zeros(len(parents), dtype=np.int64)
+    left = int(rng.integers(1, most + 1))
+    for k in range(1, len(parents)):
+        left -= 1
+        new = left == 0 or parents[k] != parents[k - 1]
+        groups[k] = groups[k - 1] + new
+        if new:
+            left = int(rng.integers(1, most + 1))
+    return groups
+
+
+_ENDINGS = {
+    "class": ("opsida", "omorpha", "ozoa"),
+    "order": ("ales", "iformes", "ptera"),
+    "family": ("idae", "aceae"),
+    "genus": ("us", "a", "ia", "ella", "opsis", "ium", "ops", "is"),
+    "species": ("ensis", "ata", "oides", "ina", "osa", "icola", "escens", "ifera", "ula", "ica"),
+}
+_ONSETS = (*tuple("bcdfghlmnprstvxz"), "br", "cl", "dr", "gl", "ph", "pl", "sc", "sp", "st", "tr")
+_VOWELS = ("a", "e", "i", "o", "u", "ae", "y")
+_CODAS = ("l", "m", "n", "r", "s", "t", "x", "nd", "rn", "st")
+
+
+def _name_groups(group: dict[str, Ints], rng: np.random.Generator) -> dict[str, list[str]]:
+    """Invented names; none occurs twice, at whatever rank."""
+    names = {"supercategory": [row[0] for row in SUPERCATEGORIES]}
+    taken = set(names["supercategory"])
+    for rank, endings in _ENDINGS.items():
+        n_groups = int(group[rank].max()) + 1
+        names[rank] = [_new_name(endings, taken, rng) for _ in range(n_groups)]
+    names["species"] = [
+        f"{names['genus'][one]} {epithet.lower()}"
+        for one, epithet in zip(group["genus"].tolist(), names["species"], strict=True)
+    ]
+    return names
+
+
+def _new_name(endings: Sequence[str], taken: set[str], rng: np.random.Generator) -> str:
+    while True:
+        parts: list[Sequence[str]] = [_ONSETS, _VOWELS, _ONSETS, endings]
+        if rng.random() < 0.6:
+            parts[3:3] = [_VOWELS, _CODAS]
+        name = "".join(part[int(rng.integers(len(part)))] for part in parts).capitalize()
+        if name not in taken:
+            taken.add(name)
+            return name
+
+
+# --- what is true of the species -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Species:
+    """All species as columns `[n_species]`, in tree order."""
+
+    category_id: Ints
+    n_train: Ints
+    plan: list[str]
+    latent: Floats  # [n_species, n_traits], what `creatures` draws
+    lat: Floats  # centre of the range, degrees
+    lon: Floats
+    range_degrees: Floats  # standard deviation of latitude and of longitude x cos(latitude)
+    season_day: Floats  # peak of the season, days after 1 January
+    season_days: Floats  # standard deviation
+
+
+def _draw_species(profile: Profile, tree: Tree, seed: int) -> Species:
+    n_species, rng = profile.n_species, _stream(seed, _RANGES)
+    ids = _gapped_ids(n_species, _stream(seed, _IDS, 0))
+    genus = tree.group["genus"]
+    lat = rng.uniform(-45, 60, genus.max() + 1)[genus] + rng.normal(0, 9, n_species)
+    lon = rng.uniform(-180, 180, genus.max() + 1)[genus] + rng.normal(0, 14, n_species)
+    season = 190 + rng.normal(0, 45, n_species) + np.where(lat < 0, 183, 0)
+    return Species(
+        category_id=ids,
+        n_train=rng.permutation(train_counts(profile)),
+        plan=[SUPERCATEGORIES[k][2] for k in tree.group["supercategory"]],
+        latent=_inherit(tree, seed),
+        lat=np.clip(lat, -70, 75),
+        lon=(lon + 180) % 360 - 180,
+        range_degrees=rng.uniform(2, 8, n_species),
+        season_day=season % 365,
+        season_days=rng.uniform(12, 45, n_species),
+    )
+
+
+def _inherit(tree: Tree, seed: int) -> Floats:
+    """Latent traits `[n_species, n_traits]`: what every ancestor changed, summed."""
+    n_traits = len(creatures.TRAITS)
+    latent = np.zeros((len(tree.group["species"]), n_traits))
+    for k, rank in enumerate(RANKS):
+        group = tree.group[rank]
+        change = _stream(seed, _LOOKS, k).normal(0, MUTATION[rank], (group.max() + 1, n_traits))
+        latent += change[group]
+    return latent
+
+
+def _gapped_ids(n: int, rng: np.random.Generator) -> Ints:
+    """`n` unique ids with gaps between them, in random order."""
+    return rng.permutation(rng.integers(1, 4, n).cumsum() + 10)
+
+
+def _truth(tree: Tree, species: Species) -> Iterator[Row]:
+    values = creatures.trait_values(species.latent)
+    for k, name in enumerate(tree.names["species"]):
+        yield {
+            "id": int(species.category_id[k]),
+            "name": name,
+            "n_train": int(species.n_train[k]),
+            "range": {
+                "lat": round(float(species.lat[k]), 4),
+                "lon": round(float(species.lon[k]), 4),
+                "spread_degrees": round(float(species.range_degrees[k]), 4),
+            },
+            "season": {
+                "peak_day": round(float(species.season_day[k]), 2),
+                "spread_days": round(float(species.season_days[k]), 2),
+            },
+            "plan": species.plan[k],
+            "appearance": dict(zip(creatures.TRAITS, values[k].round(5).tolist(), strict=True)),
+        }
+
+
+def _categories(tree: Tree, species: Species, seed: int) -> list[Row]:
+    """The rows of `categories`, in shuffled order: a label is neither the id nor the place."""
+    rows = []
+    for k in _stream(seed, _IDS, 1).permutation(len(species.category_id)):
+        lineage = {rank: tree.names[rank][tree.group[rank][k]] for rank in RANKS}
+        top = tree.group["supercategory"][k]
+        rows.append(
+            {
+                "id": int(species.category_id[k]),
+                "name": lineage.pop("species"),
+                "supercategory": lineage.pop("supercategory"),
+                "kingdom": SUPERCATEGORIES[top][1],
+                "phylum": f"{SUPERCATEGORIES[top][0]}phyta",
+                **lineage,
+            }
+        )
+    return rows
+
+
+# --- rows and files --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PhotoFiles:
+    """The photo files to render; the index in these columns is the photo's index."""
+
+    species: Ints
+    paths: list[str]  # relative to the world, as in `file_name`
+    width: Ints
+    height: Ints
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of train, val or test as columns, in the order of the JSON."""
+
+    image_id: Ints
+    species: Ints
+    file: Ints  # index into PhotoFiles
+
+
+def _draw_splits(
+    profile: Profile, species: Species, n_files: int | None, seed: int
+) -> tuple[dict[str, Split], Ints, int]:
+    """The splits, the species that each file shows, and how many files are train and val."""
+    n_species = profile.n_species
+    n_test = np.full(n_species, profile.n_test // n_species)
+    n_test[: profile.n_test % n_species] += 1
+    n_val = np.full(n_species, profile.n_val_per_species)
+    labels = [
+        _stream(seed, _ROWS, k).permutation(np.repeat(np.arange(n_species), counts))
+        for k, counts in enumerate((species.n_train, n_val, n_test))
+    ]
+    ends = np.cumsum([0, *map(len, labels)])
+    ids = _gapped_ids(int(ends[-1]), _stream(seed, _ROWS, 3))
+    if n_files is None:
+        file, shown, n_train_val = np.arange(ends[-1]), np.concatenate(labels), int(ends[2])
+    else:
+        file, shown, n_train_val = _shared_files(labels, n_species, n_files)
+    splits = {
+        name: Split(ids[ends[k] : ends[k + 1]], labels[k], file[ends[k] : ends[k + 1]])
+        for k, name in enumerate(_SPLITS)
+    }
+    return splits, shown, n_train_val
+
+
+def _shared_files(labels: list[Ints], n_species: int, n_files: int) -> tuple[Ints, Ints, int]:
+    """File of each row when files are fewer than rows: one of the species or of a relative."""
+    n_train_val = max(1, n_files * 3 // 4)
+    files = []
+    for split, first, n in ((0, 0, n_train_val), (1, 0, n_train_val), (2, n_train_val, n_files)):
+        n_here = n - first
+        nearest = labels[split] * n_here // n_species  # species are in tree order
+        files.append(first + nearest)
+    n_here = n_files - n_train_val
+    shown = [np.arange(n) * n_species // n + n_species // (2 * n) for n in (n_train_val, n_here)]
+    return np.concatenate(files), np.concatenate(shown), n_train_val
+
+
+def _lay_out_files(
+    tree: Tree, species: Species, shown: Ints, n_train_val: int, longest_side: int, seed: int
+) -> PhotoFiles:
+    names = _stream(seed, _FILES).bytes(16 * len(shown)).hex()
+    top = tree.group["supercategory"]
+    paths = []
+    for k, one in enumerate(shown):
+        name = f"{names[32 * k : 32 * k + 32]}.jpg"
+        folder = "test2018"
+        if k < n_train_val:
+            folder = f"train_val2018/{SUPERCATEGORIES[top[one]][0]}/{species.category_id[one]}"
+        paths.append(f"{folder}/{name}")
+    sizes = [creatures.photo_size(seed, k, longest_side) for k in range(len(shown))]
+    width, height = np.array(sizes, dtype=np.int64).T
+    return PhotoFiles(shown, paths, width, height)
+
+
+# --- rendering -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A photo for a worker: all that its bytes depend on besides the seed and its size."""
+
+    index: int
+    path: Path
+    creature: creatures.Creature
+
+
+def _render_all(
+    out: Path, species: Species, files: PhotoFiles, longest_side: int, seed: int, workers: int
+) -> None:
+    for folder in {Path(path).parent for path in files.paths}:
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    jobs = (
+        Job(k, out / path, creatures.Creature(species.plan[one], species.latent[one]))
+        for k, (one, path) in enumerate(zip(files.species.tolist(), files.paths, strict=True))
+    )
+    render = partial(_render_one, seed=seed, longest_side=longest_side)
+    with progress_bar("photos", len(files.paths), "photos") as bar:
+        for _ in map(render, jobs) if workers == 0 else _in_processes(render, jobs, workers):
+            bar.advance(1)
+
+
+def _in_processes(
+    render: Callable[[Job], None], jobs: Iterable[Job], workers: int
+) -> Iterator[None]:
+    # Spawned, not forked: a fork copies the locks of torch's and OpenCV's threads as they are.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+            yield from pool.map(render, jobs, chunksize=16)
+    except BrokenProcessPool:
+        raise WorldError(
+            "a rendering process died: out of memory, or the calling script has no "
+            "`if __name__ == '__main__':`; try again with workers 0"
+        ) from None
+
+
+def _start_worker() -> None:
+    import cv2
+
+    cv2.setNumThreads(1)  # the processes share the cores already
+
+
+def _render_one(job: Job, *, seed: int, longest_side: int) -> None:
+    # Not flushed to the disk one by one, which can take longer than the rendering.
+    content = creatures.render_jpeg(job.creature, seed, job.index, longest_side)
+    try:
+        job.path.write_bytes(content)
+    except OSError as error:  # one of writing names no file
+        raise OSError(error.errno, error.strerror, str(job.path)) from None
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def _write_world(
+    out: Path, profile: Profile, identity: Row, n_files: int | None, workers: int
+) -> World:
+    seed = identity["seed"]
+    tree = _grow_tree(profile, seed)
+    species = _draw_species(profile, tree, seed)
+    splits, shown, n_train_val = _draw_splits(profile, species, n_files, seed)
+    files = _lay_out_files(tree, species, shown, n_train_val, profile.longest_side, seed)
+    _render_all(out, species, files, profile.longest_side, seed, workers)
+    sizes = {f"n_{name}": len(splits[name].image_id) for name in _SPLITS}
+    world = World(out, profile.n_species, **sizes, n_photo_files=len(files.paths))
+    counts = {key: value for key, value in asdict(world).items() if key != "root"}
+    truth_info = {**_info(identity), "world": counts}
+    _write_tables(out / "truth.json", truth_info, {"species": _truth(tree, species)})
+    _write_solution(out / "solution.csv", splits["test"], species, seed)
+    for k, name in enumerate(("train", "val")):
+        rows = _location_rows(splits[name], species, _stream(seed, _PLACES, k))
+        _write_list(out / f"{name}2018_locations.json", rows)
+    _write_annotations(out, splits, species, files, _categories(tree, species, seed), identity)
+    return world
+
+
+def _write_annotations(
+    out: Path,
+    splits: dict[str, Split],
+    species: Species,
+    files: PhotoFiles,
+    categories: list[Row],
+    identity: Row,
+) -> None:
+    n_before = 0
+    for name in reversed(_SPLITS):  # train last: a world with train2018.json is whole
+        tables: dict[str, Iterable[Row]] = {"images": _image_rows(splits[name], files)}
+        if name != "test":
+            tables["annotations"] = _annotation_rows(splits[name], species, n_before + 1)
+            n_before += len(splits[name].image_id)
+            tables["categories"] = categories  # the real test file has images only
+        tables["licenses"] = _LICENSES
+        _write_tables(out / f"{name}2018.json", _info(identity), tables)
+
+
+_LICENSES = [
+    {"id": 1, "name": "Invented photo, free for any use", "url": "http://example.org/1"},
+    {"id": 2, "name": "Invented photo, free with credit", "url": "http://example.org/2"},
+]
+
+
+def _info(identity: Row) -> Row:
+    return {
+        "description": "Invented species with known truth, in the layout of iNaturalist 2018",
+        "version": "synthetic",
+        "year": 2018,
+        "contributor": "inat",
+        "date_created": "2018-02-01",
+        "url": "",
+        "synthetic": identity,
+    }
+
+
+def _image_rows(split: Split, files: PhotoFiles) -> Iterator[Row]:
+    columns = zip(split.image_id.tolist(), split.file.tolist(), strict=True)
+    width, height = files.width.tolist(), files.height.tolist()
+    for image_id, file in columns:
+        yield {
+            "id": image_id,
+            "width": width[file],
+            "height": height[file],
+            "file_name": files.paths[file],
+            "license": 1 + image_id % 2,
+            "rights_holder": f"observer {image_id % 97}",
+        }
+
+
+def _annotation_rows(split: Split, species: Species, first: int) -> Iterator[Row]:
+    labels = species.category_id[split.species].tolist()
+    for k, (image_id, label) in enumerate(zip(split.image_id.tolist(), labels, strict=True)):
+        yield {"id": first + k, "image_id": image_id, "category_id": label}
+
+
+def _location_rows(split: Split, species: Species, rng: np.random.Generator) -> Iterator[Row]:
+    """Where, when and by whom: a place in the species' range, a day in its season."""
+    one, n = split.species, len(split.species)
+    spread = species.range_degrees[one]
+    lat = np.clip(species.lat[one] + rng.normal(0, spread), -85, 85)
+    lon = species.lon[one] + rng.normal(0, spread) / np.cos(np.deg2rad(species.lat[one]))
+    lon = (lon + 180) % 360 - 180
+    dates = _dates(species.season_day[one], species.season_days[one], rng)
+    users = (1 + rng.zipf(1.5, n) % (1 + n // 8)).tolist()  # a few people take most photos
+    # 1 lacks the place, 2 the date, 3 everything.
+    lacks = np.where(rng.random(n) < NULL_SHARE, rng.integers(1, 4, n), 0)
+    places = zip(lat.round(5).tolist(), lon.round(5).tolist(), strict=True)
+    rows = zip(split.image_id.tolist(), places, dates, users, lacks.tolist(), strict=True)
+    for image_id, (y, x), date, user, lack in rows:
+        yield {
+            "id": image_id,
+            "lat": None if lack in (1, 3) else y,
+            "lon": None if lack in (1, 3) else x,
+            "date": None if lack in (2, 3) else date,
+            "user_id": None if lack == 3 else user,
+        }
+
+
+def _dates(peak: Floats, spread: Floats, rng: np.random.Generator) -> list[str]:
+    """`2016-05-07 13:45:10+00:00`, in 2013 to 2017, around the day `peak`."""
+    day = (np.round(peak + rng.normal(0, spread)) % 365).astype(np.int64)
+    year = rng.integers(2013, 2018, len(day))
+    start = (year - 1970).astype("datetime64[Y]").astype("datetime64[s]")
+    second = day * 86_400 + rng.integers(6 * 3600, 21 * 3600, len(day))
+    text = np.datetime_as_string(start + second.astype("timedelta64[s]"), unit="s")
+    return [f"{moment.replace('T', ' ')}+00:00" for moment in text.tolist()]
+
+
+def _write_solution(path: Path, split: Split, species: Species, seed: int) -> None:
+    public = _stream(seed, _USAGE).random(len(split.image_id)) < 1 / 3
+    labels = species.category_id[split.species].tolist()
+    with atomic_file(path) as partial_path, partial_path.open("w", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(("id", "expected", "usage"))
+        usage = np.where(public, "Public", "Private").tolist()
+        writer.writerows(zip(split.image_id.tolist(), labels, usage, strict=True))
+
+
+_CHUNK = 20_000  # rows in memory at a time: half a million dicts would take a gigabyte
+
+
+def _write_tables(path: Path, info: Row, tables: dict[str, Iterable[Row]]) -> None:
+    """Writes `{"info": ..., "<table>": [rows], ...}` without holding a table in memory."""
+    with atomic_file(path) as partial_path, partial_path.open("wb") as handle:
+        handle.write(b'{"info":' + orjson.dumps(info))
+        for name, rows in tables.items():
+            handle.write(b',\n"%s":[' % name.encode())
+            handle.writelines(_joined(rows))
+            handle.write(b"]")
+        handle.write(b"}\n")
+
+
+def _write_list(path: Path, rows: Iterable[Row]) -> None:
+    with atomic_file(path) as partial_path, partial_path.open("wb") as handle:
+        handle.write(b"[")
+        handle.writelines(_joined(rows))
+        handle.write(b"]\n")
+
+
+def _joined(rows: Iterable[Row]) -> Iterator[bytes]:
+    """The rows as the inside of a JSON list, in chunks."""
+    between, chunk = b"\n", []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == _CHUNK:
+            yield between + orjson.dumps(chunk)[1:-1]
+            between, chunk = b",\n", []
+    if chunk:
+        yield between + orjson.dumps(chunk)[1:-1]
+
+
+def _stream(seed: int, *path: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *path])))
