@@ -77,7 +77,10 @@ def download(
             f"{spec.slug} is not fetched by this verb; fetch its files by hand from "
             f"https://www.kaggle.com/c/{spec.slug}/data into {root}"
         )
-    wanted = _wanted(spec, only)
+    parts = {archive.part for archive in spec.archives}
+    if only is not None and only not in parts:
+        raise InputError(unknown_name("--only", only, parts))
+    wanted = [archive for archive in spec.archives if only in (None, archive.part)]
     base = _checked_address(spec.download_url if base_url is None else base_url)
     root = Path(root)
     _refuse_no_folder(root)
@@ -109,10 +112,33 @@ def _bring_all(
         _refuse_full_disk(root, todo, remotes, keep_archives=keep_archives)
         for archive in todo:
             path = root / archive.name
-            remote = remotes.get(archive.name)
-            digest = _fetched(session, remote, path, archive) if remote else _checked(path, archive)
-            n_members = _unpacked(path, archive, root)
-            _record(root, spec, archive, url=base + archive.name, md5=digest, members=n_members)
+            if remote := remotes.get(archive.name):
+                digest = _fetched(session, remote, path, archive)
+            else:
+                with _megabytes(f"{path.name}: checking", path.stat().st_size) as advance:
+                    digest = md5(path, advance)
+                if archive.md5 not in (None, digest):
+                    raise WorldError(
+                        f"{path}: its MD5 is {digest}, and {archive.md5} was published; "
+                        f"{FETCH_AGAIN}"
+                    )
+            size = path.stat().st_size
+            with (
+                _disk_faults(root / archive.folder),
+                _megabytes(f"{path.name}: unpacking", size) as advance,
+            ):
+                n_members = unpack(path, archive, root, advance)
+            entry = {
+                "url": base + archive.name,
+                "md5": digest,
+                "members": n_members,
+                "size": size,
+                "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            archives = _read_record(root, spec) | {archive.name: entry}
+            # The record must not reach the disk before the photos, which were not flushed.
+            os.sync()
+            write_json(root / RECORD_NAME, {"competition": spec.slug, "archives": archives})
             if not keep_archives:
                 path.unlink()
             n_files += n_members
@@ -120,7 +146,7 @@ def _bring_all(
 
 
 def _fetched(session: requests.Session, remote: Remote, path: Path, archive: Archive) -> str:
-    """Fetches an archive to `path` and gives its MD5, which is the published one."""
+    """Fetches an archive to `path` and returns its MD5, which is the published one."""
     part = Part(path.with_name(path.name + ".part"), remote)
     with _megabytes(f"{path.name}: checking what is there", part.size) as advance:
         part.check(advance)
@@ -134,26 +160,6 @@ def _fetched(session: requests.Session, remote: Remote, path: Path, archive: Arc
         )
     part.rename(path)
     return part.md5
-
-
-def _checked(path: Path, archive: Archive) -> str:
-    """The MD5 of an archive that is there, which is the published one."""
-    with _megabytes(f"{path.name}: checking", path.stat().st_size) as advance:
-        digest = md5(path, advance)
-    if archive.md5 not in (None, digest):
-        raise WorldError(
-            f"{path}: its MD5 is {digest}, and {archive.md5} was published; {FETCH_AGAIN}"
-        )
-    return digest
-
-
-def _unpacked(path: Path, archive: Archive, root: Path) -> int:
-    size = path.stat().st_size
-    with (
-        _disk_faults(root / archive.folder),
-        _megabytes(f"{path.name}: unpacking", size) as advance,
-    ):
-        return unpack(path, archive, root, advance)
 
 
 @contextmanager
@@ -179,14 +185,28 @@ def _refuse_full_disk(
     held: Counter[Path] = Counter()
     peak: Counter[Path] = Counter()
     for archive in todo:
-        home = _home(root, archive)
-        disks = [places.setdefault(place.stat().st_dev, place) for place in (root, home)]
-        size, came = _sizes(root / archive.name, archive, remotes.get(archive.name))
-        held[disks[0]] += size - came
-        held[disks[1]] += _unpacked_bytes(size, archive, root, home)
+        path, folder = root / archive.name, root / archive.folder
+        _refuse_no_folder(folder)
+        home = folder if folder.is_dir() else root
+        archives, files = (places.setdefault(place.stat().st_dev, place) for place in (root, home))
+        if remote := remotes.get(archive.name):
+            size, part = (
+                remote.size or archive.about_bytes or 0,
+                path.with_name(path.name + ".part"),
+            )
+            missing = max(0, size - (part.stat().st_size if part.is_file() else 0))
+        else:
+            size, missing = path.stat().st_size, 0
+        held[archives] += missing
+        if archive.folder:
+            there = (file.stat().st_size for file in home.rglob("*") if file.is_file())
+            unpacked = round(size * PHOTOS_UNPACKED) - (0 if home == root else sum(there))
+        else:
+            unpacked = round(size * FILES_UNPACKED)
+        held[files] += max(0, unpacked)
         peak |= held
         if not keep_archives:
-            held[disks[0]] -= size
+            held[archives] -= size
     for place, needed in peak.items():
         free = shutil.disk_usage(place).free
         if needed > free:
@@ -196,53 +216,11 @@ def _refuse_full_disk(
             )
 
 
-def _home(root: Path, archive: Archive) -> Path:
-    """The folder that is there already on the file system which the archive's files go to."""
-    folder = root / archive.folder
-    _refuse_no_folder(folder)
-    return folder if folder.is_dir() else root
-
-
-def _sizes(path: Path, archive: Archive, remote: Remote | None) -> tuple[int, int]:
-    """Bytes of an archive, and how many of them are there."""
-    if remote is None:
-        return (size := path.stat().st_size), size
-    part = path.with_name(path.name + ".part")
-    size = remote.size or archive.about_bytes or 0
-    return size, min(size, part.stat().st_size) if part.is_file() else 0
-
-
-def _unpacked_bytes(size: int, archive: Archive, root: Path, home: Path) -> int:
-    """About how many bytes the archive's files will add; those that are there do not count."""
-    if not archive.folder:
-        return round(size * FILES_UNPACKED)
-    there = 0 if home == root else _bytes_below(home)
-    return max(0, round(size * PHOTOS_UNPACKED) - there)
-
-
-def _bytes_below(folder: Path) -> int:
-    n_bytes = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                n_bytes += _bytes_below(Path(entry.path))
-            else:
-                n_bytes += entry.stat(follow_symlinks=False).st_size
-    return n_bytes
-
-
 def _shown(n_bytes: int) -> str:
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n_bytes >= size:
             return f"{n_bytes / size:,.1f} {unit}"
     return f"{n_bytes} bytes"
-
-
-def _wanted(spec: Competition, only: str | None) -> tuple[Archive, ...]:
-    parts = {archive.part for archive in spec.archives}
-    if only is not None and only not in parts:
-        raise InputError(unknown_name("--only", only, parts))
-    return tuple(archive for archive in spec.archives if only in (None, archive.part))
 
 
 def _checked_address(url: str) -> str:
@@ -270,17 +248,14 @@ def _refuse_no_folder(path: Path) -> None:
 
 def _incomplete(root: Path, spec: Competition, wanted: Sequence[Archive]) -> list[Archive]:
     recorded = _read_record(root, spec)
-    return [archive for archive in wanted if not _is_complete(root, archive, recorded)]
-
-
-def _is_complete(root: Path, archive: Archive, recorded: Mapping[str, Any]) -> bool:
-    entry = recorded.get(archive.name)
-    return (
-        entry is not None
-        and archive.md5 in (None, entry["md5"])
-        and all((root / name).is_file() for name in archive.files)
-        and (root / archive.folder).is_dir()
-    )
+    return [
+        archive
+        for archive in wanted
+        if (entry := recorded.get(archive.name)) is None
+        or archive.md5 not in (None, entry["md5"])
+        or not all((root / name).is_file() for name in archive.files)
+        or not (root / archive.folder).is_dir()
+    ]
 
 
 def _read_record(root: Path, spec: Competition) -> dict[str, dict[str, Any]]:
@@ -298,15 +273,6 @@ def _read_record(root: Path, spec: Competition) -> dict[str, dict[str, Any]]:
     if competition != spec.slug:
         raise InputError(f"{root}: holds the data of {competition}; give another --root")
     return dict(archives)
-
-
-def _record(root: Path, spec: Competition, archive: Archive, **facts: Any) -> None:
-    facts["size"] = (root / archive.name).stat().st_size
-    facts["when"] = datetime.now(UTC).isoformat(timespec="seconds")
-    archives = _read_record(root, spec) | {archive.name: facts}
-    # The record must not reach the disk before the photos, which were not flushed.
-    os.sync()
-    write_json(root / RECORD_NAME, {"competition": spec.slug, "archives": archives})
 
 
 @contextmanager

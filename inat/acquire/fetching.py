@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import IncompleteRead
 from pathlib import Path
@@ -44,11 +44,6 @@ class Remote:
     size: int | None
     etag: str
     last_modified: str
-
-    @property
-    def validator(self) -> str:
-        """What If-Range takes: a strong ETag or the date; "" where there is neither."""
-        return self.last_modified if self.etag.startswith("W/") else self.etag or self.last_modified
 
     @property
     def version(self) -> dict[str, int | str | None]:
@@ -94,7 +89,11 @@ class Part:
         self._remote = remote
         self._digest = hashlib.md5(usedforsecurity=False)
         self.size = path.stat().st_size if path.is_file() else 0
-        if not self._is_of(remote):
+        try:
+            noted = read_json(self._note)
+        except InputError:
+            noted = None
+        if noted != remote.version or (remote.size is not None and self.size > remote.size):
             self._restart(remote)
 
     @property
@@ -132,13 +131,6 @@ class Part:
         self.path.unlink(missing_ok=True)
         self._note.unlink(missing_ok=True)
 
-    def _is_of(self, remote: Remote) -> bool:
-        try:
-            noted = read_json(self._note)
-        except InputError:
-            return False
-        return noted == remote.version and (remote.size is None or self.size <= remote.size)
-
     def _restart(self, remote: Remote) -> None:
         self.path.write_bytes(b"")
         self.size = 0
@@ -149,8 +141,24 @@ class Part:
     def _fetch_once(self, session: requests.Session, advance: Callable[[int], object]) -> None:
         if self.size == self._remote.size:
             return
-        with _answer(session, "GET", self._remote.url, self._range()) as response:
-            if not self._goes_on(response):
+        headers = {}
+        if self.size:
+            headers["Range"] = f"bytes={self.size}-"
+            # A weak ETag does not promise the same bytes.
+            etag = "" if self._remote.etag.startswith("W/") else self._remote.etag
+            if validator := etag or self._remote.last_modified:
+                headers["If-Range"] = validator
+        with _answer(session, "GET", self._remote.url, headers) as response:
+            # Is the answer the rest of the very file that the bytes so far are of?
+            stated = response.headers.get("Content-Range", "")
+            place = re.match(r"bytes (\d+)-", stated)
+            whole = re.search(r"/(\d+)$", stated)
+            if (
+                response.status_code != 206
+                or place is None
+                or int(place[1]) != self.size
+                or (whole and int(whole[1]) != self._remote.size)
+            ):
                 advance(-self.size)
                 self._restart(_remote(self._remote.url, response))
                 if response.status_code != 200:
@@ -159,27 +167,16 @@ class Part:
         if self._remote.size not in (None, self.size):
             raise _Passing("the connection was cut")
 
-    def _range(self) -> dict[str, str]:
-        if not self.size:
-            return {}
-        headers = {"Range": f"bytes={self.size}-"}
-        if self._remote.validator:
-            headers["If-Range"] = self._remote.validator
-        return headers
-
-    def _goes_on(self, response: requests.Response) -> bool:
-        """Whether the answer is the rest of the very file that the bytes so far are of."""
-        place = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        return (
-            response.status_code == 206
-            and place is not None
-            and int(place[1]) == self.size
-            and _whole_size(response) in (None, self._remote.size)
-        )
-
     def _take(self, response: requests.Response, advance: Callable[[int], object]) -> None:
         with self.path.open("ab") as handle:
-            for piece in _pieces(response):
+            while True:
+                try:
+                    # read1: with read, bytes that came just before a cut would be lost.
+                    piece = response.raw.read1(PIECE, decode_content=False)
+                except (urllib3.exceptions.HTTPError, OSError) as error:
+                    raise _Passing(_reason(error)) from None
+                if not piece:
+                    return
                 handle.write(piece)
                 self._digest.update(piece)
                 self.size += len(piece)
@@ -234,18 +231,6 @@ def _answer(
     )
 
 
-def _pieces(response: requests.Response) -> Iterator[bytes]:
-    while True:
-        try:
-            # read1: with read, bytes that came just before a cut would be lost.
-            piece = response.raw.read1(PIECE, decode_content=False)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _Passing(_reason(error)) from None
-        if not piece:
-            return
-        yield piece
-
-
 def _remote(url: str, response: requests.Response) -> Remote:
     length = response.headers.get("Content-Length", "")
     return Remote(
@@ -254,12 +239,6 @@ def _remote(url: str, response: requests.Response) -> Remote:
         etag=response.headers.get("ETag", ""),
         last_modified=response.headers.get("Last-Modified", ""),
     )
-
-
-def _whole_size(response: requests.Response) -> int | None:
-    """Size of the whole file, as an answer about a part of it states it."""
-    stated = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
-    return int(stated[1]) if stated else None
 
 
 def _status(response: requests.Response) -> str:

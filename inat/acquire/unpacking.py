@@ -10,7 +10,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
@@ -41,19 +43,12 @@ FETCH_AGAIN = "remove it, and the same command fetches it again"
 
 @dataclass(frozen=True)
 class _Member:
-    """One entry of an archive.
-
-    Attributes:
-        name: as the archive states it.
-        size: bytes.
-        kind: "file", "folder", or what else it is.
-        open: gives its bytes; to be called before the next member is asked for.
-    """
+    """One entry of an archive."""
 
     name: str
-    size: int
-    kind: str
-    open: Callable[[], IO[bytes]]
+    size: int  # in bytes
+    kind: str  # "file", "folder", or what else it is
+    open: Callable[[], IO[bytes]]  # to be called before the next member is asked for
 
 
 def unpack(path: Path, archive: Archive, root: Path, advance: Callable[[int], object]) -> int:
@@ -124,31 +119,30 @@ class _Unpacking:
 
     def _put_photo(self, member: _Member, target: Path) -> None:
         self._lacking.discard(self._archive.folder)
-        if _is_file_of(target, member.size):
-            return
+        with suppress(FileNotFoundError, NotADirectoryError):
+            state = target.lstat()
+            if stat.S_ISREG(state.st_mode) and state.st_size == member.size:
+                return
         if target.parent not in self._folders:
-            self._make_folder(target.parent, member)
+            # The top folder itself may be a link to a larger disk.
+            top = self._root / self._archive.folder
+            if leads_out(target.parent, top):
+                raise WorldError(
+                    f"{self._path}: member {member.name!r:.120} would be written through a link "
+                    f"out of {top}; put a folder in the place of the link"
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._folders.add(target.parent)
         _written(member, target).replace(target)
 
-    def _make_folder(self, folder: Path, member: _Member) -> None:
-        # The top folder itself may be a link to a larger disk.
-        top = self._root / self._archive.folder
-        if leads_out(folder, top):
-            raise WorldError(
-                f"{self._path}: member {member.name!r:.120} would be written through a link out "
-                f"of {top}; put a folder in the place of the link"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folders.add(folder)
-
     def _put_file(self, member: _Member, target: Path) -> None:
-        partial = _written(member, target)
+        copied = _written(member, target)
         self._lacking.discard(target.name)
         if not target.exists():
-            partial.replace(target)
+            copied.replace(target)
             return
-        is_same = filecmp.cmp(partial, target, shallow=False)
-        partial.unlink()
+        is_same = filecmp.cmp(copied, target, shallow=False)
+        copied.unlink()
         if not is_same:
             raise InputError(
                 f"{target}: is there already, and is not what {self._path.name} holds; move it "
@@ -160,32 +154,22 @@ def _checked_parts(path: Path, member: _Member) -> tuple[str, ...]:
     """The parts of a member's name; refused where they lead out of the root, and links at all."""
     parts = PurePosixPath(member.name.replace("\\", "/")).parts
     if not parts and member.kind != "folder":
-        _refuse(path, member, "has no name")
+        why = "has no name"
     # Of "//a" the first part is "//".
-    if parts and (parts[0].startswith("/") or ".." in parts or ":" in parts[0]):
-        _refuse(path, member, "leads out of the data root")
-    if "\0" in member.name:
-        _refuse(path, member, "has a zero byte in its name")
-    if member.kind not in ("file", "folder"):
-        _refuse(path, member, f"is {member.kind}")
-    if member.size > LARGEST_MEMBER:
-        _refuse(path, member, f"has {member.size:,} bytes, more than any file of a data set")
-    return parts
-
-
-def _refuse(path: Path, member: _Member, why: str) -> None:
+    elif parts and (parts[0].startswith("/") or ".." in parts or ":" in parts[0]):
+        why = "leads out of the data root"
+    elif "\0" in member.name:
+        why = "has a zero byte in its name"
+    elif member.kind not in ("file", "folder"):
+        why = f"is {member.kind}"
+    elif member.size > LARGEST_MEMBER:
+        why = f"has {member.size:,} bytes, more than any file of a data set"
+    else:
+        return parts
     raise WorldError(
         f"{path}: member {member.name!r:.120} {why}; such an archive is not unpacked: remove it "
         "and fetch it from elsewhere (--base-url)"
     )
-
-
-def _is_file_of(path: Path, size: int) -> bool:
-    try:
-        state = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return stat.S_ISREG(state.st_mode) and state.st_size == size
 
 
 def _written(member: _Member, target: Path) -> Path:
@@ -194,14 +178,14 @@ def _written(member: _Member, target: Path) -> Path:
     Not inat.core.files.atomic_file: to flush half a million photos one by one takes an hour, and a
     name drawn anew would leave a file behind after every kill. Here the next try writes over it.
     """
-    partial = target.with_name(f".partial-{target.name}")
+    copied = target.with_name(f".partial-{target.name}")
     try:
-        with member.open() as source, partial.open("wb") as copy:
+        with member.open() as source, copied.open("wb") as copy:
             shutil.copyfileobj(source, copy, PIECE)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        copied.unlink(missing_ok=True)
         raise
-    return partial
+    return copied
 
 
 class _Bounded(gzip.GzipFile):
@@ -225,7 +209,9 @@ def _tar_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Memb
         with tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**16, encoding="utf-8") as tar:
             while (member := tar.next()) is not None:
                 unpacked.left = MOST_BETWEEN + (member.size if member.isreg() else 0)
-                yield _Member(member.name, member.size, _tar_kind(member), _opener(tar, member))
+                # None is for links and folders, which are not opened.
+                content = cast("Callable[[], IO[bytes]]", partial(tar.extractfile, member))
+                yield _Member(member.name, member.size, _tar_kind(member), content)
                 # Half a million of them take half a gigabyte.
                 tar.members.clear()  # type: ignore[attr-defined]
                 advance(packed.tell() - told)
@@ -234,11 +220,6 @@ def _tar_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Memb
         while unpacked.read(PIECE):  # to the end, where the checksum stands
             pass
         advance(packed.tell() - told)
-
-
-def _opener(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
-    # None is for links and folders, which are not opened.
-    return lambda: cast("IO[bytes]", tar.extractfile(member))
 
 
 def _tar_kind(member: tarfile.TarInfo) -> str:
@@ -260,12 +241,9 @@ def _tar_kind(member: tarfile.TarInfo) -> str:
 def _zip_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Member]:
     with open_packed(path) as file, zipfile.ZipFile(file) as packed:
         for info in packed.infolist():
-            yield _Member(info.filename, info.file_size, _zip_kind(info), _zip_opener(packed, info))
+            content = partial(packed.open, info)
+            yield _Member(info.filename, info.file_size, _zip_kind(info), content)
             advance(info.compress_size)
-
-
-def _zip_opener(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
-    return lambda: packed.open(info)
 
 
 def _zip_kind(info: zipfile.ZipInfo) -> str:
