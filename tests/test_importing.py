@@ -578,7 +578,7 @@ def test_a_killed_import_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -
 KILLED_AT = """
 import os, signal, sys
 from pathlib import Path
-from inat import importing
+from inat.acquire import import_folders as importing
 def kill(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 rename, left = Path.rename, [int(sys.argv[4])]
 def counted(*paths):

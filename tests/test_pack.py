@@ -775,14 +775,14 @@ class Interrupter:
         self.error = error
 
     def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        stored = packing._Preparer._stored
+        prepare = packing._Preparer.__call__
 
-        def failing(preparer: Any, index: int, *rest: Any) -> Any:
+        def failing(preparer: Any, index: int) -> Any:
             if index == self.at:
                 raise self.error
-            return stored(preparer, index, *rest)
+            return prepare(preparer, index)
 
-        monkeypatch.setattr(packing._Preparer, "_stored", failing)
+        monkeypatch.setattr(packing._Preparer, "__call__", failing)
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,14 @@ import numpy as np
 
 from inat.core.arrays import csv_cell
 from inat.core.errors import InputError
-from inat.core.files import atomic_file, disk_remedies, locked, read_json, write_json
+from inat.core.files import (
+    atomic_file,
+    disk_remedies,
+    locked,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from inat.core.progress import progress_bar
 from inat.core.threads import in_order, usable_processors
 from inat.dataset.annotation_cache import digest
@@ -47,6 +55,9 @@ LONGEST_NAME = 255
 
 MOST_LISTED = 20
 """Species that are listed one by one."""
+
+Labeled = Sequence[tuple[int, FoundPhoto]]
+"""Photos with their labels; -1 where unknown."""
 
 
 class SpeciesCount(NamedTuple):
@@ -94,7 +105,7 @@ class Imported:
         lines = [
             f"{self.root}: {self.n_species:,} species, {self.n_train:,} train, {self.n_val:,} val, "
             f"{self.n_test:,} test",
-            *self._table(),
+            *_table(self.species),
         ]
         if self.n_linked:
             lines.append(f"links         {self.n_linked:,} photos were reached through links")
@@ -110,18 +121,20 @@ class Imported:
         )
         return lines
 
-    def _table(self) -> Iterator[str]:
-        """The species with the most photos first; the middle of a long list is left out."""
-        rows = sorted(self.species, key=lambda row: -row.train)
-        shown = rows
-        if len(rows) > MOST_LISTED:
-            shown = rows[: MOST_LISTED // 2] + rows[-(MOST_LISTED // 2) :]
-        width = max(len("species"), *(len(row.name) for row in shown))
-        yield f"  {'species':{width}}  {'train':>7}  {'val':>7}  {'test':>7}"
-        for place, row in enumerate(shown):
-            if len(rows) > MOST_LISTED and place == MOST_LISTED // 2:
-                yield f"  ... {len(rows) - len(shown):,} more species"
-            yield f"  {row.name:{width}}  {row.train:>7,}  {row.val:>7,}  {row.test:>7,}"
+
+def _table(species: Sequence[SpeciesCount]) -> Iterator[str]:
+    """The species with the most photos first; the middle of a long list is left out."""
+    rows = sorted(species, key=lambda row: -row.train)
+    half, n_rows = MOST_LISTED // 2, len(rows)
+    is_long = n_rows > MOST_LISTED
+    if is_long:
+        rows = rows[:half] + rows[-half:]
+    width = max(len("species"), *(len(row.name) for row in rows))
+    yield f"  {'species':{width}}  {'train':>7}  {'val':>7}  {'test':>7}"
+    for place, row in enumerate(rows):
+        if is_long and place == half:
+            yield f"  ... {n_rows - len(rows):,} more species"
+        yield f"  {row.name:{width}}  {row.train:>7,}  {row.val:>7,}  {row.test:>7,}"
 
 
 class _Species(NamedTuple):
@@ -195,10 +208,13 @@ def import_folders(
         classes = {one.name: one.photos for one in listed}
         if imbalance_factor is not None:
             classes = _imbalanced(classes, imbalance_factor, rng)
-        test_found = search_photos(test) if test else None
-        tested, labelled = (
-            _test_photos(test_found, species, list(classes)) if test_found else ([], False)
-        )
+        passed_over = found.all_passed_over()
+        tested: list[tuple[int, FoundPhoto]] = []
+        labelled = False
+        if test:
+            test_found = search_photos(test)
+            tested, labelled = _test_photos(test_found, species, list(classes))
+            passed_over += test_found.all_passed_over()
         given = [(label, one) for label, photos in enumerate(classes.values()) for one in photos]
         digests = _digests([photo.path for _, photo in [*given, *tested]])
         kept, held = _cut_val(given, digests, val_share, rng)
@@ -212,8 +228,8 @@ def import_folders(
         writer.test(tested, labelled=labelled)
         writer.split("val", "train_val2018", held, categories)
         writer.split("train", "train_val2018", kept, categories)
-        passed_over = found.all_passed_over() + (test_found.all_passed_over() if test_found else [])
-        writer.passed_over(passed_over)
+        if passed_over:
+            _list_passed_over(building / PASSED_OVER, passed_over)
     counts = [
         np.bincount([label for label, _ in rows if label >= 0], minlength=len(listed)).tolist()
         for rows in (kept, held, tested)
@@ -301,24 +317,13 @@ def _remove_half(out: Path) -> None:
 
 
 def _species_of(root: PhotoFolder, choice: Literal["top", "leaf"] | None) -> list[_Species]:
-    """The species of a folder of training photos, in the order of their folders' names.
-
-    Raises:
-        InputError: there are none, one has no photos, two have the same name, or it is ambiguous
-            which folders are species.
-    """
+    """The species of a folder of training photos, in the order of their folders' names."""
     if not root.folders:
         raise InputError(f"{root.path}: has no folders; it needs one folder of photos per species")
-    _refuse_loose(root)
     if choice is None:
         _refuse_ambiguous(root)
-    folders = root.folders
-    if choice == "leaf":
-        folders = [one for top in folders for one in top.below() if one.photos]
     species: dict[str, _Species] = {}
-    for folder in sorted(folders, key=lambda folder: same_name(folder.path.name)):
-        name = same_name(folder.path.name)
-        photos = folder.photos if choice == "leaf" else folder.all_photos()
+    for name, folder, photos in sorted(_class_folders(root, choice), key=itemgetter(0)):
         if not photos:
             raise InputError(_without_photos(folder))
         if name in species:
@@ -334,13 +339,19 @@ def _species_of(root: PhotoFolder, choice: Literal["top", "leaf"] | None) -> lis
     return list(species.values())
 
 
-def _refuse_loose(folder: PhotoFolder) -> None:
-    """Photos beside the species' folders would be left out without a word."""
-    if folder.photos:
+def _class_folders(
+    root: PhotoFolder, choice: Literal["top", "leaf"] | None
+) -> list[tuple[str, PhotoFolder, list[FoundPhoto]]]:
+    """Name, folder and photos of each species."""
+    if root.photos:  # they would be left out without a word
         raise InputError(
-            f"{folder.path}: {len(folder.photos)} photos lie beside the species' folders (first: "
-            f"{readable(folder.photos[0].path.name)}); put them into one or elsewhere"
+            f"{root.path}: {len(root.photos)} photos lie beside the species' folders (first: "
+            f"{readable(root.photos[0].path.name)}); put them into one or elsewhere"
         )
+    if choice == "leaf":
+        leaves = [one for top in root.folders for one in top.below() if one.photos]
+        return [(same_name(one.path.name), one, one.photos) for one in leaves]
+    return [(same_name(one.path.name), one, one.all_photos()) for one in root.folders]
 
 
 def _refuse_ambiguous(root: PhotoFolder) -> None:
@@ -402,10 +413,7 @@ def _digests(photos: Sequence[Path]) -> dict[Path, str]:
 
 
 def _cut_val(
-    given: Sequence[tuple[int, FoundPhoto]],
-    digests: Mapping[Path, str],
-    share: float,
-    rng: np.random.Generator,
+    given: Labeled, digests: Mapping[Path, str], share: float, rng: np.random.Generator
 ) -> tuple[list[tuple[int, FoundPhoto]], list[tuple[int, FoundPhoto]]]:
     labels = np.array([label for label, _ in given])
     draws, dither = np.empty(len(given)), np.empty(labels[-1] + 1)
@@ -419,11 +427,7 @@ def _cut_val(
     return kept, [one for one, held in zip(given, is_held, strict=True) if held]
 
 
-def _notes_on_copies(
-    given: Sequence[tuple[int, FoundPhoto]],
-    tested: Sequence[tuple[int, FoundPhoto]],
-    digests: Mapping[Path, str],
-) -> list[str]:
+def _notes_on_copies(given: Labeled, tested: Labeled, digests: Mapping[Path, str]) -> list[str]:
     first_of: dict[str, tuple[int, Path]] = {}
     again: list[tuple[Path, Path]] = []
     torn: list[tuple[Path, Path]] = []
@@ -456,23 +460,26 @@ def _test_photos(
         if not root.photos:
             raise InputError(_without_photos(root))
         return [(-1, photo) for photo in root.photos], False
-    _refuse_loose(root)
-    folders = root.folders
-    if choice == "leaf":
-        folders = [one for top in folders for one in top.below() if one.photos]
     label_of = {name: label for label, name in enumerate(names)}
     labelled = []
-    for folder in folders:
-        name = same_name(folder.path.name)
+    for name, folder, photos in _class_folders(root, choice):
         if name not in label_of:
             near = difflib.get_close_matches(name, names, n=1)
             raise InputError(
                 f"{readable(folder.path)}: no folder of that name is among the training folders"
                 + (f"; did you mean {near[0]!r}?" if near else "")
             )
-        photos = folder.photos if choice == "leaf" else folder.all_photos()
         labelled += [(label_of[name], photo) for photo in photos]
     return labelled, True
+
+
+def _list_passed_over(path: Path, passed_over: Sequence[PassedOver]) -> None:
+    with atomic_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "kind", "reason"])
+        rows.writerows(
+            map(csv_cell, (readable(one.path), one.kind, one.reason)) for one in passed_over
+        )
 
 
 class _Writer:
@@ -485,11 +492,7 @@ class _Writer:
         self._names = _FreeNames()
 
     def split(
-        self,
-        name: str,
-        folder: str,
-        photos: Sequence[tuple[int, FoundPhoto]],
-        categories: Sequence[Mapping[str, Any]],
+        self, name: str, folder: str, photos: Labeled, categories: Sequence[Mapping[str, Any]]
     ) -> None:
         """Writes one labelled split; an empty one is not written."""
         if not photos:
@@ -509,38 +512,20 @@ class _Writer:
             indent=False,
         )
 
-    def test(self, photos: Sequence[tuple[int, FoundPhoto]], *, labelled: bool) -> None:
+    def test(self, photos: Labeled, *, labelled: bool) -> None:
         """Writes the test split, and solution.csv where its labels are known."""
         if not photos:
             return
         images = [self._image(photo, "test2018") for _, photo in photos]
         write_json(self.out / "test2018.json", {"images": images}, indent=False)
-        if labelled:
-            with atomic_file(self.out / "solution.csv") as partial:
-                partial.write_text("\n".join(self._solution(images, photos)) + "\n")
-
-    def _solution(
-        self, images: Sequence[Mapping[str, Any]], photos: Sequence[tuple[int, FoundPhoto]]
-    ) -> Iterator[str]:
-        yield "id,expected,usage"
+        if not labelled:
+            return
+        lines = ["id,expected,usage"]
         for image, (label, _) in zip(images, photos, strict=True):
             # A third is public, as on Kaggle; which one does not matter here.
             usage = "Public" if image["id"] % 3 == 0 else "Private"
-            yield f"{image['id']},{label},{usage}"
-
-    def passed_over(self, passed_over: Sequence[PassedOver]) -> None:
-        """Lists what was not taken; nothing is written where that is nothing."""
-        if not passed_over:
-            return
-        with (
-            atomic_file(self.out / PASSED_OVER) as partial,
-            partial.open("w", newline="", encoding="utf-8") as file,
-        ):
-            rows = csv.writer(file)
-            rows.writerow(["path", "kind", "reason"])
-            rows.writerows(
-                map(csv_cell, (readable(one.path), one.kind, one.reason)) for one in passed_over
-            )
+            lines.append(f"{image['id']},{label},{usage}")
+        write_bytes(self.out / "solution.csv", ("\n".join(lines) + "\n").encode())
 
     def _image(self, photo: FoundPhoto, folder: str) -> dict[str, Any]:
         name = f"{photo.path.stem}.jpg" if photo.is_heic else photo.path.name

@@ -8,7 +8,7 @@ whatever was interrupted before.
 import filecmp
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -155,11 +155,10 @@ def pack_photos(
     _check_options(short_side, quality, workers)
     number, n_parts = parse_part(part)
     spec = find_competition(competition)
-    _refuse_place(root, out)
     all_names = photo_names(load_splits(root, spec))
     settings = Settings(FORMAT_VERSION, short_side, quality, names_digest(all_names))
     folder = part_folder(out, number, n_parts)
-    _refuse_other_parts(out, folder, n_parts, settings)
+    _refuse_place(root, out, folder, n_parts, settings)
     with naming_disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
     span = part_range(len(all_names), number, n_parts)
@@ -168,7 +167,11 @@ def pack_photos(
     busy = f"{folder}: another process packs this part; wait for it, or pack another part"
     with locked(folder / ".lock", busy):
         _Writer(root, out, folder, spec, settings).write(names, number, n_parts, threads)
-    return _packed(out, folder, part)
+    document = read_json(folder / MANIFEST)
+    found = {kind: [Finding(**finding) for finding in document[kind]] for kind in TROUBLES}
+    n_bytes = sum(shard["n_bytes"] for shard in document["shards"])
+    n_photos, n_reduced = document["n_photos"], document["n_reduced"]
+    return Packed(out, folder / MANIFEST, part, n_photos, n_reduced, n_bytes, **found)
 
 
 @dataclass(frozen=True)
@@ -212,26 +215,22 @@ class _Preparer:
         except BadPhoto as error:
             return _Photo(name, trouble="missing", reason=str(error))
         try:
-            return self._stored(index, name, content)
+            whole = read_whole(content, self._factor)
         except BadPhoto as error:
             return _Photo(name, content, trouble="bad", reason=str(error))
-
-    def _stored(self, index: int, name: str, content: bytes | memoryview) -> _Photo:
-        whole = read_whole(content, self._factor)
         original_size = whole.size
         if isinstance(self._source, PackedPhotos):
             original_size = self._source.original_size(index)
         trouble: Trouble | None = "recovered" if whole.recovered else None
         size = target_size(*whole.size, self._settings.short_side)
-        if size == whole.size:
-            return _Photo(name, content, size, original_size, False, trouble, whole.recovered)
-        encoded = simplejpeg.encode_jpeg(
-            shrink(whole.pixels, *size),
-            self._settings.quality,
-            colorsubsampling="420",
-            fastdct=False,
-        )
-        return _Photo(name, encoded, size, original_size, True, trouble, whole.recovered)
+        if reduced := size != whole.size:
+            content = simplejpeg.encode_jpeg(
+                shrink(whole.pixels, *size),
+                self._settings.quality,
+                colorsubsampling="420",
+                fastdct=False,
+            )
+        return _Photo(name, content, size, original_size, reduced, trouble, whole.recovered)
 
     def _factor(self, height: int, width: int) -> int:
         short_side = self._settings.short_side
@@ -315,8 +314,8 @@ class _Writer:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, SHARD_SCHEMA))
                 for position, photo in enumerate(batch, n_photos):
                     if photo.trouble:
-                        fact = {"position": position, **_finding(photo)}
-                        found[photo.trouble].append(fact)
+                        fact = {"file_name": photo.file_name, "reason": photo.reason}
+                        found[photo.trouble].append({"position": position, **fact})
                 n_photos += len(batch)
                 n_reduced += sum(photo.reduced for photo in batch)
                 bar.advance(len(batch))
@@ -328,15 +327,23 @@ class _Writer:
         paths = [self._folder / shard_name(shard) for shard in range(n_shards)]
         facts = [read_json(_facts_path(path)) for path in paths]
         index = self._folder / INDEX
-        with naming_disk_faults(index):
-            n_photos = _write_index(index, paths)
+        tables = [shard_index(path, shard) for shard, path in enumerate(paths)]
+        table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables])
+        columns = [column.combine_chunks() for column in table.columns]
+        with (
+            naming_disk_faults(index),
+            atomic_file(index) as partial,
+            pa.OSFile(os.fspath(partial), "wb") as sink,
+            pa.ipc.new_file(sink, INDEX_SCHEMA) as writer,
+        ):
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA))
         part = Part(
             folder=self._folder,
             number=number,
             n_parts=n_parts,
             settings=self._settings,
             shards=tuple(PackFile(**fact["file"]) for fact in facts),
-            index=_described(index, n_photos),
+            index=_described(index, len(table)),
         )
         found = {
             trouble: [
@@ -347,7 +354,7 @@ class _Writer:
             for trouble in TROUBLES
         }
         n_reduced = sum(fact["n_reduced"] for fact in facts)
-        content = part.manifest(n_photos=n_photos, n_reduced=n_reduced, **found)
+        content = part.manifest(n_photos=len(table), n_reduced=n_reduced, **found)
         self._write_json(MANIFEST, content)
 
     def _write_json(self, name: str, content: Any) -> None:
@@ -375,41 +382,22 @@ def shard_index(path: Path, shard: int) -> pa.Table:
     """A row of the index for each photo of a shard, read from the shard."""
     content = pa.memory_map(os.fspath(path)).read_buffer()
     reader = pa.ipc.open_file(content)
-    batches = [
-        _batch_index(reader.get_batch(i), content.address, shard)
-        for i in range(reader.num_record_batches)
-    ]
+    batches = []
+    for batch in map(reader.get_batch, range(reader.num_record_batches)):
+        photos = batch["content"]
+        _, edges, packed = photos.buffers()
+        edges = np.frombuffer(edges, np.int64)[: len(photos) + 1]
+        first = packed.address - content.address if packed is not None else 0
+        is_missing = photos.is_null().to_numpy(zero_copy_only=False)
+        places = [
+            pa.array(np.full(len(photos), shard, np.int32)),
+            # Where no photo of a batch is there, Arrow's empty buffer lies anywhere in memory.
+            pa.array(np.where(is_missing, 0, first + edges[:-1])),
+            pa.array(np.where(is_missing, MISSING, np.diff(edges))),
+        ]
+        facts = [batch[name] for name, _ in FACTS]
+        batches.append(pa.RecordBatch.from_arrays([*facts, *places], schema=INDEX_SCHEMA))
     return pa.Table.from_batches(batches, INDEX_SCHEMA)
-
-
-def _batch_index(batch: pa.RecordBatch, start: int, shard: int) -> pa.RecordBatch:
-    photos = batch["content"]
-    _, edges, content = photos.buffers()
-    edges = np.frombuffer(edges, np.int64)[: len(photos) + 1]
-    first = content.address - start if content is not None else 0
-    is_missing = photos.is_null().to_numpy(zero_copy_only=False)
-    places = [
-        pa.array(np.full(len(photos), shard, np.int32)),
-        # Where no photo of a batch is there, Arrow's empty buffer lies anywhere in memory.
-        pa.array(np.where(is_missing, 0, first + edges[:-1])),
-        pa.array(np.where(is_missing, MISSING, np.diff(edges))),
-    ]
-    facts = [batch[name] for name, _ in FACTS]
-    return pa.RecordBatch.from_arrays([*facts, *places], schema=INDEX_SCHEMA)
-
-
-def _write_index(path: Path, shards: Sequence[Path]) -> int:
-    """Writes the places of all photos as one record batch, and gives their number."""
-    tables = [shard_index(shard, number) for number, shard in enumerate(shards)]
-    table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables])
-    columns = [column.combine_chunks() for column in table.columns]
-    with (
-        atomic_file(path) as partial,
-        pa.OSFile(os.fspath(partial), "wb") as sink,
-        pa.ipc.new_file(sink, INDEX_SCHEMA) as writer,
-    ):
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA))
-    return len(table)
 
 
 def _described(path: Path, n_photos: int) -> PackFile:
@@ -421,26 +409,6 @@ def _facts_path(shard: Path) -> Path:
     return shard.with_suffix(".json")
 
 
-def _finding(photo: _Photo) -> dict[str, Any]:
-    return asdict(Finding(photo.file_name, photo.reason))
-
-
-def _packed(out: Path, folder: Path, part: str) -> Packed:
-    document = read_json(folder / MANIFEST)
-    found = {kind: [Finding(**finding) for finding in document[kind]] for kind in TROUBLES}
-    return Packed(
-        root=out,
-        manifest=folder / MANIFEST,
-        part=part,
-        n_photos=document["n_photos"],
-        n_reduced=document["n_reduced"],
-        n_bytes=sum(shard["n_bytes"] for shard in document["shards"]),
-        missing=found["missing"],
-        bad=found["bad"],
-        recovered=found["recovered"],
-    )
-
-
 def _check_options(short_side: int, quality: int, workers: int | None) -> None:
     if short_side < 1:
         raise InputError(f"--short-side {short_side} is less than 1; 384 serves crops of 224")
@@ -450,12 +418,14 @@ def _check_options(short_side: int, quality: int, workers: int | None) -> None:
         raise InputError(f"--workers {workers} is less than 0; give 0 or more")
 
 
-def _refuse_place(root: Path, out: Path) -> None:
+def _refuse_place(root: Path, out: Path, folder: Path, n_parts: int, settings: Settings) -> None:
+    """Refuses a folder that is no pack, or one begun with another cut or other settings."""
     if out.resolve() == root.resolve():
         raise InputError(f"{out}: is the data set's own folder; give another --out")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is no folder; give another --out")
-    if out.is_dir() and not part_folders(out):
+    begun_parts = part_folders(out)
+    if out.is_dir() and not begun_parts:
         # Another process may just have begun the pack.
         others = [path.name for path in out.iterdir() if path.name != PHOTOS_FOLDER]
         if others:
@@ -463,11 +433,7 @@ def _refuse_place(root: Path, out: Path) -> None:
                 f"{out}: the folder is not empty and holds no pack (but {others[0]}); give a new "
                 "--out"
             )
-
-
-def _refuse_other_parts(out: Path, folder: Path, n_parts: int, settings: Settings) -> None:
-    """Refuses a pack that was begun with another cut or other settings."""
-    for (_, cut), begun in part_folders(out).items():
+    for (_, cut), begun in begun_parts.items():
         if cut != n_parts:
             raise InputError(
                 f"{begun} is one of {cut} parts, but {folder.name} was asked for; use the same "

@@ -1,12 +1,12 @@
 """Looks at every photo of a data set: is it there, of the stated size, and can it be decoded?"""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,7 +31,7 @@ from inat.core.files import locked, read_json_as, sha256, write_json
 from inat.core.progress import progress_bar
 from inat.core.threads import in_order, stretches, usable_processors
 from inat.dataset.split import Split
-from inat.photos.decode import SLOW_SECONDS, BadPhoto, Whole, read_whole
+from inat.photos.decode import SLOW_SECONDS, BadPhoto, read_whole
 from inat.photos.pack import PackedPhotos, read_parts
 from inat.photos.sources import PhotoFiles, PhotoSource, open_photos
 
@@ -144,9 +144,14 @@ def verify(
     sizes = _StatedSizes(splits, all_names)
     span = part_range(len(all_names), number, n_parts)
     names = all_names.slice(span.start, len(span))
-    digests = _stated_digests(splits, all_names)
+    digests = np.zeros(len(all_names), np.int64)  # 0 where nothing is stated
+    for split in splits:
+        if split.digests is not None:
+            photos = pc.index_in(split.file_names, value_set=all_names).to_numpy()
+            digests[photos] = np.where(split.digests == 0, digests[photos], split.digests)
     look = _Look(open_photos(root, names), names, sizes, digests, span.start)
-    report = Path(report) if report else root / _report_name(number, n_parts)
+    default = "verify.json" if n_parts == 1 else f"verify.part-{number}-of-{n_parts}.json"
+    report = Path(report) if report else root / default
     with _held(report):
         key = [names_digest(all_names), sizes.digest(), xxh3_64_hexdigest(digests.tobytes()), part]
         journal = _Journal(report, key)
@@ -155,23 +160,11 @@ def verify(
         damaged = _damaged_files(look.source, root, number, n_parts, threads)
         verified = Verified(root, report, part, len(span), findings, damaged)
         with naming_disk_faults(report):
-            write_json(report, _report(verified))
+            content = {"root": str(root), "part": part, "n_photos": len(span)}
+            content |= {**asdict(findings), "damaged_files": damaged}
+            write_json(report, content)
         journal.path.unlink(missing_ok=True)
     return verified
-
-
-def _report_name(number: int, n_parts: int) -> str:
-    return "verify.json" if n_parts == 1 else f"verify.part-{number}-of-{n_parts}.json"
-
-
-def _report(verified: Verified) -> dict[str, Any]:
-    return {
-        "root": str(verified.root),
-        "part": verified.part,
-        "n_photos": verified.n_photos,
-        **asdict(verified.findings),
-        "damaged_files": verified.damaged_files,
-    }
 
 
 class _StatedSizes:
@@ -196,16 +189,6 @@ class _StatedSizes:
 
     def digest(self) -> str:
         return xxh3_64_hexdigest(np.column_stack([self._photos, self._sizes]).tobytes())
-
-
-def _stated_digests(splits: Sequence[Split], names: pa.StringArray) -> Int64[np.ndarray, "photos"]:
-    """What the annotations state of the bytes of each photo; 0 where nothing."""
-    stated = np.zeros(len(names), np.int64)
-    for split in splits:
-        if split.digests is not None:
-            photos = pc.index_in(split.file_names, value_set=names).to_numpy()
-            stated[photos] = np.where(split.digests == 0, stated[photos], split.digests)
-    return stated
 
 
 def _copied(
@@ -275,12 +258,18 @@ class _Look:
         name = str(self._names[index])
         findings = Findings()
         began, content = time.perf_counter(), 0
+        source = self.source
         try:
-            photo = self.source.read(index)
+            photo = source.read(index)
             content = int.from_bytes(xxh3_128_digest(photo)[:8], signed=True)
-            self._look_at(photo, content, index, name, findings)
+            stated_content = self._digests[self._first + index]
+            # A pack holds photos that were made smaller; it has checksums of its own.
+            if stated_content not in (0, content) and isinstance(source, PhotoFiles):
+                text = "its bytes are not those that the annotations state (xxh3_128)"
+                findings.mismatched.append(Finding(name, text))
+            self._decode(photo, index, name, findings)
         except BadPhoto as error:
-            gone = stamp == GONE or self._was_missing(index)
+            gone = stamp == GONE or (isinstance(source, PackedPhotos) and source.is_missing(index))
             (findings.missing if gone else findings.bad).append(Finding(name, str(error)))
         seconds = time.perf_counter() - began
         if seconds > SLOW_SECONDS:
@@ -298,32 +287,19 @@ class _Look:
             return GONE
         return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
-    def _look_at(
-        self, photo: bytes | memoryview, content: int, index: int, name: str, findings: Findings
-    ) -> None:
-        stated_content = self._digests[self._first + index]
-        # A pack holds photos that were made smaller; it has checksums of its own.
-        if stated_content not in (0, content) and isinstance(self.source, PhotoFiles):
-            text = "its bytes are not those that the annotations state (xxh3_128)"
-            findings.mismatched.append(Finding(name, text))
+    def _decode(self, photo: bytes | memoryview, index: int, name: str, findings: Findings) -> None:
         whole = read_whole(photo, lambda height, width: 8)
         if whole.recovered:
             findings.recovered.append(Finding(name, whole.recovered))
-        sizes = self._sizes_of(index, whole)
+        # Annotations give the size before or after EXIF turned the photo.
+        sizes = [whole.size, whole.header_size]
+        if isinstance(self.source, PackedPhotos):
+            size = self.source.original_size(index)
+            sizes = [size, size[::-1]]
         for stated in self._sizes.of(self._first + index):
             if tuple(stated) not in sizes:
                 text = f"the annotations state {_size(stated)}, it is {_size(sizes[0])}"
                 findings.mismatched.append(Finding(name, text))
-
-    def _sizes_of(self, index: int, whole: Whole) -> list[tuple[int, int]]:
-        """The sizes that may be stated: annotations give them before or after EXIF turned it."""
-        if isinstance(self.source, PackedPhotos):
-            size = self.source.original_size(index)
-            return [size, size[::-1]]
-        return [whole.size, whole.header_size]
-
-    def _was_missing(self, index: int) -> bool:
-        return isinstance(self.source, PackedPhotos) and self.source.is_missing(index)
 
 
 GONE: Stamp = (-1, -1, -1)
@@ -361,20 +337,18 @@ class _Journal:
             kept = read_json_as(self.path, _Kept, "delete it")
             self._blocks = kept.blocks if kept.key == key else {}
 
-    def findings(self, block: int, stamp: str) -> tuple[Findings, list[int]] | None:
-        """What was found in a block that was done and has not changed since, and the contents."""
+    def known(self, look: _Look, block: int, photos: range, threads: int) -> _Block | None:
+        """What was found in a block that was done and whose files are as they were."""
         done = self._blocks.get(str(block))
-        if done is None or done.stamp != stamp:
+        if done is None or len(done.contents) != len(photos):
             return None
-        return done.findings, done.contents
+        stamps = list(in_order(look.stamp, photos, threads))
+        # Where all are missing, nothing tells whose journal it is.
+        return done if done.stamp == _digest(stamps) and set(stamps) != {GONE} else None
 
-    def is_empty(self) -> bool:
-        """Whether nothing was done before."""
-        return not self._blocks
-
-    def add(self, block: int, stamp: str, findings: Findings, contents: list[int]) -> None:
+    def add(self, block: int, done: _Block) -> None:
         """A block is done."""
-        self._blocks[str(block)] = _Block(stamp, findings, contents)
+        self._blocks[str(block)] = done
         with naming_disk_faults(self.path):
             write_json(self.path, _Kept(self._key, self._blocks), indent=False)
 
@@ -385,38 +359,24 @@ def _look_at_all(
     """What was found, and the content of each photo as `_Seen` has it."""
     blocks = dict(enumerate(stretches(n_photos, PHOTOS_PER_BLOCK)))
     with progress_bar("verify", n_photos, "photos") as bar:
-        found = dict(_known(look, blocks, journal, threads))
-        wanted = {block: photos for block, photos in blocks.items() if block not in found}
+        found = {at: journal.known(look, at, photos, threads) for at, photos in blocks.items()}
+        wanted = {at: photos for at, photos in blocks.items() if found[at] is None}
         bar.advance(n_photos - sum(map(len, wanted.values())))
         with closing(in_order(look, chain.from_iterable(wanted.values()), threads)) as looked:
-            for block, photos in wanted.items():
+            for at, photos in wanted.items():
                 stamps, contents, findings = [], [], Findings()
                 for seen in islice(looked, len(photos)):
                     stamps.append(seen.stamp)
                     contents.append(seen.content)
                     findings.extend(seen.findings)
                     bar.advance(1)
-                journal.add(block, _digest(stamps), findings, contents)
-                found[block] = findings, contents
+                done = found[at] = _Block(_digest(stamps), findings, contents)
+                journal.add(at, done)
     in_all = Findings()
-    for block in blocks:
-        in_all.extend(found[block][0])
-    contents = list(chain.from_iterable(found[block][1] for block in blocks))
+    for block in filter(None, found.values()):
+        in_all.extend(block.findings)
+    contents = list(chain.from_iterable(block.contents for block in filter(None, found.values())))
     return in_all, np.array(contents, np.int64)
-
-
-def _known(
-    look: _Look, blocks: Mapping[int, range], journal: _Journal, threads: int
-) -> Iterator[tuple[int, tuple[Findings, list[int]]]]:
-    """The blocks that the journal has and whose files are as they were."""
-    if journal.is_empty():
-        return
-    for block, photos in blocks.items():
-        stamps = list(in_order(look.stamp, photos, threads))
-        known = journal.findings(block, _digest(stamps))
-        # Where all are missing, nothing tells whose journal it is.
-        if known is not None and len(known[1]) == len(photos) and set(stamps) != {GONE}:
-            yield block, known
 
 
 def _digest(stamps: Sequence[Stamp]) -> str:
