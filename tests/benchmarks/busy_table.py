@@ -84,6 +84,21 @@ def measure(name: str, world: Path, folder: Path) -> dict[int, float]:
     return rates
 
 
+def show(shares: dict[tuple[str, int], list[float]], n_rounds: int) -> None:
+    """Prints the table after each round, so that a run that is cut short still shows one."""
+    print(f"{f'rounds: {n_rounds}':14}" + "".join(f"{f'beside {count}':>22}" for count in BUSY))
+    for name in SETTINGS:
+        cells = [shares[name, count] for count in BUSY]
+        print(
+            f"{name:14}"
+            + "".join(
+                f"{statistics.median(cell):8.2f} ({min(cell):.2f} to {max(cell):.2f})"
+                for cell in cells
+            ),
+            flush=True,
+        )
+
+
 def main(folder: Path, rounds: int) -> None:
     import inat
 
@@ -99,17 +114,7 @@ def main(folder: Path, rounds: int) -> None:
         for name, of_counts in rates.items():
             for count, rate in of_counts.items():
                 shares.setdefault((name, count), []).append(rate / rates[OWN][0])
-    print(f"{'':14}" + "".join(f"{f'beside {count}':>22}" for count in BUSY))
-    for name in SETTINGS:
-        cells = [shares[name, count] for count in BUSY]
-        print(
-            f"{name:14}"
-            + "".join(
-                f"{statistics.median(cell):8.2f} ({min(cell):.2f} to {max(cell):.2f})"
-                for cell in cells
-            ),
-            flush=True,
-        )
+        show(shares, number + 1)
 
 
 if __name__ == "__main__":
