@@ -337,7 +337,7 @@ def run_models(folder: Path) -> tuple[Damaged, Read]:
 
     def read() -> None:
         run = open_run(folder)
-        _ = run.model, run.made_by
+        _ = run.facts, run.made_by
 
     return damaged_json(valid), _then(folder / "model.json", read)
 

@@ -5,11 +5,14 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 from worlds import category_id
 
+from inat.core.files import read_json, write_json
 from inat.predictions.file import PredictionFile, read_prediction, store, write_prediction
+from inat.predictions.meta import PredictionMeta
 
 
 def make_prediction(
@@ -78,17 +81,27 @@ def make_prediction(
         labels=np.array([-1] * n_images if labels is None else labels, np.int64),
         species=species,
         photos=photos,
-        meta={
-            "competition": "inaturalist-2018",
-            "split": split,
-            "logits_prior": logits_prior,
-            "run": "runs/a",
-            "checkpoint": "last",
-            "weights": "raw",
-            "chosen": chosen or {},
-            **facts,
-        },
+        meta=msgspec.convert(
+            {
+                "competition": "inaturalist-2018",
+                "split": split,
+                "logits_prior": logits_prior,
+                "run": "runs/a",
+                "checkpoint": "last",
+                "weights": "raw",
+                "chosen": chosen or {},
+                **facts,
+            },
+            PredictionMeta,
+        ),
         dtype=dtype,
     ) as rows:
         rows[:] = store(values, dtype)
     return read_prediction(path)
+
+
+def restate(prediction: PredictionFile, **changed: Any) -> PredictionFile:
+    """Lets meta.json of a prediction say something else, and opens it again."""
+    path = prediction.path / "meta.json"
+    write_json(path, read_json(path) | changed)
+    return read_prediction(prediction.path)

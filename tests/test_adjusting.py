@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pandas as pd
 import pytest
-from predictions import make_prediction
+from msgspec import structs
+from predictions import make_prediction, restate
 from shift_worlds import ShiftWorld
 
 from inat.cli.app import main
@@ -17,6 +17,7 @@ from inat.core.errors import InputError
 from inat.posthoc.adjust import adjust
 from inat.posthoc.label_shift import estimate_label_shift
 from inat.predictions.file import PredictionFile
+from inat.predictions.meta import Adjustment, ShiftCheck
 
 COUNTS = [60, 30, 8, 2]
 PRIOR = [0.6, 0.3, 0.08, 0.02]
@@ -160,14 +161,13 @@ def test_meta_keeps_its_facts_and_the_history_of_adjustments(
 ) -> None:
     first, _ = adjust(prediction, tmp_path / "one", tau=0.5)
     second, _ = adjust(first, tmp_path / "two", target="uniform")
-    assert second.meta["adjusted"] == [
-        {"of": str(prediction.path), "tau": 0.5},
-        {"of": str(first.path), "target": "uniform"},
+    assert second.meta.adjusted == [
+        Adjustment(of=str(prediction.path), tau=0.5),
+        Adjustment(of=str(first.path), target="uniform"),
     ]
-    assert second.meta["logits_prior"] == pytest.approx(UNIFORM)
-    for key in prediction.meta.keys() - {"logits_prior", "adjusted"}:
-        assert second.meta[key] == prediction.meta[key]
-    assert "adjusted" not in prediction.meta
+    assert second.meta.logits_prior == pytest.approx(UNIFORM)
+    own = {"logits_prior": prediction.meta.logits_prior, "adjusted": []}
+    assert structs.replace(second.meta, **own) == prediction.meta
 
 
 # --- the prior that is assumed ---------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_the_estimated_prior_is_written_as_a_file_that_target_takes(
     table = pd.read_csv(path)
     assert list(table.columns) == ["category_id", "prior"]
     assert table["category_id"].tolist() == shifted.category_ids.tolist()
-    assert table["prior"].tolist() == pytest.approx(made.meta["logits_prior"], rel=1e-15)
+    assert table["prior"].tolist() == pytest.approx(made.meta.logits_prior, rel=1e-15)
     again, _ = adjust(shifted, tmp_path / "again", target=path)
     assert (again.logits == made.logits).all()
 
@@ -356,27 +356,24 @@ def test_the_history_tells_how_the_prior_was_estimated(
         shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
     )
     assert found.check is not None
-    assert made.meta["adjusted"] == [
-        {
-            "of": str(shifted.path),
-            "target": "estimated",
-            "calibrated_on": str(held_out.path),
-            "temperature": found.calibration.temperature,
-            "pseudo_counts": found.pseudo_counts,
-            "iterations": found.n_iterations,
-            "gain": found.gain,
-            "shift": found.shift,
-            "spread": found.spread,
-            "not_held_out": [],
-            "bbse": {
-                "distance": found.check.distance,
-                "unexplained": found.check.unexplained,
-                "by_chance": found.check.by_chance,
-            },
-            "warnings": [],
-        }
+    check = ShiftCheck(found.check.distance, found.check.unexplained, found.check.by_chance)
+    assert made.meta.adjusted == [
+        Adjustment(
+            of=str(shifted.path),
+            target="estimated",
+            calibrated_on=str(held_out.path),
+            temperature=found.calibration.temperature,
+            pseudo_counts=found.pseudo_counts,
+            iterations=found.n_iterations,
+            gain=found.gain,
+            shift=found.shift,
+            spread=found.spread,
+            not_held_out=[],
+            bbse=check,
+            warnings=[],
+        )
     ]
-    assert made.meta["chosen"] == {
+    assert made.meta.chosen == {
         "calibration": f"negative log-likelihood on the 600 photos of {held_out.path}"
     }
     assert set(made.photos["role"]) == {"unseen"}
@@ -408,10 +405,9 @@ def test_without_calibration_photos_that_is_said(shifted: PredictionFile, tmp_pa
         "not calibrated, and not checked by BBSE: that takes labelled photos that were not trained "
         "on (--fit HOLDOUT)"
     )
-    step = made.meta["adjusted"][0]
-    assert (step["calibrated_on"], step["temperature"]) == (None, 1)
-    assert "bbse" not in step
-    assert made.meta["chosen"] == {}
+    step = made.meta.adjusted[0]
+    assert (step.calibrated_on, step.temperature, step.bbse) == (None, 1, None)
+    assert made.meta.chosen == {}
 
 
 def test_species_that_were_never_held_out_are_counted_and_named(
@@ -427,7 +423,7 @@ def test_species_that_were_never_held_out_are_counted_and_named(
         "2 of 5 species have no photo there, so their calibration rests on those of the others: "
         "Genus3 species3, Genus4 species4"
     )
-    assert made.meta["adjusted"][0]["not_held_out"] == held_out.category_ids[3:].tolist()
+    assert made.meta.adjusted[0].not_held_out == held_out.category_ids[3:].tolist()
 
 
 def test_an_estimate_from_a_handful_of_photos_is_called_unstable(
@@ -438,12 +434,12 @@ def test_an_estimate_from_a_handful_of_photos_is_called_unstable(
         tmp_path / "few", world.photos(world.draw(world.source, 12)), None, world.counts.tolist()
     )
     made, notes = adjust(few, tmp_path / "out", target="estimated", fit=held_out)
-    step = made.meta["adjusted"][0]
-    assert step["warnings"] == [
-        f"the estimate is unstable, the 12 photos bear out no shift: moved {step['shift']:.1%}, by "
-        f"their choice alone ±{step['spread']:.1%}, gain on photos left out {step['gain']:.3f} nats"
+    step = made.meta.adjusted[0]
+    assert step.warnings == [
+        f"the estimate is unstable, the 12 photos bear out no shift: moved {step.shift:.1%}, by "
+        f"their choice alone ±{step.spread:.1%}, gain on photos left out {step.gain:.3f} nats"
     ]
-    assert f"warning: {step['warnings'][0]}" in notes
+    assert f"warning: {step.warnings[0]}" in notes
 
 
 def test_photos_that_look_other_than_the_calibration_photos_are_warned_of(
@@ -453,14 +449,14 @@ def test_photos_that_look_other_than_the_calibration_photos_are_warned_of(
     blurred = world.logits(world.means[world.draw(np.full(5, 0.2), 600)] / 2)
     prediction = make_prediction(tmp_path / "blurred", blurred, None, world.counts.tolist())
     made, notes = adjust(prediction, tmp_path / "out", target="estimated", fit=held_out)
-    step = made.meta["adjusted"][0]
+    step = made.meta.adjusted[0]
     said = [
-        f"EM and BBSE disagree: EM's prior leaves {step['bbse']['unexplained']:.1%} of the "
+        f"EM and BBSE disagree: EM's prior leaves {step.bbse.unexplained:.1%} of the "
         "predicted species unexplained, where a pure shift of the species' shares leaves at most "
-        f"{step['bbse']['by_chance']:.1%}; these photos may look other than the held-out ones, or "
+        f"{step.bbse.by_chance:.1%}; these photos may look other than the held-out ones, or "
         "the model knows the tail too badly to be calibrated"
     ]
-    assert step["warnings"][-1:] == said
+    assert step.warnings[-1:] == said
     assert f"warning: {said[0]}" in notes
 
 
@@ -500,7 +496,7 @@ def test_photos_that_cannot_be_calibrated_on_are_refused(
         ({"run": "runs/b"}, "run"),
         ({"checkpoint": "best"}, "checkpoint"),
         ({"weights": "ema"}, "weights"),
-        ({"views": ["centre", "flip"]}, "views"),
+        ({"views": [{"kind": "flip"}]}, "views"),
         ({"view_mean": "prob"}, "view_mean"),
         ({"adjusted": [{"of": "x", "tau": 1.0}]}, "history of adjustments"),
     ],
@@ -508,8 +504,7 @@ def test_photos_that_cannot_be_calibrated_on_are_refused(
 def test_calibration_on_another_models_photos_is_refused(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path, changed: Any, named: str
 ) -> None:
-    path = held_out.path / "meta.json"
-    path.write_bytes(orjson.dumps({**held_out.meta, **changed}))
+    restate(held_out, **changed)
     with pytest.raises(InputError) as caught:
         adjust(shifted, tmp_path / "out", target="estimated", fit=held_out.path)
     assert str(caught.value) == (
@@ -531,8 +526,7 @@ def two_members(**changed: Any) -> dict[str, Any]:
 
 def as_ensemble(file: PredictionFile, facts: dict[str, Any]) -> None:
     """Makes a prediction file that of an ensemble, which has no run of its own."""
-    own = {k: v for k, v in file.meta.items() if k not in ("run", "checkpoint", "weights")}
-    (file.path / "meta.json").write_bytes(orjson.dumps({**own, **facts}))
+    restate(file, **{"run": "", "checkpoint": "", "weights": "", **facts})
 
 
 @pytest.mark.parametrize(
@@ -603,7 +597,7 @@ def as_fold_ensemble(
     file: PredictionFile, *shas: str, how: str = "mean_logprob", **of: Any
 ) -> None:
     """Makes a prediction file the mean of fold runs; `of` changes each member."""
-    facts = {"competition": file.meta["competition"], "checkpoint": "last", "weights": "raw"}
+    facts = {"competition": file.meta.competition, "checkpoint": "last", "weights": "raw"}
     members = [{**facts, "checkpoint_sha256": sha, "weight": 1 / 3, **of} for sha in shas]
     as_ensemble(file, {"how": how, "members": members})
 
@@ -628,15 +622,14 @@ def test_a_fold_is_calibrated_out_of_fold_at_its_own_prior(
 ) -> None:
     alone, notes = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
     oof = make_oof(tmp_path / "oof", prior)
-    meta = {**shifted.meta, "checkpoint_sha256": "f2", "run": "elsewhere"}
-    (shifted.path / "meta.json").write_bytes(orjson.dumps(meta))
+    restate(shifted, checkpoint_sha256="f2", run="elsewhere")
     made, same = adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
     assert made.logits == pytest.approx(alone.logits, rel=2e-2, abs=2e-2)
     assert made.logits_prior == pytest.approx(alone.logits_prior, abs=2e-3)
     assert len(same) == len(notes)
-    step = made.meta["adjusted"][0]
-    assert step["calibrated_on"] == str(oof.path)
-    assert step["shift"] == pytest.approx(alone.meta["adjusted"][0]["shift"], abs=2e-3)
+    step = made.meta.adjusted[0]
+    assert step.calibrated_on == str(oof.path)
+    assert step.shift == pytest.approx(alone.meta.adjusted[0].shift, abs=2e-3)
 
 
 def test_an_ensemble_of_folds_is_calibrated_out_of_fold_at_the_uniform_prior(
@@ -644,8 +637,7 @@ def test_an_ensemble_of_folds_is_calibrated_out_of_fold_at_the_uniform_prior(
 ) -> None:
     uniform, _ = adjust(shifted, tmp_path / "uniform", target="uniform")
     as_fold_ensemble(uniform, "f1", "f2", "f3", adjusted=[])
-    meta = orjson.loads((uniform.path / "meta.json").read_bytes())
-    (uniform.path / "meta.json").write_bytes(orjson.dumps({**meta, "adjusted": []}))
+    restate(uniform, adjusted=[])
     oof = make_oof(tmp_path / "oof")
     made, _ = adjust(uniform.path, tmp_path / "out", target="estimated", fit=oof)
     alone, _ = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
@@ -663,10 +655,9 @@ def test_a_run_is_calibrated_out_of_the_folds_of_its_config(
     shifted: PredictionFile, tmp_path: Path
 ) -> None:
     oof = make_oof(tmp_path / "oof", **{CONFIG: "c1"})
-    meta = {**shifted.meta, "checkpoint_sha256": "all", CONFIG: "c1"}
-    (shifted.path / "meta.json").write_bytes(orjson.dumps(meta))
+    restate(shifted, checkpoint_sha256="all", **{CONFIG: "c1"})
     made, _ = adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
-    assert made.meta["chosen"] == {
+    assert made.meta.chosen == {
         "calibration": f"negative log-likelihood on the 600 photos of {oof.path}"
     }
 
@@ -676,8 +667,7 @@ def test_folds_that_neither_made_a_run_nor_share_its_config_are_refused(
     shifted: PredictionFile, tmp_path: Path, config: dict[str, Any]
 ) -> None:
     oof = make_oof(tmp_path / "oof", **{CONFIG: "c1" if config.get(CONFIG) else None})
-    meta = {**shifted.meta, "checkpoint_sha256": "all", **config}
-    (shifted.path / "meta.json").write_bytes(orjson.dumps(meta))
+    restate(shifted, checkpoint_sha256="all", **config)
     with pytest.raises(InputError) as caught:
         adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
     assert str(caught.value) == (
@@ -731,8 +721,7 @@ def test_the_same_checkpoint_under_another_runs_name_is_the_same_model(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
 ) -> None:
     for file, run in ((shifted, "runs/a"), (held_out, "moved/a")):
-        meta = {**file.meta, "run": run, "checkpoint_sha256": "ab" * 32}
-        (file.path / "meta.json").write_bytes(orjson.dumps(meta))
+        restate(file, run=run, checkpoint_sha256="ab" * 32)
     adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
     assert (tmp_path / "out" / "meta.json").is_file()
 

@@ -140,8 +140,8 @@ def test_a_prediction_beside_a_training_records_the_checkpoint_it_used(
 
     monkeypatch.setattr(inat.predictions.predict, "load_split", slow)
     found = inat.predict(run.path, "val", name="after")
-    assert found.meta["checkpoint_sha256"] == expected.meta["checkpoint_sha256"]
-    assert found.meta["checkpoint_epoch"] == 2
+    assert found.meta.checkpoint_sha256 == expected.meta.checkpoint_sha256
+    assert found.meta.checkpoint_epoch == 2
     assert (found.logits == expected.logits).all()
 
 

@@ -242,7 +242,7 @@ def test_other_train_counts_labels_and_edges_are_refused(tmp_path: Path) -> None
         "organisers' solution (--solution solution.csv)"
     )
     other_edges = made(tmp_path / "d", category_ids=range(N_CLASSES))
-    other_edges.meta["band_edges"] = [21, 100]
+    other_edges.meta.band_edges = (21, 100)
     assert refusal(one, other_edges) == (
         f"{one.path} has the band edges 20 100 and {other_edges.path} 21 100; say which: "
         "--bands literature"

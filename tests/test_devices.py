@@ -117,8 +117,8 @@ def test_a_precision_that_the_device_lacks_is_refused_where_it_is_asked_for(
     assert "--precision fp16" in capsys.readouterr().err
     # Named, it is another prediction; unnamed, whichever is there is the one.
     made = inat.predict(run.path, "test", precision="bf16")
-    assert made.meta["precision"] == "bf16"
-    assert inat.predict(run.path, "test").meta["precision"] == "bf16"
+    assert made.meta.precision == "bf16"
+    assert inat.predict(run.path, "test").meta.precision == "bf16"
     with pytest.raises(InputError, match="precision bf16, not fp32"):
         inat.predict(run.path, "test", precision="fp32")
 
@@ -514,7 +514,7 @@ def test_a_run_says_how_many_processes_trained_it_and_with_how_many_photos_each(
     tmp_path: Path, world: Path
 ) -> None:
     run = train_tiny(tmp_path / "run", world)
-    assert (run.model["world_size"], run.model["process_batch"]) == (1, 8)
+    assert (run.facts.world_size, run.facts.process_batch) == (1, 8)
 
 
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit", "test_convnext"])

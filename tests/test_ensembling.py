@@ -232,8 +232,8 @@ def reordered(prediction: PredictionFile, path: Path, rows: np.ndarray) -> Predi
         ids=prediction.ids[rows].tolist(),
         category_ids=prediction.category_ids.tolist(),
         role=prediction.photos["role"].iloc[rows].tolist(),
-        split=prediction.meta["split"],
-        run=prediction.meta["run"],
+        split=prediction.meta.split,
+        run=prediction.meta.run,
     )
 
 
@@ -444,9 +444,9 @@ def test_what_was_fitted_is_what_is_written(
     temperatures = fit_temperatures(table)
     choose = greedy if search == "greedy" else convex
     weights = choose(table, table.parts(temperatures)).tolist()
-    facts = made.meta["members"]
-    assert [fact["weight"] for fact in facts] == weights
-    assert [fact["temperature"] for fact in facts] == temperatures
+    facts = made.meta.members
+    assert [fact.weight for fact in facts] == weights
+    assert [fact.temperature for fact in facts] == temperatures
     for photo in range(20):
         rows = [
             [z - math.log(p) for z, p in zip(m.logits[photo].tolist(), prior, strict=True)]
@@ -471,17 +471,18 @@ def test_meta_names_members_choices_and_photos(
 ) -> None:
     made, _ = ensemble(members, tmp_path / "out", weights="search", fit=held_out)
     photos = f"30 photos (holdout of {held_out[0].path} ...)"
-    assert made.meta["chosen"] == {
+    assert made.meta.chosen == {
         "temperatures": f"class-mean log loss on {photos}",
         "weights": f"mean class accuracy (greedy) on {photos}",
     }
-    assert made.meta["how"] == "mean_logprob"
+    assert made.meta.how == "mean_logprob"
     assert made.logits_prior is not None
     assert made.logits_prior.tolist() == [0.25] * 4
-    assert [m["prediction"] for m in made.meta["members"]] == [str(m.path) for m in members]
-    assert [m["run"] for m in made.meta["members"]] == ["runs/0", "runs/1", "runs/2"]
-    assert made.meta["fit"]["predictions"] == [str(one.path) for one in held_out]
-    assert made.meta["fit"]["n_photos"] == 30
+    assert [m.prediction for m in made.meta.members] == [str(m.path) for m in members]
+    assert [m.run for m in made.meta.members] == ["runs/0", "runs/1", "runs/2"]
+    assert made.meta.fit is not None
+    assert made.meta.fit.predictions == [str(one.path) for one in held_out]
+    assert made.meta.fit.n_photos == 30
     # The test photos are others than those something was chosen on.
     assert set(made.photos["role"]) == {"unseen"}
 
@@ -491,7 +492,7 @@ def test_ranks_carry_no_known_prior_and_nothing_is_chosen_for_fixed_weights(
 ) -> None:
     made, notes = ensemble(members, tmp_path / "out", how="rank", fit=held_out)
     assert made.logits_prior is None
-    assert made.meta["chosen"] == {}
+    assert made.meta.chosen == {}
     assert len(notes) == 4
 
 
@@ -499,7 +500,7 @@ def test_what_was_chosen_for_a_member_is_still_said(tmp_path: Path) -> None:
     best = make_prediction(tmp_path / "a", LOGITS[0], chosen={"epoch": "held-out photos"})
     last = make_prediction(tmp_path / "b", LOGITS[1])
     made, _ = ensemble([last, best], tmp_path / "out")
-    assert made.meta["chosen"] == {"epoch of member 2": "held-out photos"}
+    assert made.meta.chosen == {"epoch of member 2": "held-out photos"}
 
 
 def test_evaluate_refuses_the_photos_that_weights_were_chosen_on(
@@ -559,7 +560,7 @@ def test_members_fitted_on_other_models_or_other_views_are_named(tmp_path: Path)
         "member 4 was fitted on the prediction of another model, runs/4, and of other views",
     ]
     temperatures = fit_temperatures(table_of("mean_logprob", held))
-    assert [one["temperature"] for one in made.meta["members"]] == temperatures
+    assert [one.temperature for one in made.meta.members] == temperatures
 
 
 def test_an_ensemble_of_folds_is_fitted_on_its_own_photos_out_of_fold(tmp_path: Path) -> None:
@@ -584,7 +585,7 @@ def test_an_ensemble_of_folds_is_fitted_on_its_own_photos_out_of_fold(tmp_path: 
     _, notes = inat.adjust(test, tmp_path / "tau", tau="search", fit=oof)
     assert [note for note in notes if "was chosen on" in note] == []
     made, _ = inat.adjust(test, tmp_path / "estimated", target="estimated", fit=oof)
-    assert made.meta["chosen"] == {
+    assert made.meta.chosen == {
         "calibration": f"negative log-likelihood on the 30 photos of {oof.path}"
     }
 
@@ -744,7 +745,7 @@ def test_no_input_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already; give another --out, or --overwrite"):
         ensemble(members, tmp_path / "out")
     ensemble(members, tmp_path / "out", how="rank", overwrite=True)
-    assert read_prediction(tmp_path / "out").meta["how"] == "rank"
+    assert read_prediction(tmp_path / "out").meta.how == "rank"
 
 
 # --- the command -----------------------------------------------------------------------------

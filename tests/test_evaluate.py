@@ -111,7 +111,7 @@ def test_named_bands_set_the_edges_and_overrule_the_run_s(tmp_path: Path) -> Non
         "medium", "few", "few"
     ]  # fmt: skip
     assert evaluate(prediction, bands="literature").band_edges == (20, 100)
-    prediction.meta["band_edges"] = [5, 20]
+    prediction.meta.band_edges = (5, 20)
     assert evaluate(prediction).band_edges == (5, 20)
     assert evaluate(prediction, bands="literature").band_edges == (20, 100)
 

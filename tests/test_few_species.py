@@ -59,4 +59,4 @@ def test_one_photo_in_all_is_trained_on_alone_and_not_in_larger_batches(tmp_path
         root,
         **{"data.holdout": "none", "batch_size": 1, "transforms.image_size": 64},
     )
-    assert run.model["category_ids"] == [0]
+    assert run.facts.category_ids == [0]

@@ -14,9 +14,11 @@ from worlds import category_id, make_world
 import inat
 from inat.cli.app import main
 from inat.core.errors import InputError
+from inat.core.files import read_json
 from inat.core.priors import count_prior
 from inat.dataset.split import cut_holdout, load_split
 from inat.predictions.file import PredictionFile
+from inat.predictions.meta import Origin
 from inat.runs.folds import FoldRuns
 
 COUNTS = (12, 6, 4, 2, 1)
@@ -79,7 +81,7 @@ def test_each_photo_stands_once_with_the_logits_of_the_run_that_held_it_out(
     assert oof.logits_prior == pytest.approx(common, rel=1e-12)
     expected = {}
     for run, prior, (trained_on, held_out) in zip(folds.runs, priors, parts, strict=True):
-        assert run.model["trained"] == trained_on.fingerprint
+        assert run.facts.trained == trained_on.fingerprint
         for image_id, logits in rows_by_id(inat.predict(run.path, "train")):
             if image_id in held_out.image_ids:
                 assert image_id not in expected
@@ -107,7 +109,7 @@ def test_photos_keep_their_label_name_and_role(place: Path, oof: PredictionFile)
 def test_species_that_were_never_held_out_are_counted_and_named(
     folds: FoldRuns, oof: PredictionFile, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert oof.meta["never_held_out"] == [category_id(4)]
+    assert oof.meta.never_held_out == [category_id(4)]
     inat.predict_out_of_fold(folds.path)
     assert capsys.readouterr().err == (f"{oof.path}: species never held out: 1 (Genus2 species4)\n")
     assert "1 of 5 species have no photo here" in inat.evaluate(oof).notes
@@ -116,19 +118,20 @@ def test_species_that_were_never_held_out_are_counted_and_named(
 def test_meta_names_the_folds_and_nothing_of_one_fold_alone(
     folds: FoldRuns, oof: PredictionFile
 ) -> None:
-    assert oof.meta["split"] == "oof"
-    assert oof.meta["run"] == str(folds.path)
-    assert oof.meta["checkpoint"] == "last"
-    assert oof.meta["chosen"] == {}
-    assert not {"checkpoint_epoch", "checkpoint_sha256", "config_digest"} & set(oof.meta)
-    for fold, run in zip(oof.meta["folds"], folds.runs, strict=True):
+    assert oof.meta.split == "oof"
+    assert oof.meta.run == str(folds.path)
+    assert oof.meta.checkpoint == "last"
+    assert oof.meta.chosen == {}
+    own = {"checkpoint_epoch", "checkpoint_sha256", "config_digest"}
+    assert not own & set(read_json(oof.path / "meta.json"))
+    for fold, run in zip(oof.meta.folds, folds.runs, strict=True):
         part = inat.read_prediction(run.prediction("holdout"))
-        assert fold == {
-            "run": str(run.path),
-            "checkpoint_epoch": 1,
-            "checkpoint_sha256": part.meta["checkpoint_sha256"],
-            "config_digest": run.config.digest,
-        }
+        assert fold == Origin(
+            run=str(run.path),
+            checkpoint_epoch=1,
+            checkpoint_sha256=part.meta.checkpoint_sha256,
+            config_digest=run.config.digest,
+        )
 
 
 @pytest.mark.parametrize("prior", [[0.2] * 5, None], ids=["uniform", "unknown"])
@@ -207,15 +210,15 @@ def test_a_fold_their_ensemble_and_a_run_of_their_config_are_calibrated_out_of_f
     other = inat.train(place / "empty.yaml", tmp_path / "other", overrides={**overrides, "seed": 1})
     val = [inat.predict(run.path, "val") for run in (*own.runs, whole, other)]
     digest = whole.config.digest_without_holdout
-    assert [one.meta["config_digest_without_holdout"] == digest for one in val] == [
+    assert [one.meta.config_digest_without_holdout == digest for one in val] == [
         True, True, True, True, False,
     ]  # fmt: skip
-    assert oof.meta["config_digest_without_holdout"] == digest
+    assert oof.meta.config_digest_without_holdout == digest
     pooled, _ = inat.ensemble(val[:3], tmp_path / "pooled")
     chosen = f"negative log-likelihood on the 24 photos of {oof.path}"
     for number, prediction in enumerate((val[0], val[3], pooled)):
         made, _ = inat.adjust(prediction, tmp_path / f"out-{number}", target="estimated", fit=oof)
-        assert made.meta["chosen"] == {"calibration": chosen}
+        assert made.meta.chosen == {"calibration": chosen}
     with pytest.raises(InputError) as refused:
         inat.adjust(val[4], tmp_path / "no", target="estimated", fit=oof)
     assert str(refused.value) == (
@@ -325,8 +328,8 @@ def test_a_killed_fold_resumes_and_all_ends_as_if_never_killed(
     whole = inat.read_prediction(folds.prediction("oof"))
     again = inat.read_prediction(resumed.prediction("oof"))
     assert again.logits.tobytes() == whole.logits.tobytes()
-    assert [f["checkpoint_sha256"] for f in again.meta["folds"]] == [
-        f["checkpoint_sha256"] for f in whole.meta["folds"]
+    assert [f.checkpoint_sha256 for f in again.meta.folds] == [
+        f.checkpoint_sha256 for f in whole.meta.folds
     ]
 
 

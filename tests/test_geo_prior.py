@@ -10,7 +10,8 @@ import orjson
 import pandas as pd
 import pytest
 import torch
-from predictions import make_prediction
+from msgspec import structs
+from predictions import make_prediction, restate
 from safetensors.torch import load_file
 from tiny_runs import train_tiny, weights_facts
 from worlds import make_world
@@ -32,6 +33,7 @@ from inat.geo.training import (
 )
 from inat.posthoc.label_shift import estimate_label_shift
 from inat.predictions.file import PredictionFile
+from inat.predictions.meta import Adjustment
 from inat.runs.metrics_log import MetricsLog
 from inat.runs.run import Run
 
@@ -303,12 +305,15 @@ def test_training_is_adam_on_that_loss_with_the_published_decay(tmp_path: Path) 
 def test_the_run_learns_from_the_photos_with_a_place_that_were_trained_on(
     run: Run, geo: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts = geo.model["stage_two"]
+    facts = geo.facts.stage_two
+    assert facts is not None
     part = places_of(load_split(run.config.data.root or Path()))  # 51 photos, held-out ones too
-    assert facts["n_photos"] + facts["n_without_place"] < len(part)
-    assert facts["n_without_place"] <= int((~have_place(part)).sum()) == 3
-    assert facts["learning_rate"] == pytest.approx(0.064 * 8 / 256)
-    assert (facts["run"], facts["method"]) == (str(run.path), "geo_prior")
+    assert facts.n_photos is not None
+    assert facts.n_without_place is not None
+    assert facts.n_photos + facts.n_without_place < len(part)
+    assert facts.n_without_place <= int((~have_place(part)).sum()) == 3
+    assert facts.learning_rate == pytest.approx(0.064 * 8 / 256)
+    assert (facts.run, facts.method) == (str(run.path), "geo_prior")
     assert weights_facts(geo).logits_prior is None
     assert geo.config.data == run.config.data
     assert geo.species.equals(run.species)
@@ -341,9 +346,9 @@ def test_a_geo_prior_is_predicted_like_any_run_and_needs_no_photo(
     placed = have_place(places)
     assert placed.sum() == 13  # two lack it, the last is not listed
     assert presence.ids.tolist() == split.image_ids.tolist()
-    assert presence.meta["logits"] == "log presence"
+    assert presence.meta.logits == "log presence"
     assert presence.logits_prior is None
-    assert (presence.meta["n_without_place"], presence.meta["n_without_date"]) == (3, 3)
+    assert (presence.meta.n_without_place, presence.meta.n_without_date) == (3, 3)
     state = load_file(geo.checkpoint("last") / "model.safetensors")
     weights = {name: tensor.double().numpy() for name, tensor in state.items()}
     for row, place in zip(presence.logits, places.tolist(), strict=True):
@@ -426,9 +431,7 @@ IDS = [11, 18, 25, 32, 39]
 def make_presence(path: Path, logits: Any = PRESENCE, **options: Any) -> PredictionFile:
     """A prediction file as a geo prior leaves it."""
     made = make_prediction(path, logits, logits_prior=None, **options)
-    meta = {**made.meta, "logits": "log presence", "checkpoint_sha256": "abc"}
-    write_json(path / "meta.json", meta)
-    return inat.read_prediction(path)
+    return restate(made, logits="log presence", checkpoint_sha256="abc")
 
 
 def test_log_presence_is_added_and_photos_without_a_place_keep_their_logits(tmp_path: Path) -> None:
@@ -444,20 +447,19 @@ def test_log_presence_is_added_and_photos_without_a_place_keep_their_logits(tmp_
         np.testing.assert_allclose(shares, product / product.sum(), rtol=5e-3, atol=1e-4)
     assert found.logits[2].tolist() == prediction.logits[2].tolist()
     assert notes[0] == "1 of 5 photos have no place and keep their own logits"
-    power = found.meta["adjusted"][0]["presence_power"]
+    power = found.meta.adjusted[0].presence_power
     assert notes[1].startswith(f"presence grows as the {power:.2f}th power of a species' training")
     assert found.logits_prior == pytest.approx(prediction.logits_prior)
-    assert found.meta["adjusted"] == [
-        {
-            "of": str(prediction.path),
-            "geo": str(geo.path),
-            "geo_checkpoint_sha256": "abc",
-            "n_without_place": 1,
-            "presence_power": power,
-        }
+    assert found.meta.adjusted == [
+        Adjustment(
+            of=str(prediction.path),
+            geo=str(geo.path),
+            geo_checkpoint_sha256="abc",
+            n_without_place=1,
+            presence_power=power,
+        )
     ]
-    for key in prediction.meta.keys() - {"adjusted"}:
-        assert found.meta[key] == prediction.meta[key]
+    assert structs.replace(found.meta, adjusted=[]) == prediction.meta
 
 
 def test_tau_before_and_after_the_geo_prior_give_the_same(tmp_path: Path) -> None:
@@ -482,13 +484,13 @@ def test_the_class_prior_that_presence_brings_is_measured_and_recorded(tmp_path:
         )
         geo = make_presence(tmp_path / f"g{power}", presence, train_counts=counts.tolist())
         made, notes = inat.adjust(photos, tmp_path / f"out{power}", geo=geo)
-        measured = made.meta["adjusted"][0]["presence_power"]
+        measured = made.meta.adjusted[0].presence_power
         # Saturation takes a part of it off.
         assert 0.6 * power - 0.02 < measured < power + 0.02
         assert f"as the {measured:.2f}th power" in notes[1]
     nowhere = make_presence(tmp_path / "nowhere", np.zeros((3000, 6)))
     made, notes = inat.adjust(photos, tmp_path / "out", geo=nowhere)
-    assert made.meta["adjusted"][0]["presence_power"] is None
+    assert made.meta.adjusted[0].presence_power is None
     assert len(notes) == 1
 
 
@@ -511,7 +513,7 @@ def test_a_photo_that_either_model_was_trained_on_counts_as_trained_on(tmp_path:
     assert found.photos["role"].tolist() == [
         "unseen", "trained on", "trained on", "held out", "chosen on"
     ]  # fmt: skip
-    assert found.meta["chosen"] == {"tau": "by eye"}
+    assert found.meta.chosen == {"tau": "by eye"}
     pd.testing.assert_frame_equal(
         found.photos.drop(columns="role"), prediction.photos.drop(columns="role")
     )
@@ -538,15 +540,15 @@ def test_what_is_no_geo_prior_of_these_photos_is_refused_in_one_line(tmp_path: P
     )
     ids = make_presence(tmp_path / "ids", ids=[11, 18, 25, 32, 40])
     assert text(prediction, geo=ids) == (
-        f"{ids.path}: its photos are not those of {prediction.path} (2 stand in one alone, the "
-        "first is 39); predict the same split with both"
+        f"{ids.path}: its photos are not those of {prediction.path} (2 stand in one alone; "
+        "first: 39); give predictions of one split"
     )
     fewer = make_presence(tmp_path / "fewer", PRESENCE[:4])
-    assert "(1 stand in one alone, the first is 39)" in text(prediction, geo=fewer)
+    assert "(1 stand in one alone; first: 39)" in text(prediction, geo=fewer)
     species = make_presence(tmp_path / "species", category_ids=[2, 10, 29])
     assert text(prediction, geo=species) == (
-        f"{species.path}: its 3 species are not the 3 of {prediction.path}; give a geo prior of "
-        "the same data set"
+        f"{species.path}: its 3 species are not the 3 of {prediction.path}; give predictions of "
+        "runs on one data set"
     )
     for options in ({"tau": 1.0}, {"target": "uniform"}, {"from_prior": "counts"}):
         assert text(prediction, geo=geo, **options) == (
@@ -577,21 +579,20 @@ def placed_photos(folder: Path, split: str, digest: str = "abc") -> PredictionFi
     known = labels.tolist() if held else None
     photos = make_prediction(folder / split, logits, known, role=role, **of)
     geo = make_presence(folder / f"{split}-geo", presence, role=role, **of)
-    meta = {**geo.meta, "checkpoint_sha256": digest}
-    write_json(geo.path / "meta.json", meta)
+    restate(geo, checkpoint_sha256=digest)
     return inat.adjust(photos, folder / f"{split}-placed", geo=geo.path)[0]
 
 
 def test_after_a_geo_prior_the_target_is_estimated_with_calibration(tmp_path: Path) -> None:
     test, held = placed_photos(tmp_path, "test"), placed_photos(tmp_path, "holdout")
-    assert [file.meta["adjusted"][0]["n_without_place"] for file in (test, held)] == [5, 6]
+    assert [file.meta.adjusted[0].n_without_place for file in (test, held)] == [5, 6]
     made, notes = inat.adjust(test, tmp_path / "out", target="estimated", fit=held)
     by_hand = estimate_label_shift(
         test.logits,
         np.array([50, 49, 48]) / 147,
         held_out=(held.logits, held.labels),
     )
-    assert made.meta["logits_prior"] == by_hand.prior.tolist()
+    assert made.meta.logits_prior == by_hand.prior.tolist()
     assert notes[0].startswith(f"calibrated on the 300 photos of {held.path}: temperature ")
 
 

@@ -419,7 +419,7 @@ def test_photos_that_a_tau_was_searched_on_are_chosen_on_for_the_submission_too(
 ) -> None:
     holdout = made(tmp_path, "holdout", labels=LABELS, split="holdout", role="held out")
     test = adjusted(unlabelled, tmp_path / "test-tau", tau="search", fit=holdout)
-    tau = test.meta["adjusted"][0]["tau"]
+    tau = test.meta.adjusted[0].tau
     by_hand = adjusted(holdout, tmp_path / "elsewhere" / "by-hand", tau=tau)
     for on in (by_hand, holdout):
         found = estimated(test, on=on)

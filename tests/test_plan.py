@@ -16,6 +16,7 @@ from inat.config.reading import build
 from inat.config.schema import Config
 from inat.config.values import merge
 from inat.core.errors import InputError
+from inat.core.files import read_json
 from inat.losses.losses import Loss
 from inat.runs.run import Run
 from inat.training.plan import StagePlan, make_plan
@@ -156,7 +157,7 @@ def test_a_run_keeps_the_digest_of_its_prior_s_file_and_is_not_gone_on_with_by_a
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     fields = {**lost_by("logit_adjusted", prior=str(path)), "sampler.epoch_size": 16, "epochs": 1}
     config, run = config_of(world, **fields), tmp_path / "run"
-    assert inat.train(config, run).model["loss_prior_sha256"] == digest
+    assert inat.train(config, run).facts.loss_prior_sha256 == digest
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     write(97, 1, 1, 1)
     for resume in (False, True):
@@ -172,7 +173,7 @@ def test_a_run_keeps_the_digest_of_its_prior_s_file_and_is_not_gone_on_with_by_a
     inat.train(config, run)  # trained already
     write(97, 1, 1, 1)
     again = inat.train(config, run, overwrite=True)
-    assert again.model["loss_prior_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert again.facts.loss_prior_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert weights_facts(again).logits_prior == share(COUNTS / np.array([97, 1, 1, 1]))
 
 
@@ -182,7 +183,8 @@ def test_a_run_of_an_older_version_says_no_digest_of_its_prior_and_is_gone_on_wi
     path = prior_file(tmp_path / "field.csv", {category_id(label): 1 for label in range(4)})
     fields = {**lost_by("logit_adjusted", prior=str(path)), "epochs": 1}
     run = trained(world, tmp_path / "run", **fields)
-    older = {key: value for key, value in run.model.items() if key != "loss_prior_sha256"}
+    facts = read_json(run.path / "model.json")
+    older = {key: value for key, value in facts.items() if key != "loss_prior_sha256"}
     (run.path / "model.json").write_bytes(orjson.dumps(older))
     capsys.readouterr()
     trained(world, run.path, **fields)

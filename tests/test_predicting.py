@@ -51,8 +51,8 @@ def test_views_together_are_the_mean_of_each_view_alone(
         together = inat.predict(
             run.path, "test", name=f"{view_mean}-{spec}", views=spec, view_mean=view_mean
         )
-        assert together.meta["views"] == [view.facts() for view in views]
-        assert together.meta["view_mean"] == view_mean
+        assert together.meta.views == [view.facts() for view in views]
+        assert together.meta.view_mean == view_mean
         expected = expected - expected.max(axis=1, keepdims=True)
         np.testing.assert_allclose(together.logits, expected, atol=5e-3)
 
@@ -61,10 +61,10 @@ def test_views_keep_the_prior_that_the_logits_carry(run: Run) -> None:
     plain = inat.predict(run.path, "val")
     for view_mean in ("logprob", "prob"):
         several = inat.predict(run.path, "val", name=view_mean, views="flip", view_mean=view_mean)
-        assert several.meta["logits_prior"] == plain.meta["logits_prior"]
+        assert several.meta.logits_prior == plain.meta.logits_prior
         assert not np.array_equal(several.logits, plain.logits)
-    assert plain.meta["views"] == [{"kind": "centre", "size": 32, "crop_pct": 0.875}]
-    assert plain.meta["view_mean"] is None
+    assert plain.meta.views == [{"kind": "centre", "size": 32, "crop_pct": 0.875}]
+    assert plain.meta.view_mean is None
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,8 @@ def test_an_unreadable_photo_has_the_prior_that_the_logits_carry_or_else_the_dra
         assert made.logits_prior == pytest.approx(logits_prior / logits_prior.sum())
     expected = np.log(row_prior / row_prior.max())
     np.testing.assert_allclose(made.logits[3].astype(np.float64), expected, atol=2e-3)
-    assert len(made.meta["bad_photos"]) == 1
-    assert made.meta["bad_photos"][0].startswith(
-        f"{photos.path(3)} (image {photos.image_ids[3]}): "
-    )
+    assert len(made.meta.bad_photos) == 1
+    assert made.meta.bad_photos[0].startswith(f"{photos.path(3)} (image {photos.image_ids[3]}): ")
 
 
 @pytest.mark.parametrize(("views", "n_views"), [("centre", 1), ("flip", 2)])
@@ -117,7 +115,7 @@ def test_batches_of_unreadable_photos_alone_leave_what_a_vit_says_of_the_others(
     expected = np.log(made.logits_prior / made.logits_prior.max())
     for row in lost:
         np.testing.assert_allclose(made.logits[row].astype(np.float64), expected, atol=2e-3)
-    assert [event.partition(": ")[0] for event in made.meta["bad_photos"]] == [
+    assert [event.partition(": ")[0] for event in made.meta.bad_photos] == [
         f"{photos.path(row)} (image {photos.image_ids[row]})" for row in lost
     ]
 
@@ -160,7 +158,7 @@ def test_the_verb_takes_views_and_names_a_bad_one(
     words = ["predict", str(run.path), "--split", "test", "--name", "cli"]
     assert main([*words, "--views", "ten-crop", "--view-mean", "prob"]) == 0
     meta = inat.read_prediction(run.prediction("cli")).meta
-    assert (len(meta["views"]), meta["view_mean"]) == (10, "prob")
+    assert (len(meta.views or []), meta.view_mean) == (10, "prob")
     capsys.readouterr()
     assert main([*words, "--views", "tencrop"]) == 2
     error = capsys.readouterr().err

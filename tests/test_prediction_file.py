@@ -21,6 +21,7 @@ from inat.posthoc.adjust import adjust
 from inat.posthoc.ensemble import ensemble
 from inat.predictions import file as prediction_file
 from inat.predictions.file import read_prediction, store, write_prediction
+from inat.predictions.meta import PredictionMeta
 from inat.submission.csv_file import write
 
 PARTS = {"logits.npy", "ids.npy", "labels.npy", "species.parquet", "photos.parquet", "meta.json"}
@@ -50,8 +51,8 @@ def test_what_is_written_is_read_bit_for_bit(tmp_path: Path) -> None:
     assert (len(found), found.n_classes) == (5, 4)
     assert found.logits_prior is not None
     assert found.logits_prior.tolist() == [n / 43 for n in counts]
-    assert found.meta["format"] == 1
-    assert found.meta["chosen"] == {"tau": "holdout"}
+    assert read_json(found.path / "meta.json")["format"] == 1
+    assert found.meta.chosen == {"tau": "holdout"}
 
 
 def test_the_same_prediction_has_the_same_bytes(tmp_path: Path) -> None:
@@ -123,7 +124,12 @@ def write_half(path: Path) -> None:
     table = pd.DataFrame({"category_id": [2, 10], "name": ["a", "b"], "train_count": [1, 1]})
     ids = np.array([1, 2, 3])
     with write_prediction(
-        path, ids=ids, labels=ids, species=table, photos=table, meta={"split": "test"}
+        path,
+        ids=ids,
+        labels=ids,
+        species=table,
+        photos=table,
+        meta=PredictionMeta(competition="a", split="test", logits_prior=None, chosen={}),
     ) as rows:
         rows[0] = 1
         raise KeyboardInterrupt

@@ -16,6 +16,7 @@ from worlds import make_world
 
 import inat
 from inat.core.errors import InputError, WorldError
+from inat.core.files import read_json
 from inat.dataset.split import load_split
 from inat.loader import loader as loader_module
 from inat.photos.sources import PhotoFiles
@@ -153,7 +154,7 @@ def test_unreadable_photos_are_listed_once_whichever_call_met_them(
         split.path(row).write_bytes(b"no photo")
     interrupted(run, monkeypatch, 2, name="bad", views="flip")
     made = inat.predict(run.path, "train", name="bad", views="flip")
-    assert [line.split(" (image ")[1].split(")")[0] for line in made.meta["bad_photos"]] == [
+    assert [line.split(" (image ")[1].split(")")[0] for line in made.meta.bad_photos] == [
         str(split.image_ids[row]) for row in (1, 9, 30)
     ]
     prior = np.array([30, 8, 3, 2]) / 43
@@ -199,7 +200,7 @@ def test_slow_photos_are_printed_when_the_parts_are_joined_and_leave_the_bytes_a
     lines += told()
     assert len(lines) == 3
     assert all(re.fullmatch(line, found) for found in lines)
-    assert all("slow_photos" not in prediction.meta for prediction in made)
+    assert all("slow_photos" not in read_json(one.path / "meta.json") for one in made)
     assert all(content(prediction.path) == content(quick.path) for prediction in made)
 
 

@@ -10,7 +10,8 @@ import pytest
 from inat.config.schema import Config
 from inat.core.errors import InputError
 from inat.core.files import write_checksums, write_json
-from inat.runs.run import Run, WeightsFacts, create_run
+from inat.runs.facts import WeightsFacts
+from inat.runs.run import Run, create_run
 from inat.runs.trained import find_checkpoint
 from inat.training.checkpoint import LoopState, read_state
 
@@ -56,11 +57,11 @@ def test_a_checkpoint_states_its_priors_or_null(run: Run) -> None:
 @pytest.mark.parametrize(
     ("weights", "fault"),
     [
-        (None, "'weights': "),
-        ([], "'weights': "),
-        ({"stage": "1"}, "'weights': "),
-        ({"chosen": []}, "'weights': "),
-        ({"logits_prior": [[0.5], 0.5]}, "'weights': "),
+        (None, "Expected `object`, got `null` - at `$.weights`"),
+        ([], "Expected `object`, got `array` - at `$.weights`"),
+        ({"stage": "1"}, "Expected `int`, got `str` - at `$.weights.stage`"),
+        ({"chosen": []}, "Expected `object`, got `array` - at `$.weights.chosen`"),
+        ({"logits_prior": [[0.5], 0.5]}, "Expected `float`, got `array` - at `$.weights.logits"),
         ({"logits_prior": [0.5]}, "'logits_prior' is not a class prior of 2 species"),
         ({"logits_prior": [1.5, -0.5]}, "'logits_prior' is not a class prior of 2 species"),
         ({"draws_prior": [0, 0]}, "'draws_prior' is not a class prior of 2 species"),
@@ -75,8 +76,8 @@ def test_facts_about_weights_of_other_types_are_refused(run: Run, weights: Any, 
 
 def test_a_checkpoint_of_an_older_version_asks_to_train_again(run: Run) -> None:
     path = write_state(run, {key: STATE[key] for key in STATE if key != "weights"})
-    sentence = f"{path}: does not state 'weights'; train again"
-    assert refusal(lambda: find_checkpoint(run)) == sentence
+    text = refusal(lambda: find_checkpoint(run))
+    assert text == f"{path}: Object missing required field `weights`; train again"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_checkpoint_of_an_older_version_asks_to_train_again(run: Run) -> None:
         (FACTS | {"trained": 1}, "Expected `str`, got `int` - at `$.trained`"),
         (FACTS | {"weights_source": []}, "Expected `str`, got `array` - at `$.weights_source`"),
         (FACTS | {"process_batch": 0}, "Expected `int` >= 1 - at `$.process_batch`"),
-        (FACTS | {"stage_two": 7}, "Expected `object`, got `int` - at `$.stage_two`"),
+        (FACTS | {"stage_two": 7}, "Expected `object | null`, got `int` - at `$.stage_two`"),
         (
             FACTS | {"stage_two": {"method": "crt"}},
             "Object missing required field `run` - at `$.stage_two`",
@@ -104,7 +105,7 @@ def test_a_checkpoint_of_an_older_version_asks_to_train_again(run: Run) -> None:
 def test_facts_of_other_types_are_refused(run: Run, facts: Any, fault: str) -> None:
     path = run.path / "model.json"
     write_json(path, facts)
-    assert refusal(lambda: run.model) == f"{path}: {fault}; train again"
+    assert refusal(lambda: run.facts) == f"{path}: {fault}; train again"
 
 
 def test_species_that_are_no_table_are_refused(run: Run) -> None:
@@ -132,8 +133,18 @@ def test_a_state_of_other_types_is_refused(run: Run, state: Any, reason: str) ->
     )
 
 
-@pytest.mark.parametrize("state", [[], {}, {"epoch": "3"}, {"epoch": None}])
-def test_a_checkpoint_that_does_not_say_its_epoch_is_refused(run: Run, state: Any) -> None:
+@pytest.mark.parametrize(
+    ("state", "fault"),
+    [
+        ([], "Expected `object`, got `array`"),
+        ({}, "Object missing required field `epoch`"),
+        ({"epoch": "3"}, "Expected `int`, got `str` - at `$.epoch`"),
+        ({"epoch": None}, "Expected `int`, got `null` - at `$.epoch`"),
+    ],
+)
+def test_a_checkpoint_that_does_not_say_its_epoch_is_refused(
+    run: Run, state: Any, fault: str
+) -> None:
     assert find_checkpoint(run).epoch == 3
     path = write_state(run, state)
-    assert refusal(lambda: find_checkpoint(run)) == f"{path}: does not say 'epoch'; train again"
+    assert refusal(lambda: find_checkpoint(run)) == f"{path}: {fault}; train again"

@@ -14,6 +14,7 @@ from inat.config.reading import build
 from inat.core.errors import InputError
 from inat.core.files import write_json
 from inat.evaluation import evaluate
+from inat.runs.facts import RunFacts, SoupFacts, StageTwoFacts, write_run_facts
 from inat.runs.listing import list_runs
 from inat.runs.run import Run, create_run
 
@@ -21,7 +22,9 @@ from inat.runs.run import Run, create_run
 def made_run(path: Path, loss: str = "ce", seed: int = 0, epochs_done: int = 2) -> Run:
     config = build({"epochs": 2, "seed": seed, "loss": {"name": loss}}, "test")
     run = create_run(path, config)
-    write_json(run.checkpoint("last") / "state.json", {"epoch": epochs_done})
+    write_json(
+        run.checkpoint("last") / "state.json", {"epoch": epochs_done, "step": 0, "weights": {}}
+    )
     return run
 
 
@@ -122,9 +125,17 @@ def test_predictions_of_several_runs_together_are_listed_too(tmp_path: Path) -> 
 
 def test_a_run_says_how_it_was_made_and_how_many_epochs_its_stages_plan(tmp_path: Path) -> None:
     config = build({"epochs": 4, "stages": [{"epochs": 2}, {"epochs": 3}]}, "test")
-    write_json(create_run(tmp_path / "a", config).checkpoint("last") / "state.json", {"epoch": 5})
-    for name, model in (("b", {"soup": {}}), ("c", {"stage_two": {"method": "crt"}})):
-        write_json(made_run(tmp_path / name, epochs_done=30).path / "model.json", model)
+    state = {"epoch": 5, "step": 0, "weights": {}}
+    write_json(create_run(tmp_path / "a", config).checkpoint("last") / "state.json", state)
+    for name, made in (
+        ("b", {"soup": SoupFacts("uniform", [])}),
+        ("c", {"stage_two": StageTwoFacts(method="crt", run="runs/a")}),
+    ):
+        facts = RunFacts(
+            mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), weights_source="none",
+            precision="fp32", device="cpu", trained="0", category_ids=[2], **made,
+        )  # fmt: skip
+        write_run_facts(made_run(tmp_path / name, epochs_done=30).path, facts)
     table = list_runs(tmp_path)
     assert table["method"].tolist() == ["ce", "soup", "crt"]
     assert table["epochs"].tolist() == ["5/9", "30", "30"]

@@ -15,6 +15,7 @@ from worlds import make_world
 import inat
 from inat.cli.app import main
 from inat.core.errors import InputError
+from inat.core.files import read_json
 from inat.dataset.split import cut_holdout, load_split
 from inat.evaluation.evaluate import evaluate
 from inat.loader.loader import build_loader, to_device
@@ -47,7 +48,7 @@ def refusal(runs: list[Run], out: Path, **options: Any) -> str:
 def changed(run: Run, path: Path, **model: Any) -> Run:
     """A copy of a run with other facts in its model.json."""
     shutil.copytree(run.path, path)
-    (path / "model.json").write_bytes(orjson.dumps({**run.model, **model}))
+    (path / "model.json").write_bytes(orjson.dumps({**read_json(run.path / "model.json"), **model}))
     return Run(path)
 
 
@@ -93,7 +94,7 @@ def test_a_soup_of_two_runs_has_the_mean_of_their_weights(runs: list[Run], made:
 def first_statistics(made: Run, first: Run) -> tuple[Tensor, Tensor, int]:
     """Mean and variance of the first batch norm, worked out by hand from the draws of the first
     run's training, and the number of batches."""
-    config, facts = first.config, first.model
+    config, facts = first.config, first.facts
     train, _ = cut_holdout(load_split(config.data.root or Path()), "0.3", config.data.holdout_seed)
     loader = build_loader(
         train, image_size=32, training=True, batch_size=8, workers=0, seed=config.seed,
@@ -103,7 +104,7 @@ def first_statistics(made: Run, first: Run) -> tuple[Tensor, Tensor, int]:
     convolution = nn.functional.conv2d
     means, variances = [], []
     for batch in loader:
-        images = to_device(batch, "cpu", tuple(facts["mean"]), tuple(facts["std"]))
+        images = to_device(batch, "cpu", facts.mean, facts.std)
         values = convolution(images, state["conv_stem.weight"], stride=2, padding=1)
         means.append(values.mean(dim=(0, 2, 3)))
         variances.append(values.var(dim=(0, 2, 3)))
@@ -196,10 +197,10 @@ def test_a_soup_is_a_run_that_is_predicted_and_evaluated(runs: list[Run], made: 
     assert line["mean_class_accuracy"] == pytest.approx(score)
     assert weights_facts(made) == weights_facts(runs[0])
     assert weights_facts(made).chosen == {}
-    told = made.model["soup"]
-    assert told["how"] == "uniform"
-    assert [one["run"] for one in told["runs"]] == [str(run.path) for run in runs[:2]]
-    assert [one["used"] for one in told["runs"]] == [True, True]
+    told = made.facts.soup
+    assert told.how == "uniform"
+    assert [one.run for one in told.runs] == [str(run.path) for run in runs[:2]]
+    assert [one.used for one in told.runs] == [True, True]
     assert made.config.digest == runs[0].config.digest
 
 
@@ -253,7 +254,7 @@ def test_greed_keeps_a_run_where_it_does_not_lower_the_held_out_accuracy(
 
     monkeypatch.setattr(soup_module, "_score", score)
     made = soup([run.path for run in runs], tmp_path / "out", how="greedy")
-    found = [place for place, one in enumerate(made.model["soup"]["runs"]) if one["used"]]
+    found = [place for place, one in enumerate(made.facts.soup.runs) if one.used]
     assert found == used
     assert tasted[:3] == [[run.path] for run in runs]
     assert next(told, None) is None

@@ -234,7 +234,7 @@ def test_photos_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> N
         out = inat.train_stage_two(
             run.path, tmp_path / f"{live}", method="crt", feature_views=3, **options
         )
-        assert out.model["stage_two"]["bad_photos"] == [line]
+        assert out.facts.stage_two.bad_photos == [line]
     strict = {**run.config.to_dict()}
     strict["data"]["bad_photo_limit"] = 0.0
     config = build(strict, "test")
@@ -373,11 +373,11 @@ def test_lws_begins_at_the_old_logits(run: Run) -> None:
 
 def test_the_published_schedule_is_the_default(made: dict[str, Run]) -> None:
     for method, epochs in (("crt", 30), ("lws", 5)):
-        facts = made[method].model["stage_two"]
-        assert (facts["epochs"], facts["weight_decay"]) == (epochs, 1e-4)
+        facts = made[method].facts.stage_two
+        assert (facts.epochs, facts.weight_decay) == (epochs, 1e-4)
         # .1 for 256 is .2 for 512; a batch is no larger than the 29 photos of an epoch.
-        assert (facts["epoch_size"], facts["batch_size"]) == (29, 29)
-        assert facts["learning_rate"] == pytest.approx(0.2 * 29 / 512)
+        assert (facts.epoch_size, facts.batch_size) == (29, 29)
+        assert facts.learning_rate == pytest.approx(0.2 * 29 / 512)
 
 
 def test_a_loss_that_is_not_finite_stops_it_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
@@ -459,14 +459,14 @@ def test_a_chosen_tau_is_written_through_to_predictions_and_their_photos(
     new, prediction = made["tau_norm"], predicted["tau_norm"]
     chosen = {"tau": "mean class accuracy on the held-out part of train"}
     assert weights_facts(new).chosen == chosen
-    assert prediction.meta["chosen"] == chosen
+    assert prediction.meta.chosen == chosen
     assert set(prediction.photos["role"]) == {"chosen on"}
     with pytest.raises(InputError, match="something was chosen"):
         inat.evaluate(prediction)
     lines = [orjson.loads(line) for line in new.metrics_path.read_bytes().splitlines()]
     grid = {line["tau"]: line["mean_class_accuracy"] for line in lines if line["kind"] == "tau"}
     assert list(grid) == [round(0.1 * k, 1) for k in range(21)]
-    assert grid[new.model["stage_two"]["tau"]] == max(grid.values())
+    assert grid[new.facts.stage_two.tau] == max(grid.values())
     best = inat.train_stage_two(
         run.path, run.path.parent / "of-best", method="tau_norm", tau=1, checkpoint="best"
     )
@@ -555,9 +555,9 @@ def test_the_new_run_says_what_it_is(
         assert new.config.data == run.config.data
         assert (new.path / "environment.json").is_file()
         assert new.species.equals(run.species)
-        facts = new.model["stage_two"]
-        assert (facts["run"], facts["method"]) == (str(run.path), method)
-        assert facts["checkpoint_sha256"] == find_checkpoint(run).digest
+        facts = new.facts.stage_two
+        assert (facts.run, facts.method) == (str(run.path), method)
+        assert facts.checkpoint_sha256 == find_checkpoint(run).digest
         lines = [orjson.loads(line) for line in new.metrics_path.read_bytes().splitlines()]
         assert lines[-1]["kind"] == "validation"
         evaluation = inat.evaluate(predicted[method], chosen_here=True)
@@ -645,7 +645,7 @@ def test_nothing_is_overwritten_unless_it_is_a_run_and_it_is_said(run: Run, tmp_
         f"{out}: there is a run already; give another --out, or --overwrite to throw it away"
     )
     inat.train_stage_two(run.path, out, method="tau_norm", tau=1, overwrite=True)
-    assert Run(out).model["stage_two"]["method"] == "tau_norm"
+    assert Run(out).facts.stage_two.method == "tau_norm"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     assert refusal(run, tmp_path / "mine", method="ncm", overwrite=True) == (

@@ -324,7 +324,7 @@ def test_a_resume_in_any_stage_and_between_two_ends_as_a_run_never_interrupted(
     for kind in ("model", "ema", "optimizer"):
         assert same(weights(whole, kind=kind), weights(resumed, kind=kind))
     assert log_lines(whole.path) == log_lines(resumed.path)
-    assert whole.model == resumed.model
+    assert whole.facts == resumed.facts
 
 
 def test_a_new_head_is_new_in_network_and_average_and_all_else_goes_on(
@@ -389,13 +389,13 @@ def test_priors_and_size_are_those_of_the_stage_that_the_checkpoint_is_of(
         trained(world, tmp_path / "run", stage, **fields)
     monkeypatch.setattr(loop, "next_trainer", next_trainer)
     first = inat.predict(tmp_path / "run", "val", name="first")
-    assert first.meta["views"][0]["size"] == 32
+    assert first.meta.views[0]["size"] == 32
     assert first.logits_prior == pytest.approx(count_prior(COUNTS))
     config = config_of(stage, **fields, **{"data.root": str(world)})
     run = inat.train(config, tmp_path / "run", resume=True)
     last = inat.predict(run.path, "val", name="last")
-    assert last.meta["views"][0]["size"] == 48
-    assert last.meta["config_digest"] == config.digest
+    assert last.meta.views[0]["size"] == 48
+    assert last.meta.config_digest == config.digest
     assert last.logits_prior is None  # nothing is held out that would show it
 
 
@@ -449,7 +449,7 @@ def test_stage_two_takes_a_run_of_several_stages(whole: Run, tmp_path: Path) -> 
     made = inat.train_stage_two(whole.path, tmp_path / "ncm", method="ncm")
     assert made.config.stages == ()
     assert made.config.transforms.image_size == 48
-    assert inat.predict(made.path, "val").meta["views"][0]["size"] == 48
+    assert inat.predict(made.path, "val").meta.views[0]["size"] == 48
 
 
 def test_a_soup_of_runs_of_several_stages_is_as_their_last(whole: Run, tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_a_soup_of_runs_of_several_stages_is_as_their_last(whole: Run, tmp_path:
     restate(other)  # with its checksums
     made = inat.soup([whole.path, other.path], tmp_path / "soup", weights="raw")
     assert made.config == lay_stages(whole.config)[-1].config
-    assert inat.predict(made.path, "val").meta["views"][0]["size"] == 48
+    assert inat.predict(made.path, "val").meta.views[0]["size"] == 48
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def test_a_resume_goes_on_in_the_precision_in_which_the_run_was_begun(
     peace = trained(world, tmp_path / "peace", **auto)
     monkeypatch.setattr(trainer, "resolve_precision", resolve)  # of another processor
     resumed = trained(world, tmp_path / "cut", resume=True, **auto)
-    assert resumed.model["precision"] == other
+    assert resumed.facts.precision == other
     assert digests(resumed.path) == digests(peace.path)
 
 
@@ -600,7 +600,7 @@ def test_a_prediction_of_a_run_within_its_first_epoch_is_of_its_first_stage(
     signalled_at(monkeypatch, 2)
     with pytest.raises(Stopped):
         trained(world, tmp_path / "run")
-    assert inat.predict(tmp_path / "run", "val").meta["checkpoint_epoch"] == 1
+    assert inat.predict(tmp_path / "run", "val").meta.checkpoint_epoch == 1
 
 
 def test_an_ended_process_gives_its_status(world: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from inat.evaluation import evaluate
 from inat.posthoc.adjust import adjust
 from inat.posthoc.tau_search import GRID, choose_tau, hits_of_taus
 from inat.predictions.file import PredictionFile
+from inat.predictions.meta import Adjustment
 
 COUNTS = [60, 30, 8, 2, 1]
 PRIOR = [count / sum(COUNTS) for count in COUNTS]
@@ -80,10 +81,11 @@ def test_the_first_best_tau_is_taken_and_the_note_says_on_what(
         "flattered by the choice)",
         "species never held out, which had no say in it: 1 (Genus4 species4)",
     ]
-    assert found.meta["adjusted"] == [
-        {"of": str(held_out.path), "tau": best / 10, "fit": str(held_out.path),
-         "never_held_out": [94]}
-    ]  # fmt: skip
+    assert found.meta.adjusted == [
+        Adjustment(
+            of=str(held_out.path), tau=best / 10, fit=str(held_out.path), never_held_out=[94]
+        )
+    ]
 
 
 def test_evaluate_refuses_the_photos_that_tau_was_chosen_on(
@@ -108,12 +110,12 @@ def test_other_photos_take_the_tau_and_its_history_and_may_be_scored(
 ) -> None:
     found, _ = adjust(unseen, tmp_path / "out", tau="search", fit=held_out.path)
     on_fit, _ = adjust(held_out, tmp_path / "fit", tau="search")
-    tau = on_fit.meta["adjusted"][0]["tau"]
+    tau = on_fit.meta.adjusted[0].tau
     by_hand, _ = adjust(unseen, tmp_path / "hand", tau=tau)
     assert found.logits.tobytes() == by_hand.logits.tobytes()
     assert set(found.photos["role"]) == {"unseen"}
     chosen = {"tau": f"mean class accuracy on the 50 photos of {held_out.path}"}
-    assert found.meta["chosen"] == chosen
+    assert found.meta.chosen == chosen
     assert evaluate(found).to_dict()["chosen"] == chosen
     assert evaluate(by_hand).to_dict()["chosen"] == {}
 
@@ -140,7 +142,7 @@ def test_a_tau_chosen_before_is_not_forgotten(tmp_path: Path) -> None:
         tmp_path / "p", LOGITS, LABELS, COUNTS, role="chosen on", chosen=chosen
     )
     found, _ = adjust(prediction, tmp_path / "out", tau="search")
-    assert found.meta["chosen"] == {
+    assert found.meta.chosen == {
         "epoch": "class means",
         "tau": "mean class accuracy on the held-out part of train, then mean class accuracy on "
         f"the 50 photos of {prediction.path}",
@@ -182,7 +184,7 @@ def test_a_tau_of_another_model_or_of_other_views_is_taken_and_that_is_said(
     _, own = adjust(fit, tmp_path / "own", tau="search")
     said = [] if told is None else [f"tau was chosen on {told.format(fit=fit.path)}"]
     assert notes == [*own, *said]
-    assert found.meta["adjusted"][0]["tau"] == GRID[np.argmax(slow_scores(fit))]
+    assert found.meta.adjusted[0].tau == GRID[np.argmax(slow_scores(fit))]
 
 
 def test_an_ensemble_s_tau_is_its_own_where_the_members_are(tmp_path: Path) -> None:

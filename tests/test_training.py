@@ -197,7 +197,7 @@ def test_a_run_keeps_config_environment_and_metrics(held_out_run: Run, world: Pa
     assert held_out_run.config.data.root == world.resolve()
     environment = orjson.loads((held_out_run.path / "environment.json").read_bytes())
     assert {"torch", "timm", "numpy"} <= set(environment["versions"])
-    assert held_out_run.model["weights_source"] == "none: random weights"
+    assert held_out_run.facts.weights_source == "none: random weights"
     lines = log_lines(held_out_run.path)
     validations = [line for line in lines if line["kind"] == "validation"]
     assert [line["epoch"] for line in validations] == [1, 2, 3]
@@ -327,7 +327,7 @@ def test_held_out_batches_of_unreadable_photos_alone_are_left_out_of_the_validat
     run = trained(world, tmp_path / "run", **settings)
     (validation,) = [line for line in log_lines(run.path) if line["kind"] == "validation"]
     prediction = inat.predict(run.path, "holdout")
-    assert len(prediction.meta["bad_photos"]) == 4
+    assert len(prediction.meta.bad_photos) == 4
     hits = prediction.logits[4:].argmax(axis=1) == held_out.labels[4:]
     assert validation["top1"] == pytest.approx(hits.mean())
 
@@ -340,8 +340,8 @@ def test_an_unreadable_test_photo_is_predicted_as_the_class_prior(tmp_path: Path
     row = int(np.flatnonzero(prediction.ids == image_id)[0])
     prior = count_prior(np.array([30, 12, 6, 4]))
     assert prediction.logits[row] == pytest.approx(np.log(prior / prior.max()), abs=2e-3)
-    assert len(prediction.meta["bad_photos"]) == 1
-    assert f"(image {image_id})" in prediction.meta["bad_photos"][0]
+    assert len(prediction.meta.bad_photos) == 1
+    assert f"(image {image_id})" in prediction.meta.bad_photos[0]
 
 
 def test_photos_of_a_folder_get_three_names_and_probabilities(

@@ -537,7 +537,8 @@ def soup(
         batch_size=batch_size,
         overwrite=overwrite,
     )
-    used = [one["run"] for one in made.model["soup"]["runs"] if one["used"]]
+    assert made.facts.soup is not None
+    used = [member.run for member in made.facts.soup.runs if member.used]
     print(
         f"{made.path}: the mean of {', '.join(used)}; next: inat predict {made.path} --split test"
     )
@@ -661,8 +662,8 @@ def predict(
         predictions = predict_folds(run, split, **options)
     for made in predictions:
         _print_made(made)
-        for event in made.meta.get("bad_photos", []):
-            print(f"not read, predicted as the class prior: {event}", file=sys.stderr)
+        for photo in made.meta.bad_photos or []:
+            print(f"not read, predicted as the class prior: {photo}", file=sys.stderr)
 
 
 @app.command

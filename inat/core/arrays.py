@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Int64
 from numpy.lib.format import open_memmap
 
 from inat.core.errors import InputError, shown
@@ -135,6 +136,15 @@ def _read_bounded(path: Path, remedy: str, n_rows: int | None) -> pa.Table:
     if n_bytes > LARGEST_TABLE:
         raise InputError(f"{path}: unpacks to {n_bytes:,} bytes, too many; {remedy}")
     return table.cast(schema).replace_schema_metadata()
+
+
+def positions(
+    ids: Int64[np.ndarray, "ids"], wanted: Int64[np.ndarray, "some"]
+) -> Int64[np.ndarray, "some"]:
+    """Where each of `wanted` is in `ids`, which may be in any order and must hold all of them."""
+    order = np.argsort(ids)
+    found: Int64[np.ndarray, some] = order[np.searchsorted(ids, wanted, sorter=order)]
+    return found
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:

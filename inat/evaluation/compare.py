@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
+from inat.core.arrays import positions
 from inat.core.bands import BandName
 from inat.core.errors import InputError
 from inat.core.files import write_json
@@ -106,7 +107,7 @@ def compare(
         InputError: other photos, species, labels, train counts or band edges in the two; what
             `evaluate` refuses.
     """
-    opened = [p if isinstance(p, PredictionFile) else read_prediction(p) for p in (first, second)]
+    opened = [*map(read_prediction, (first, second))]
     _refuse_others(*opened)
     for places in (0, 1), (1, 0):
         refuse_seen_photos(*(opened[place] for place in places), chosen_here=chosen_here)
@@ -149,8 +150,7 @@ def _refuse_others(one: PredictionFile, other: PredictionFile) -> None:
 
 def _paired(one: Evaluation, other: Evaluation) -> Comparison:
     table, labels = one.per_class, one.labels
-    order = np.argsort(other.outcomes.ids)
-    place = order[np.searchsorted(other.outcomes.ids, one.outcomes.ids, sorter=order)]
+    place = positions(other.outcomes.ids, one.outcomes.ids)
     theirs = other.per_class["category_id"].to_numpy()[other.labels[place]]
     if (apart := table["category_id"].to_numpy()[labels] != theirs).any():
         raise InputError(

@@ -13,7 +13,7 @@ from inat.core.bands import BAND_EDGES, BANDS, FEW_BELOW, MANY_ABOVE, BandName
 from inat.core.errors import InputError, unknown_name
 from inat.core.files import atomic_file, write_json
 from inat.core.intervals import Interval, accuracy_interval
-from inat.core.metrics import shot_bands, top_k
+from inat.core.metrics import shot_bands
 from inat.evaluation.confusion import (
     ConfusedPair,
     Mistake,
@@ -35,6 +35,7 @@ from inat.evaluation.seen_photos import refuse_seen_photos
 from inat.evaluation.solution import read_solution
 from inat.evaluation.species import SpeciesMeans, species_means, species_table, worst_species
 from inat.predictions.file import PredictionFile, read_prediction
+from inat.predictions.meta import Role
 
 FORMAT = 1
 TOP_K = (1, 3, 5)
@@ -178,8 +179,7 @@ def evaluate(
             were trained on, or had something chosen on them (fewer are copies, and are counted in
             a note); logits that are not finite.
     """
-    if not isinstance(prediction, PredictionFile):
-        prediction = read_prediction(prediction)
+    prediction = read_prediction(prediction)
     edges = _edges(prediction, bands, band_edges)
     labels = _labels(prediction, solution)
     notes = refuse_seen_photos(prediction, chosen_here=chosen_here)
@@ -214,7 +214,7 @@ def evaluate(
         per_class=table,
         outcomes=outcomes,
         notes=[*notes, *_notes_on_counts(table)],
-        chosen=dict(prediction.meta["chosen"]),
+        chosen=dict(prediction.meta.chosen),
     )
 
 
@@ -227,7 +227,7 @@ def _edges(
         if bands not in BAND_EDGES:
             raise InputError(unknown_name("bands", bands, BAND_EDGES))
         return BAND_EDGES[bands]
-    few_below, many_above = edges or prediction.meta.get("band_edges", (FEW_BELOW, MANY_ABOVE))
+    few_below, many_above = edges or prediction.meta.band_edges or (FEW_BELOW, MANY_ABOVE)
     if not 0 < few_below <= many_above:
         raise InputError(
             f"band edges {few_below} {many_above}: give two numbers above 0, the smaller first"
@@ -247,7 +247,7 @@ def _accuracy(
 
 
 def _notes_on_copies(prediction: PredictionFile, outcomes: Outcomes) -> list[str]:
-    seen = (prediction.photos["role"] == "trained on").to_numpy()
+    seen = prediction.roles == Role.TRAINED_ON
     if not seen.any():
         return []
     return [
@@ -268,11 +268,6 @@ def _notes_on_counts(table: pd.DataFrame) -> list[str]:
     if untested := int((table["n"] == 0).sum()):
         notes.append(f"{untested} of {len(table)} species have no photo here")
     return notes
-
-
-def guess(prediction: PredictionFile, k: int) -> Int64[np.ndarray, "images k"]:
-    """The k likeliest labels of every photo, best first; ties go to the lower category id."""
-    return np.concatenate([top_k(prediction.read(rows), k) for rows in prediction.chunks()])
 
 
 def _labels(prediction: PredictionFile, solution: Path | str | None) -> Int64[np.ndarray, "images"]:

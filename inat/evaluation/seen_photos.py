@@ -4,6 +4,7 @@ import numpy as np
 
 from inat.core.errors import InputError
 from inat.predictions.file import PredictionFile
+from inat.predictions.meta import Role, worst_roles
 
 
 def roles_for(prediction: PredictionFile, *others: PredictionFile) -> np.ndarray:
@@ -13,9 +14,8 @@ def roles_for(prediction: PredictionFile, *others: PredictionFile) -> np.ndarray
     the held-out photos for the test split flatters whatever is adjusted by it on these photos.
     """
     chosen = np.concatenate([each.chosen_keys for each in (prediction, *others)])
-    roles = prediction.photos["role"].to_numpy(object).copy()
-    roles[np.isin(prediction.photos["key"], chosen) & (roles != "trained on")] = "chosen on"
-    return roles
+    of_choice = np.where(np.isin(prediction.photos["key"], chosen), Role.CHOSEN_ON, Role.UNSEEN)
+    return worst_roles(prediction.roles, of_choice)
 
 
 def refuse_seen_photos(
@@ -35,13 +35,13 @@ def refuse_seen_photos(
         InputError: half of the photos or more are such.
     """
     roles = roles_for(prediction, *others)
-    trained_on = int((roles == "trained on").sum())
+    trained_on = int((roles == Role.TRAINED_ON).sum())
     if 2 * trained_on >= len(prediction):  # fewer are copies in a split that was not trained on
         raise InputError(
             f"{prediction.path}: {trained_on} of its {len(prediction)} photos were trained on, "
             "and a score on them says nothing; predict val, test or the held-out part"
         )
-    chosen_on = int((roles == "chosen on").sum())
+    chosen_on = int((roles == Role.CHOSEN_ON).sum())
     if not chosen_on:
         return []
     if 2 * chosen_on < len(prediction):
@@ -52,7 +52,7 @@ def refuse_seen_photos(
     made = [
         f"{what} by {how}"
         for each in (prediction, *others)
-        for what, how in each.meta["chosen"].items()
+        for what, how in each.meta.chosen.items()
     ]
     chosen = "; ".join(dict.fromkeys(made))
     if not chosen_here:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32
 
 from inat.geo.network import GeoPrior, log_presence
 from inat.models.device import pick_device
@@ -15,7 +15,7 @@ CHUNK_BYTES = 64_000_000
 
 
 def predict_log_presence(
-    run: Run, checkpoint: Checkpoint, places: Float64[np.ndarray, "photos 3"]
+    run: Run, checkpoint: Checkpoint, places: Float32[np.ndarray, "photos 3"]
 ) -> Iterator[tuple[slice, Float[np.ndarray, "chunk classes"]]]:
     """The log presence of each species, chunk by chunk; the row of a photo without a place is
     all 0.
@@ -25,7 +25,7 @@ def predict_log_presence(
         checkpoint: of it.
         places: of the photos, as `places_of` gives them.
     """
-    n_classes = len(run.model["category_ids"])
+    n_classes = len(run.facts.category_ids)
     with torch.random.fork_rng(devices=[]):
         network = GeoPrior(n_classes)
     network.load_state_dict(dict(checkpoint.load_weights()))

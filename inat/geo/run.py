@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from inat.config.schema import Config
 from inat.core.errors import InputError
-from inat.core.files import write_json
 from inat.core.metrics import score_guesses, top_k
 from inat.core.progress import say
 from inat.dataset.locations import have_place, places_of
@@ -18,8 +18,14 @@ from inat.dataset.split import Split
 from inat.geo.network import GeoPrior, log_presence
 from inat.geo.training import GeoRecipe, n_steps, train_geo_prior
 from inat.models.device import pick_device
+from inat.runs.facts import (
+    CheckpointFacts,
+    StageTwoFacts,
+    WeightsFacts,
+    write_run_facts,
+)
 from inat.runs.metrics_log import MetricsLog
-from inat.runs.run import Run, WeightsFacts, create_run, write_species
+from inat.runs.run import Run, create_run, write_species
 from inat.runs.trained import photos_of, write_weights
 
 FEW_STEPS = 500
@@ -55,20 +61,17 @@ def make_geo_run(
             log.close()
         made = create_run(path, config)
         write_species(made, run)
-        facts = {
-            "run": str(run.path),
-            **options,
-            **dataclasses.asdict(recipe),
-            "n_photos": len(labels),
-            "n_without_place": int((~placed).sum()),
-        }
-        write_json(made.path / "model.json", {**run.model, "stage_two": facts})
+        facts = StageTwoFacts(
+            run=str(run.path),
+            **{**options, **dataclasses.asdict(recipe)},
+            n_photos=len(labels),
+            n_without_place=int((~placed).sum()),
+        )
+        write_run_facts(made.path, replace(run.facts, stage_two=facts))
         # Presence is no share of the photos: it carries no class prior that could be taken off.
-        state = {
-            "epoch": recipe.epochs,
-            "step": n_steps(labels, recipe),
-            "weights": WeightsFacts(),
-        }
+        state = CheckpointFacts(
+            epoch=recipe.epochs, step=n_steps(labels, recipe), weights=WeightsFacts()
+        )
         write_weights(made.checkpoint("last"), network, state)
 
 

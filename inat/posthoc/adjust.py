@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
+from msgspec import structs
 
 from inat.core.errors import InputError
 from inat.core.files import atomic_file
@@ -27,7 +28,7 @@ from inat.posthoc.calibration_photos import (
     check_calibration_photos,
 )
 from inat.posthoc.label_shift import estimate_label_shift
-from inat.posthoc.label_shift_notes import figures, notes
+from inat.posthoc.label_shift_notes import as_adjustment, notes
 from inat.posthoc.product_rule import add_log_presence
 from inat.posthoc.tau_search import choose_tau, refuse_other_model
 from inat.predictions.file import (
@@ -37,6 +38,7 @@ from inat.predictions.file import (
     store,
     write_prediction,
 )
+from inat.predictions.meta import Adjustment, Role
 from inat.predictions.same_model import told_of_fit
 
 ESTIMATED_PRIOR = "estimated_prior.csv"
@@ -50,7 +52,7 @@ class Move:
     Attributes:
         shift: what is added.
         prior: what the moved logits carry.
-        what: for the history in meta.json.
+        step: for the history in meta.json.
         temperature: what they are divided by.
         notes: sentences about it.
         chosen: what was chosen for it, and by what on which photos.
@@ -59,7 +61,7 @@ class Move:
 
     shift: Float64[np.ndarray, "classes"]
     prior: Prior
-    what: dict[str, Any]
+    step: Adjustment
     temperature: float = 1.0
     notes: list[str] = field(default_factory=list)
     chosen: dict[str, str] = field(default_factory=dict)
@@ -110,10 +112,8 @@ def adjust(
             exists; photos of `fit` of another model, without labels, or trained on; a geo
             prior's prediction of other photos or species.
     """
-    if not isinstance(prediction, PredictionFile):
-        prediction = read_prediction(prediction)
-    if fit is not None and not isinstance(fit, PredictionFile):
-        fit = read_prediction(fit)
+    prediction = read_prediction(prediction)
+    fit = None if fit is None else read_prediction(fit)
     out = Path(out)
     if geo is not None:
         if any(given is not None for given in (tau, target, from_prior, fit)):
@@ -142,10 +142,13 @@ def adjust(
 
 
 def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
-    meta: dict[str, Any] = dict(prediction.meta)
-    meta["logits_prior"] = move.prior.tolist()
-    meta["adjusted"] = [*meta.get("adjusted", []), {"of": str(prediction.path), **move.what}]
-    meta["chosen"] = meta["chosen"] | move.chosen
+    before, step = prediction.meta, structs.replace(move.step, of=str(prediction.path))
+    meta = structs.replace(
+        before,
+        logits_prior=move.prior.tolist(),
+        adjusted=[*before.adjusted, step],
+        chosen=before.chosen | move.chosen,
+    )
     photos, chosen_keys = prediction.photos, [prediction.chosen_keys]
     if move.chosen_on is not None:
         photos = _marked(photos, move.chosen_on)
@@ -168,8 +171,8 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
 def _marked(photos: pd.DataFrame, chosen_on: PredictionFile) -> pd.DataFrame:
     """The table of photos with the role of those that something was chosen on."""
     here = photos["key"].isin(chosen_on.photos["key"])
-    here &= photos["role"] != "trained on"
-    return photos.assign(role=photos["role"].mask(here, "chosen on"))
+    here &= photos["role"] != Role.TRAINED_ON
+    return photos.assign(role=photos["role"].mask(here, Role.CHOSEN_ON.value))
 
 
 def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:
@@ -183,7 +186,7 @@ def _tau_move(prior: Prior, tau: float) -> Move:
     """Away from the prior that the logits carry."""
     if not 0 <= tau <= 10:
         raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
-    move = Move(tau_shift(prior, tau), temper(prior, 1 - tau), {"tau": tau})
+    move = Move(tau_shift(prior, tau), temper(prior, 1 - tau), Adjustment(tau=tau))
     return _noting_none(move, prior)
 
 
@@ -191,7 +194,7 @@ def _target_move(prediction: PredictionFile, target: str, from_prior: Path | str
     """To a prior that is known."""
     prior = carried_prior(prediction, from_prior)
     wanted = _named_prior(prediction, target)
-    return _noting_none(Move(target_shift(prior, wanted), wanted, {"target": target}), prior)
+    return _noting_none(Move(target_shift(prior, wanted), wanted, Adjustment(target=target)), prior)
 
 
 def _noting_none(move: Move, prior: Prior) -> Move:
@@ -214,14 +217,14 @@ def _searched_move(
         fit_prior = carried_prior(fit, from_prior)
         refuse_other_model(prediction, prior, fit, fit_prior)
     choice = choose_tau(fit or prediction, fit_prior)
-    told = told_of_fit(prediction.meta, choice.photos.meta, str(choice.photos.path))
+    fit_path = str(choice.photos.path)
+    told = told_of_fit(prediction.meta, choice.photos.meta, fit_path)
     move = _tau_move(prior, choice.tau)
-    never = choice.never_held_out
     return replace(
         move,
-        what=move.what | {"fit": str(choice.photos.path), "never_held_out": never},
+        step=structs.replace(move.step, fit=fit_path, never_held_out=choice.never_held_out),
         notes=[*choice.notes(), *([f"tau was chosen on {told}"] if told else []), *move.notes],
-        chosen=choice.added_to(prediction.meta["chosen"]),
+        chosen=choice.added_to(prediction.meta.chosen),
         chosen_on=choice.photos,
     )
 
@@ -310,7 +313,7 @@ def _estimated_move(
     return Move(
         shift=found.calibration.bias + target_shift(found.source, found.prior),
         prior=found.prior,
-        what={"target": "estimated", **figures(found, n_photos, held_out)},
+        step=as_adjustment(found, n_photos, held_out),
         temperature=found.calibration.temperature,
         notes=notes(found, n_photos, held_out),
         chosen={} if held_out is None else {"calibration": calibrated_how(held_out)},

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from inat.core.errors import InputError
 from inat.core.priors import target_shift
 from inat.predictions.file import PredictionFile, store
+from inat.predictions.meta import Role
 from inat.predictions.same_model import differences
 
 
@@ -29,7 +30,7 @@ def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFil
             f"{held_out.path}: {(held_out.labels < 0).sum()} of its {n_photos} photos have no "
             "label; calibrate on the held-out part or val"
         )
-    if trained_on := int((held_out.photos["role"] == "trained on").sum()):
+    if trained_on := int((held_out.roles == Role.TRAINED_ON).sum()):
         raise InputError(
             f"{held_out.path}: {trained_on} of its {n_photos} photos were trained on, where a "
             "model is surer than elsewhere; calibrate on the held-out part or val"
@@ -66,9 +67,9 @@ def _difference(prediction: PredictionFile, held_out: PredictionFile) -> str | N
     if prediction.category_ids.tolist() != held_out.category_ids.tolist():
         return f"its list of species is not that of {prediction.path}"
     first = next(differences(prediction.meta, held_out.meta, "same config"), None)
-    if first in ("run", "members' run") and "folds" in held_out.meta:
+    if first in ("run", "members' run") and held_out.meta.folds:
         return (
-            f"its {len(held_out.meta['folds'])} folds are neither what made {prediction.path} nor "
+            f"its {len(held_out.meta.folds)} folds are neither what made {prediction.path} nor "
             "known to be of the same config"
         )
     if first is not None:

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,12 +24,11 @@ from inat.predictions.file import (
     store,
     write_prediction,
 )
+from inat.predictions.meta import EnsembleFit, PredictionMeta, Role, worst_roles
 from inat.predictions.same_model import told_of_fit
 
 CHUNK_BYTES = 4_000_000
 """Of float32 logits of one member: what a thread works on stays in the processor's cache."""
-
-WORST_FIRST = ("trained on", "chosen on", "held out", "unseen")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +47,19 @@ class FitPhotos:
 
     def __str__(self) -> str:
         first = self.members[0].prediction
-        return f"{len(self.ids)} photos ({first.meta['split']} of {first.path} ...)"
+        return f"{len(self.ids)} photos ({first.meta.split} of {first.path} ...)"
 
-    def facts(self) -> dict[str, Any]:
-        """For meta.json; the digest is over the sorted ids."""
-        return {
-            "predictions": [str(member.prediction.path) for member in self.members],
-            "n_photos": len(self.ids),
-            "ids_sha256": hashlib.sha256(np.sort(self.ids).tobytes()).hexdigest(),
-            "mean_class_accuracy": self.gain.accuracy,
-            "best_member": self.gain.best_member + 1,
-            "best_member_accuracy": self.gain.best_accuracy,
-            "difference": vars(self.gain.difference),
-        }
+    def facts(self) -> EnsembleFit:
+        """For meta.json."""
+        return EnsembleFit(
+            predictions=[str(member.prediction.path) for member in self.members],
+            n_photos=len(self.ids),
+            ids_sha256=hashlib.sha256(np.sort(self.ids).tobytes()).hexdigest(),
+            mean_class_accuracy=self.gain.accuracy,
+            best_member=self.gain.best_member + 1,
+            best_member_accuracy=self.gain.best_accuracy,
+            difference=self.gain.difference,
+        )
 
 
 def ensemble(
@@ -104,7 +102,7 @@ def ensemble(
             not known; `out` exists.
     """
     out = Path(out)
-    opened = [_opened(prediction) for prediction in predictions]
+    opened = [*map(read_prediction, predictions)]
     refuse_rule(how)
     refuse_search(search, how)
     if len(opened) < 2:
@@ -115,7 +113,7 @@ def ensemble(
             "--weights search chooses on held-out photos; give each member's prediction of them, "
             "in the same order: --fit PRED ..."
         )
-    fitted_on = [] if fit is None else [_opened(prediction) for prediction in fit]
+    fitted_on = [] if fit is None else [*map(read_prediction, fit)]
     refuse_place(out, [*opened, *fitted_on], "ensemble", overwrite=overwrite)
     known = [prediction.logits_prior is not None for prediction in [*opened, *fitted_on]]
     if from_prior is not None and all(known):
@@ -131,10 +129,6 @@ def ensemble(
         chosen, photos = _fitted(how, members, fitted_on, given, search, from_prior)
     _write(out, how, members, chosen, photos, _choices(how, given, search, photos))
     return read_prediction(out), _notes(members, chosen, photos)
-
-
-def _opened(prediction: Path | str | PredictionFile) -> PredictionFile:
-    return prediction if isinstance(prediction, PredictionFile) else read_prediction(prediction)
 
 
 def _given_weights(weights: str | Sequence[float], n_members: int) -> list[float] | None:
@@ -187,7 +181,7 @@ def _refuse_unfit(held_out: list[Member], members: list[Member]) -> None:
             f"--fit {first.prediction.path}: its species are not those of "
             f"{members[0].prediction.path}; give predictions of runs on one data set"
         )
-    runs = [member.prediction.meta.get("run") for member in members]
+    runs = [member.prediction.meta.run for member in members]
     for place, (one, member) in enumerate(zip(held_out, members, strict=True)):
         path, meta = one.prediction.path, one.prediction.meta
         if (one.labels < 0).any():
@@ -195,19 +189,19 @@ def _refuse_unfit(held_out: list[Member], members: list[Member]) -> None:
                 f"--fit {path}: {(one.labels < 0).sum()} of its photos have no label; give "
                 "predictions of the held-out part, or out-of-fold ones"
             )
-        seen = int((one.roles == "trained on").sum())
+        seen = int((one.roles == Role.TRAINED_ON).sum())
         if seen:
             raise InputError(
                 f"--fit {path}: {seen} of its {len(one.roles)} photos were trained on, and say "
                 "nothing; give predictions of the held-out part, or out-of-fold ones"
             )
-        run = meta.get("run")
+        run = meta.run
         if run != runs[place] and run in runs:
             raise InputError(
                 f"--fit {path}: member {place + 1} is {member.prediction.path}, and this is of "
                 f"{run}, another member's run; give them in the members' order"
             )
-        digests = {m.get("checkpoint_sha256") for m in (meta, member.prediction.meta)} - {None}
+        digests = {m.checkpoint_sha256 for m in (meta, member.prediction.meta)} - {None}
         if run == runs[place] and len(digests) > 1:
             raise InputError(
                 f"--fit {path}: it was predicted with other weights of {run} than "
@@ -285,10 +279,8 @@ def _fill(rows: np.ndarray, how: str, members: list[Member], chosen: Fit) -> Non
 
 def _roles(members: list[Member], chosen_on: np.ndarray) -> pd.Series:
     """The worst that any member, or the choice of the weights, made of each photo."""
-    rank_of = {role: rank for rank, role in enumerate(WORST_FIRST)}
-    worst = np.min([[rank_of[role] for role in member.roles] for member in members], axis=0)
-    worst[chosen_on] = np.minimum(worst[chosen_on], rank_of["chosen on"])
-    return pd.Series(np.array(WORST_FIRST, object)[worst], dtype="str")
+    of_choice = np.where(chosen_on, Role.CHOSEN_ON, Role.UNSEEN)
+    return pd.Series(worst_roles(of_choice, *(member.roles for member in members)), dtype="str")
 
 
 def _meta(
@@ -297,40 +289,31 @@ def _meta(
     chosen: Fit,
     photos: FitPhotos | None,
     choices: dict[str, str],
-) -> dict[str, Any]:
+) -> PredictionMeta:
     first = members[0].prediction.meta
     inherited = {
         f"{what} of member {number}": by
         for number, member in enumerate(members, 1)
-        for what, by in member.prediction.meta["chosen"].items()
+        for what, by in member.prediction.meta.chosen.items()
     }
-    return {
-        **{key: first[key] for key in ("competition", "split")},
-        **{key: first[key] for key in ("data_root", "band_edges", "versions") if key in first},
+    return PredictionMeta(
+        competition=first.competition,
+        split=first.split,
+        data_root=first.data_root,
+        band_edges=first.band_edges,
+        versions=first.versions,
         # Ranks are no log-probabilities: no formula says what prior they carry.
-        "logits_prior": None if how == "rank" else uniform_prior(len(members[0].shift)).tolist(),
-        "how": how,
-        "members": [
-            _member_facts(member, weight, temperature)
+        logits_prior=None if how == "rank" else uniform_prior(len(members[0].shift)).tolist(),
+        how=how,
+        members=[
+            member.prediction.meta.as_member(member.prediction.path, weight, temperature)
             for member, weight, temperature in zip(
                 members, chosen.weights, chosen.temperatures, strict=True
             )
         ],
-        "fit": None if photos is None else photos.facts(),
-        "chosen": inherited | choices,
-        "adjusted": [],
-    }
-
-
-def _member_facts(member: Member, weight: float, temperature: float) -> dict[str, Any]:
-    left_out = ("format", "logits_prior", "bad_photos", "recovered_photos", "slow_photos")
-    meta = {key: value for key, value in member.prediction.meta.items() if key not in left_out}
-    return {
-        "prediction": str(member.prediction.path),
-        "weight": weight,
-        "temperature": temperature,
-        **meta,
-    }
+        fit=None if photos is None else photos.facts(),
+        chosen=inherited | choices,
+    )
 
 
 def _notes(members: list[Member], chosen: Fit, photos: FitPhotos | None) -> list[str]:

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float32, Int64
 from inat.core.errors import InputError
 from inat.core.priors import tau_shift
 from inat.posthoc.adjust import carried_prior
-from inat.predictions.file import LOG_PRESENCE, PredictionFile, refuse_other_photos
+from inat.predictions.file import PredictionFile, rows_of_photos
+from inat.predictions.meta import Role
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,7 @@ class Member:
     @property
     def roles(self) -> np.ndarray:
         """The role of each of the ensemble's photos, as text."""
-        roles = self.prediction.photos["role"].to_numpy(object)
+        roles = self.prediction.roles
         return roles if self.rows is None else roles[self.rows]
 
 
@@ -61,65 +62,28 @@ def align(
             known.
     """
     for prediction in predictions:
-        _refuse_log_presence(prediction)
-    first = predictions[0]
+        if prediction.meta.is_log_presence:
+            raise InputError(
+                f"{prediction.path}: is of a geo prior, whose log presence is added to logits and "
+                "not averaged with them; add it to the ensemble with inat adjust --geo"
+            )
+    members: list[Member] = []
     for prediction in predictions:
-        _refuse_other_species(prediction, first)
-    members = [
-        Member(prediction, _rows(prediction, first), _shift(prediction, from_prior))
-        for prediction in predictions
-    ]
+        rows = rows_of_photos(prediction, predictions[0])
+        in_order = np.array_equal(rows, np.arange(len(rows)))
+        is_known = prediction.logits_prior is not None
+        prior = carried_prior(prediction, None if is_known else from_prior)
+        shift = tau_shift(prior, 1.0).astype(np.float32)
+        members.append(Member(prediction, None if in_order else rows, shift))
     for member in members[1:]:
-        refuse_other_photos(member.prediction, first)
         _refuse_another_truth(member, members[0])
     return members
-
-
-def _refuse_log_presence(prediction: PredictionFile) -> None:
-    if prediction.meta.get("logits") == LOG_PRESENCE:
-        raise InputError(
-            f"{prediction.path}: is of a geo prior, whose log presence is added to logits and not "
-            "averaged with them; add it to the ensemble with inat adjust --geo"
-        )
-
-
-def _shift(
-    prediction: PredictionFile, from_prior: Path | str | None
-) -> Float32[np.ndarray, "classes"]:
-    is_known = prediction.logits_prior is not None
-    prior = carried_prior(prediction, None if is_known else from_prior)
-    shift: Float32[np.ndarray, classes] = tau_shift(prior, 1.0).astype(np.float32)
-    return shift
-
-
-def _rows(prediction: PredictionFile, first: PredictionFile) -> Int64[np.ndarray, "images"] | None:
-    if np.array_equal(prediction.ids, first.ids):
-        return None
-    order = np.argsort(prediction.ids)
-    if not np.array_equal(prediction.ids[order], np.sort(first.ids)):
-        stray = np.setxor1d(prediction.ids, first.ids)
-        which = f" ({len(stray)} stand in one alone; first: {stray[0]})" if len(stray) else ""
-        raise InputError(
-            f"{prediction.path}: its photos are not those of {first.path}{which}; "
-            "give predictions of one split"
-        )
-    rows: Int64[np.ndarray, images] = order[np.searchsorted(prediction.ids[order], first.ids)]
-    return rows
-
-
-def _refuse_other_species(prediction: PredictionFile, first: PredictionFile) -> None:
-    categories, expected = prediction.category_ids, first.category_ids
-    if not np.array_equal(categories, expected):
-        raise InputError(
-            f"{prediction.path}: its {len(categories)} species are not the {len(expected)} of "
-            f"{first.path}; give predictions of runs on one data set"
-        )
 
 
 def _refuse_another_truth(member: Member, first: Member) -> None:
     """Stops where two members do not agree about their photos and species."""
     path, other = member.prediction.path, first.prediction.path
-    competitions = [m.prediction.meta["competition"] for m in (member, first)]
+    competitions = [m.prediction.meta.competition for m in (member, first)]
     if competitions[0] != competitions[1]:
         raise InputError(
             f"{path}: it is of competition {competitions[0]}, and {other} of {competitions[1]}; "
@@ -137,8 +101,8 @@ def _refuse_another_truth(member: Member, first: Member) -> None:
             f"{path}: photo {first.prediction.ids[wrong][0]} has another label there than in "
             f"{other}; give predictions of runs on one data set"
         )
-    differing: Bool[np.ndarray, images] = (member.roles == "trained on") != (
-        first.roles == "trained on"
+    differing: Bool[np.ndarray, images] = (member.roles == Role.TRAINED_ON) != (
+        first.roles == Role.TRAINED_ON
     )
     if differing.any():
         raise InputError(

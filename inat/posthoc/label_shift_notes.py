@@ -1,32 +1,29 @@
 """What is said of an estimated prior: figures for meta.json, sentences and warnings for people."""
 
-from typing import Any
-
 from inat.posthoc.label_shift import LabelShift
 from inat.predictions.file import PredictionFile
+from inat.predictions.meta import Adjustment, ShiftCheck
 
 
-def figures(found: LabelShift, n_photos: int, held_out: PredictionFile | None) -> dict[str, Any]:
+def as_adjustment(found: LabelShift, n_photos: int, held_out: PredictionFile | None) -> Adjustment:
     """For the history of adjustments in meta.json."""
-    said: dict[str, Any] = {
-        "calibrated_on": None,
-        "temperature": found.calibration.temperature,
-        "pseudo_counts": found.pseudo_counts,
-        "iterations": found.n_iterations,
-        "gain": found.gain,
-        "shift": found.shift,
-        "spread": found.spread,
-    }
+    step = Adjustment(
+        target="estimated",
+        temperature=found.calibration.temperature,
+        pseudo_counts=found.pseudo_counts,
+        iterations=found.n_iterations,
+        gain=found.gain,
+        shift=found.shift,
+        spread=found.spread,
+        warnings=warnings(found, n_photos),
+    )
     if held_out is not None:
-        said["calibrated_on"] = str(held_out.path)
-        said["not_held_out"] = held_out.absent_species["category_id"].tolist()
+        step.calibrated_on = str(held_out.path)
+        step.not_held_out = held_out.absent_species["category_id"].tolist()
     if found.check is not None:
-        said["bbse"] = {
-            "distance": found.check.distance,
-            "unexplained": found.check.unexplained,
-            "by_chance": found.check.by_chance,
-        }
-    return {**said, "warnings": warnings(found, n_photos)}
+        check = found.check
+        step.bbse = ShiftCheck(check.distance, check.unexplained, check.by_chance)
+    return step
 
 
 def notes(found: LabelShift, n_photos: int, held_out: PredictionFile | None) -> list[str]:

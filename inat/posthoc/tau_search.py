@@ -11,6 +11,7 @@ from inat.core.metrics import class_means, mean_of
 from inat.core.priors import Prior
 from inat.core.progress import first_few
 from inat.predictions.file import PredictionFile
+from inat.predictions.meta import Role
 
 GRID = np.linspace(0, 2, 21)
 """What tau is chosen from."""
@@ -83,7 +84,7 @@ def choose_tau(photos: PredictionFile, prior: Prior) -> TauChoice:
             "label; choose tau on a prediction of holdout or oof (--fit)"
         )
     roles = photos.photos["role"]
-    other = roles[~roles.isin(("held out", "chosen on"))]
+    other = roles[~roles.isin((Role.HELD_OUT.value, Role.CHOSEN_ON.value))]
     if len(other):
         raise InputError(
             f"{photos.path}: {len(other)} of its {len(photos)} photos were not held out but "

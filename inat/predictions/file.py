@@ -11,84 +11,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from jaxtyping import Float, Float32, Float64, Int64
 from numpy.lib.format import open_memmap
 
-from inat.core.arrays import read_array, read_species, read_table
-from inat.core.bands import FEW_BELOW, MANY_ABOVE
+from inat.core.arrays import positions, read_array, read_species, read_table
 from inat.core.errors import InputError
-from inat.core.files import atomic_folder, read_json, reserve, write_json
+from inat.core.files import atomic_folder, reserve
+from inat.core.metrics import top_k
+from inat.predictions.meta import PredictionMeta, Role, read_meta, write_meta
 
-FORMAT = 1
 FILES = ("logits.npy", "ids.npy", "labels.npy", "species.parquet", "photos.parquet", "meta.json")
-ROLES = ("unseen", "trained on", "held out", "chosen on")
 PHOTOS = {
     "id": "whole numbers", "key": "whole numbers", "file_name": "texts", "role": "texts"
 }  # fmt: skip
 CHOSEN_ON = "chosen_on.npy"
 REMEDY = "predict again"
 CHUNK_BYTES = 64_000_000
-MOST_LEVELS = 20
-"""Of ensembles of ensembles."""
-
-LOG_PRESENCE = "log presence"
-"""What `logits` in meta.json says of a geo prior's; nothing is said of a classifier's."""
-
-
-# No path has a zero in it, and to ask for one is an error.
-_Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]
-
-
-class _Making(msgspec.Struct):
-    """What meta.json may say of how a prediction was made: the types alone, of what there is."""
-
-    competition: str = ""
-    split: str = ""
-    run: _Text = ""
-    checkpoint: str = ""
-    checkpoint_epoch: int | None = None
-    checkpoint_sha256: str | None = None
-    weights: str = ""
-    weights_source: str = ""
-    config_digest: str | None = None
-    config_digest_without_holdout: str | None = None
-    views: list[Any] = []
-    view_mean: str | None = None
-    logits: str = ""
-    chosen: dict[str, str] = {}
-    adjusted: list[dict[str, Any]] = []
-    how: str = ""
-    fit: dict[str, Any] | None = None
-    members: list["_Member"] = []
-    folds: list["_Making"] = []
-    data_root: _Text = ""
-    band_edges: tuple[int, int] = (FEW_BELOW, MANY_ABOVE)
-    versions: dict[str, str] = {}
-    bad_photos: list[str] = []
-    recovered_photos: list[str] = []
-
-
-class _Meta(_Making, kw_only=True):
-    competition: str
-    split: str
-    logits_prior: list[float] | None
-    chosen: dict[str, str]
-
-
-class _Member(_Making, kw_only=True):
-    prediction: _Text = ""
-    weight: float = 1.0
-    temperature: float = 1.0
-
-
-def _n_levels(meta: dict[str, Any]) -> int:
-    return 1 + max(map(_n_levels, meta.get("members", [])), default=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +45,7 @@ class PredictionFile:
         species: a row a label: category_id, name, lineage, train_count.
         photos: a row an image: id, key (what the photo is recognized by in other predictions,
             see `Split.keys`), file_name, role.
-        meta: competition, split, logits_prior, run, checkpoint, weights, chosen ...
+        meta: how the logits were made, and the class prior that they carry.
         chosen_keys: keys of the photos on which something was chosen for it, of whatever split.
     """
 
@@ -113,7 +55,7 @@ class PredictionFile:
     labels: Int64[np.ndarray, "images"]
     species: pd.DataFrame
     photos: pd.DataFrame
-    meta: dict[str, Any]
+    meta: PredictionMeta
     chosen_keys: Int64[np.ndarray, "chosen"]
 
     def __len__(self) -> int:
@@ -137,7 +79,7 @@ class PredictionFile:
     @property
     def logits_prior(self) -> Float64[np.ndarray, "classes"] | None:
         """The class prior that the logits carry; None where unknown."""
-        prior = self.meta["logits_prior"]
+        prior = self.meta.logits_prior
         return None if prior is None else np.array(prior, np.float64)
 
     @property
@@ -162,6 +104,23 @@ class PredictionFile:
             )
         return logits
 
+    @property
+    def roles(self) -> np.ndarray:
+        """The `Role` of each image, as text."""
+        return self.photos["role"].to_numpy(object)
+
+    def positions(self, ids: Int64[np.ndarray, "some"]) -> Int64[np.ndarray, "some"]:
+        """The rows of these image ids, each of which must be here."""
+        return positions(self.ids, ids)
+
+    def top_k(self, k: int) -> Int64[np.ndarray, "images k"]:
+        """The k likeliest labels of every image, best first; ties go to the lower category id.
+
+        Raises:
+            InputError: a logit is not finite.
+        """
+        return np.concatenate([top_k(self.read(rows), k) for rows in self.chunks()])
+
     def chunks(self, n_bytes: int | None = None) -> Iterator[slice]:
         """Slices of the images that need about `n_bytes` each as float32; None: 64 MB."""
         rows = max(1, (n_bytes or CHUNK_BYTES) // (4 * self.n_classes))
@@ -169,24 +128,18 @@ class PredictionFile:
             yield slice(begin, min(begin + rows, len(self)))
 
 
-def read_prediction(path: Path | str) -> PredictionFile:
-    """Opens a prediction file.
+def read_prediction(prediction: PredictionFile | Path | str) -> PredictionFile:
+    """Opens a prediction file; one that is open already is returned as it is.
 
     Raises:
         InputError: it is missing, not whole, or its parts disagree.
     """
-    path = Path(path)
+    if isinstance(prediction, PredictionFile):
+        return prediction
+    path = Path(prediction)
     if not (path / "meta.json").is_file():
         raise InputError(f"{path}: no prediction file (a folder with logits.npy and meta.json)")
-    meta = read_json(path / "meta.json")
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise InputError(f"{path / 'meta.json'}: not of format {FORMAT}; predict again")
-    try:
-        msgspec.convert(meta, _Meta)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise InputError(f"{path / 'meta.json'}: {error}; predict again") from None
-    if _n_levels(meta) > MOST_LEVELS:
-        raise InputError(f"{path / 'meta.json'}: members of members without end; predict again")
+    meta = read_meta(path / "meta.json")
     logits = read_array(path / "logits.npy", REMEDY, np.float16, np.float32, ndim=2)
     n_images, n_classes = logits.shape
     ids, labels = (
@@ -204,7 +157,7 @@ def read_prediction(path: Path | str) -> PredictionFile:
         raise InputError(
             f"{path}: its parts disagree: photos.parquet has other ids than ids.npy; {REMEDY}"
         )
-    if unknown := set(photos["role"]) - {*ROLES}:
+    if unknown := set(photos["role"]) - {*Role}:
         raise InputError(
             f"{path / 'photos.parquet'}: {min(unknown)!r:.40} is no role of a photo; predict again"
         )
@@ -213,8 +166,11 @@ def read_prediction(path: Path | str) -> PredictionFile:
             f"{path}: it has no photo, or a label that is none of its {len(species)} species; "
             "predict again"
         )
-    prior = meta["logits_prior"]
-    if prior is not None and not (len(prior) == len(species) and _are_shares(prior)):
+    prior = meta.logits_prior
+    # A finite sum excludes NaN and infinity.
+    if prior is not None and not (
+        len(prior) == len(species) and min(prior) >= 0 and math.isclose(sum(prior), 1, rel_tol=1e-3)
+    ):
         raise InputError(
             f"{path / 'meta.json'}: 'logits_prior' is not a list of {len(species)} numbers, one "
             "per species, that sum to 1; predict again"
@@ -235,7 +191,7 @@ def write_prediction(
     labels: Int64[np.ndarray, "images"],
     species: pd.DataFrame,
     photos: pd.DataFrame,
-    meta: dict[str, Any],
+    meta: PredictionMeta,
     dtype: npt.DTypeLike = np.float16,
     chosen_keys: Sequence[Int64[np.ndarray, "_"]] = (),
 ) -> Iterator[Float[np.ndarray, "images classes"]]:
@@ -263,7 +219,7 @@ def write_prediction(
         if sum(map(len, chosen_keys)):
             chosen = np.unique(np.concatenate(chosen_keys))
             np.save(partial / CHOSEN_ON, chosen, allow_pickle=False)
-        write_json(partial / "meta.json", {"format": FORMAT, **meta})
+        write_meta(partial / "meta.json", meta)
 
 
 def store(
@@ -303,20 +259,41 @@ def refuse_place(
         raise InputError(f"{out}: exists already; give another --out, or --overwrite")
 
 
+def rows_of_photos(
+    prediction: PredictionFile, first: PredictionFile
+) -> Int64[np.ndarray, "images"]:
+    """The row in `prediction` of each photo of `first`.
+
+    Raises:
+        InputError: the two are not of the same photos and species.
+    """
+    if not np.array_equal(prediction.category_ids, first.category_ids):
+        raise InputError(
+            f"{prediction.path}: its {prediction.n_classes} species are not the {first.n_classes} "
+            f"of {first.path}; give predictions of runs on one data set"
+        )
+    stray = np.setxor1d(prediction.ids, first.ids)
+    if len(stray):
+        raise InputError(
+            f"{prediction.path}: its photos are not those of {first.path} ({len(stray)} stand "
+            f"in one alone; first: {stray[0]}); give predictions of one split"
+        )
+    refuse_other_photos(prediction, first)
+    return prediction.positions(first.ids)
+
+
 def refuse_other_photos(prediction: PredictionFile, first: PredictionFile) -> None:
     """Stops where an image id stands for another photo in `first`, which has the same ids.
 
     Raises:
         InputError: it does: the predictions are of two data sets.
     """
-    orders = [np.argsort(p.ids, kind="stable") for p in (prediction, first)]
-    keys = [p.photos["key"].to_numpy()[order]
-            for p, order in zip((prediction, first), orders, strict=True)]  # fmt: skip
-    apart = orders[0][keys[0] != keys[1]]
+    keys = prediction.photos["key"].to_numpy()[prediction.positions(first.ids)]
+    apart = first.ids[keys != first.photos["key"].to_numpy()]
     if len(apart):
         raise InputError(
             f"{prediction.path}: {len(apart)} of its {len(prediction)} photos are others than in "
-            f"{first.path}, under the same ids (first: {prediction.ids[apart[0]]}); each import "
+            f"{first.path}, under the same ids (first: {apart.min()}); each import "
             "numbers its photos itself: predict one data set with both"
         )
 
@@ -330,8 +307,3 @@ def _refuse_repeats(path: Path, ids: Int64[np.ndarray, "images"], species: pd.Da
             f"{path / 'species.parquet'}: its category ids do not ascend, or one is there twice; "
             f"{REMEDY}"
         )
-
-
-def _are_shares(values: list[Any]) -> bool:
-    are_numbers = all(type(value) in (int, float) and 0 <= value < math.inf for value in values)
-    return are_numbers and math.isclose(sum(values), 1, rel_tol=1e-3)

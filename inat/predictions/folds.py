@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64, Int64
+from msgspec.structs import replace
 
 from inat.core.errors import InputError
-from inat.core.files import read_json
 from inat.core.priors import Prior, normalised, target_shift
 from inat.core.progress import first_few, say
 from inat.predictions.file import PredictionFile, read_prediction, store, write_prediction
+from inat.predictions.meta import Origin, PredictionMeta, read_meta
 from inat.predictions.predict import predict
 from inat.predictions.processes import this_process, wait_until_none
 from inat.runs.folds import FoldRuns, open_folds
@@ -70,7 +71,7 @@ def predict_out_of_fold(
         )
     elif overwrite or not (path / "meta.json").is_file():
         _join(path, parts, meta)
-    elif key := _difference(read_json(path / "meta.json"), meta):
+    elif key := _difference(read_meta(path / "meta.json"), meta):
         raise InputError(
             f"{path}: there is a prediction with another {key}; give another --name, or --overwrite"
         )
@@ -79,24 +80,21 @@ def predict_out_of_fold(
     return joined
 
 
-def _stands(path: Path, meta: dict[str, Any]) -> bool:
+def _stands(path: Path, meta: PredictionMeta) -> bool:
     place = path / "meta.json"
-    return place.is_file() and _difference(read_json(place), meta) is None
+    return place.is_file() and _difference(read_meta(place), meta) is None
 
 
-def _difference(there: dict[str, Any], meta: dict[str, Any]) -> str | None:
+def _difference(there: PredictionMeta, meta: PredictionMeta) -> str | None:
     """What a joined prediction that is there already has otherwise than the one asked for."""
-    if _digests(there) != _digests(meta):
+    digests = [[fold.checkpoint_sha256 for fold in one.folds] for one in (there, meta)]
+    if digests[0] != digests[1]:
         return "checkpoint"
-    keys = ("split", "checkpoint", "chosen", "data_root", "views", "view_mean")
-    return next((key for key in keys if there.get(key) != meta[key]), None)
+    names = ("split", "checkpoint", "chosen", "data_root", "views", "view_mean")
+    return next((name for name in names if getattr(there, name) != getattr(meta, name)), None)
 
 
-def _digests(meta: dict[str, Any]) -> list[str | None]:
-    return [fold.get("checkpoint_sha256") for fold in meta.get("folds", [])]
-
-
-def _join(path: Path, parts: list[PredictionFile], meta: dict[str, Any]) -> PredictionFile:
+def _join(path: Path, parts: list[PredictionFile], meta: PredictionMeta) -> PredictionFile:
     ids = np.concatenate([part.ids for part in parts])
     order = np.argsort(ids)
     place: Int64[np.ndarray, images] = np.empty_like(order)
@@ -115,7 +113,7 @@ def _join(path: Path, parts: list[PredictionFile], meta: dict[str, Any]) -> Pred
     ) as rows:
         begin = 0
         for part in parts:
-            shift = _shift(part.logits_prior, meta["logits_prior"])
+            shift = _shift(part.logits_prior, meta.logits_prior)
             for chunk in part.chunks():
                 moved = store(part.read(chunk) + shift, rows.dtype)
                 rows[place[begin:][chunk]] = moved
@@ -123,25 +121,33 @@ def _join(path: Path, parts: list[PredictionFile], meta: dict[str, Any]) -> Pred
     return read_prediction(path)
 
 
-def _meta(folds: FoldRuns, parts: list[PredictionFile]) -> dict[str, Any]:
+def _meta(folds: FoldRuns, parts: list[PredictionFile]) -> PredictionMeta:
+    metas = [part.meta for part in parts]
     prior = _common_prior([part.logits_prior for part in parts])
-    own = ("run", "checkpoint_epoch", "checkpoint_sha256", "config_digest")
-    lists = ("bad_photos", "recovered_photos")
-    # slow_photos: what predictions of older versions list, a matter of the disk.
-    left_out = ("format", "slow_photos", *own)
-    shared = {k: v for k, v in parts[0].meta.items() if k not in left_out}
     labels = np.concatenate([part.labels for part in parts])
     held_out = np.bincount(labels, minlength=parts[0].n_classes)
-    return {
-        **shared,
-        "split": OUT_OF_FOLD,
-        "logits_prior": None if prior is None else prior.tolist(),
-        "chosen": {what: how for part in parts for what, how in part.meta["chosen"].items()},
-        "run": str(folds.path),
-        "folds": [{key: part.meta[key] for key in own} for part in parts],
-        "never_held_out": parts[0].category_ids[held_out == 0].tolist(),
-        **{key: [event for part in parts for event in part.meta[key]] for key in lists},
-    }
+    return replace(
+        metas[0],
+        split=OUT_OF_FOLD,
+        logits_prior=None if prior is None else prior.tolist(),
+        chosen={what: how for meta in metas for what, how in meta.chosen.items()},
+        run=str(folds.path),
+        checkpoint_epoch=None,
+        checkpoint_sha256=None,
+        config_digest=None,
+        folds=[
+            Origin(
+                run=meta.run,
+                checkpoint_epoch=meta.checkpoint_epoch,
+                checkpoint_sha256=meta.checkpoint_sha256,
+                config_digest=meta.config_digest,
+            )
+            for meta in metas
+        ],
+        never_held_out=parts[0].category_ids[held_out == 0].tolist(),
+        bad_photos=[event for meta in metas for event in meta.bad_photos or []],
+        recovered_photos=[event for meta in metas for event in meta.recovered_photos or []],
+    )
 
 
 def _common_prior(priors: list[Prior | None]) -> Prior | None:

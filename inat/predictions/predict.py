@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import orjson
 import pandas as pd
 import pyarrow as pa
 from jaxtyping import Float, Float64, Int64
+from msgspec.structs import replace
 from torch import Tensor
 
 from inat.config.schema import CheckpointName, Config, Precision, ViewMean, Weights
@@ -51,15 +53,14 @@ from inat.photos.search import (
 )
 from inat.photos.sources import OwnPhotos, PhotoSource
 from inat.predictions.file import (
-    LOG_PRESENCE,
     PredictionFile,
     read_prediction,
     store,
     write_prediction,
 )
+from inat.predictions.meta import LOG_PRESENCE, PredictionMeta, Role
 from inat.predictions.parts import PART_IMAGES, Parts, Troubles, parts_folder
 from inat.predictions.processes import Process, this_process, wait_until_none
-from inat.predictions.same_model import CONFIG
 from inat.runs.run import Run, open_run, versions, with_root
 from inat.runs.trained import (
     Checkpoint,
@@ -68,9 +69,6 @@ from inat.runs.trained import (
     forward_batch,
     load_model,
 )
-
-SEEN: dict[str, Any] = {"logits": LOG_PRESENCE, "views": [], "view_mean": None}
-"""For meta.json of a geo prior's: what the logits are, and that nobody looked at a photo."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +257,7 @@ def predict(
     )
     _refuse_other_species(opened, job.photos)
     path = opened.prediction(name)
-    meta = _meta(job) | (SEEN if opened.is_geo_prior else {})
+    meta = _meta(job)
     if (path / "meta.json").is_file() and not overwrite:
         return _same_or_refused(path, meta, job)
     if opened.is_geo_prior:
@@ -345,10 +343,10 @@ def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoEvent]]:
     return found, unread
 
 
-def _write(job: _Job, path: Path, meta: dict[str, Any], process: Process) -> PredictionFile:
+def _write(job: _Job, path: Path, meta: PredictionMeta, process: Process) -> PredictionFile:
     photo_table, chosen_keys = _photo_table(job)
     model = job.model()
-    meta["precision"] = model.precision
+    meta.precision = model.precision
     length = job.photos_a_part
     parts = Parts(parts_folder(path), _digest(job, model, meta), len(job.photos), length)
     if process.rank and not process.share(len(parts)):
@@ -375,7 +373,7 @@ def _write(job: _Job, path: Path, meta: dict[str, Any], process: Process) -> Pre
 
 
 def _write_presence(
-    job: _Job, path: Path, meta: dict[str, Any], process: Process
+    job: _Job, path: Path, meta: PredictionMeta, process: Process
 ) -> PredictionFile:
     if process.world_size > 1:
         raise InputError(
@@ -383,11 +381,9 @@ def _write_presence(
             f"{process.world_size}; call it without --world-size or torchrun"
         )
     places = places_of(job.photos)
-    meta |= {
-        "n_without_place": int((~have_place(places)).sum()),
-        "n_without_date": int(np.isnan(places[:, 2]).sum()),
-        "bad_photos": [],
-    }
+    meta.n_without_place = int((~have_place(places)).sum())
+    meta.n_without_date = int(np.isnan(places[:, 2]).sum())
+    meta.bad_photos = []
     photo_table, chosen_keys = _photo_table(job)
     with write_prediction(
         path,
@@ -485,7 +481,7 @@ def _join(
     photo_table: pd.DataFrame,
     chosen_keys: Int64[np.ndarray, "chosen"],
     path: Path,
-    meta: dict[str, Any],
+    meta: PredictionMeta,
 ) -> None:
     troubles = []
     with write_prediction(
@@ -501,9 +497,9 @@ def _join(
         for number in range(len(parts)):
             rows[parts.rows(number)], of_part = parts.read(number)
             troubles.append(of_part)
-        meta["bad_photos"] = [event for of_part in troubles for event in of_part.bad]
-        meta["recovered_photos"] = [event for of_part in troubles for event in of_part.recovered]
-        job.config.data.refuse_too_many(meta["bad_photos"], len(job.photos))
+        meta.bad_photos = [event for of_part in troubles for event in of_part.bad]
+        meta.recovered_photos = [event for of_part in troubles for event in of_part.recovered]
+        job.config.data.refuse_too_many(meta.bad_photos, len(job.photos))
     _tell_slow(job.photos, [event for of_part in troubles for event in of_part.slow])
 
 
@@ -517,10 +513,10 @@ def _tell_slow(photos: Split, events: list[str]) -> None:
         )
 
 
-def _digest(job: _Job, model: TrainedModel, meta: dict[str, Any]) -> str:
+def _digest(job: _Job, model: TrainedModel, meta: PredictionMeta) -> str:
     """Of all that a logit depends on to its last bit, but for the processor."""
     decides = {
-        **{key: value for key, value in meta.items() if key != "run"},  # a path may be spelt anew
+        **msgspec.to_builtins(replace(meta, run="")),  # a path may be spelled in several ways
         "ids": hashlib.sha256(job.photos.image_ids.tobytes()).hexdigest(),
         "keys": hashlib.sha256(job.photos.keys.tobytes()).hexdigest(),
         "files": hashlib.sha256("\n".join(job.photos.file_names.to_pylist()).encode()).hexdigest(),
@@ -532,44 +528,48 @@ def _digest(job: _Job, model: TrainedModel, meta: dict[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(decides)).hexdigest()
 
 
-def _meta(job: _Job) -> dict[str, Any]:
+def _meta(job: _Job) -> PredictionMeta:
     run, config, checkpoint, photos = job.run, job.config, job.checkpoint, job.photos
-    views = job.parsed_views
-    return {
-        "competition": config.data.competition,
-        "split": photos.name,
-        "logits_prior": checkpoint.facts.logits_prior,
-        "views": [view.facts() for view in views],
-        "view_mean": job.view_mean if len(views) > 1 else None,
-        "run": str(run.path),
-        "checkpoint": checkpoint.name,
-        "checkpoint_epoch": checkpoint.epoch,
-        "checkpoint_sha256": checkpoint.digest,
-        "weights": checkpoint.weights,
-        "weights_source": run.model["weights_source"],
-        "chosen": checkpoint.chosen,
-        "adjusted": [],
-        "data_root": str(photos.root.resolve()),
-        "band_edges": config.data.band_edges,
-        "config_digest": run.config.digest,
+    meta = PredictionMeta(
+        competition=config.data.competition,
+        split=photos.name,
+        logits_prior=checkpoint.facts.logits_prior,
+        run=str(run.path),
+        checkpoint=checkpoint.name,
+        checkpoint_epoch=checkpoint.epoch,
+        checkpoint_sha256=checkpoint.digest,
+        weights=checkpoint.weights,
+        weights_source=run.facts.weights_source,
+        chosen=checkpoint.chosen,
+        data_root=str(photos.root.resolve()),
+        band_edges=config.data.band_edges,
+        config_digest=run.config.digest,
+        versions=versions(),
+    )
+    if run.made_by == "inat train":
         # A soup and a second stage keep the config of the run that they were made of.
-        CONFIG: run.config.digest_without_holdout if run.made_by == "inat train" else None,
-        "versions": versions(),
-    }
+        meta.config_digest_without_holdout = run.config.digest_without_holdout
+    if run.is_geo_prior:
+        meta.logits, meta.views = LOG_PRESENCE, []
+    else:
+        views = job.parsed_views
+        meta.views = [view.facts() for view in views]
+        meta.view_mean = job.view_mean if len(views) > 1 else None
+    return meta
 
 
-def _same_or_refused(path: Path, meta: dict[str, Any], job: _Job) -> PredictionFile:
+def _same_or_refused(path: Path, meta: PredictionMeta, job: _Job) -> PredictionFile:
     """The prediction that is there already, if it is the one asked for."""
     there = read_prediction(path)
-    if there.meta.get("views") != meta["views"]:
+    if there.meta.views != meta.views:
         raise InputError(
-            f"{path}: there is a prediction of other views ({len(there.meta.get('views', []))}, "
-            f"not these {len(meta['views'])}); give another --name, or --overwrite"
+            f"{path}: there is a prediction of other views ({len(there.meta.views or [])}, "
+            f"not these {len(meta.views or [])}); give another --name, or --overwrite"
         )
-    for key in ("split", "checkpoint", "checkpoint_sha256", "chosen", "data_root", "view_mean"):
-        if there.meta.get(key) != meta[key]:
+    for name in ("split", "checkpoint", "checkpoint_sha256", "chosen", "data_root", "view_mean"):
+        if (other := getattr(there.meta, name)) != getattr(meta, name):
             raise InputError(
-                f"{path}: there is a prediction with another {key} ({there.meta.get(key)}); "
+                f"{path}: there is a prediction with another {name} ({other}); "
                 "give another --name, or --overwrite"
             )
     if not (
@@ -582,9 +582,9 @@ def _same_or_refused(path: Path, meta: dict[str, Any], job: _Job) -> PredictionF
         )
     if job.precision is not None:
         asked = resolve_precision(job.precision, pick_device(job.config.runtime.device))
-        if there.meta.get("precision") != asked:
+        if there.meta.precision != asked:
             raise InputError(
-                f"{path}: there is a prediction in precision {there.meta.get('precision')}, not "
+                f"{path}: there is a prediction in precision {there.meta.precision}, not "
                 f"{asked}; give another --name, or --overwrite"
             )
     if there.logits.dtype != job.dtype:
@@ -595,7 +595,7 @@ def _same_or_refused(path: Path, meta: dict[str, Any], job: _Job) -> PredictionF
     return there
 
 
-def _is_made(path: Path, meta: dict[str, Any], job: _Job) -> bool:
+def _is_made(path: Path, meta: PredictionMeta, job: _Job) -> bool:
     if not (path / "meta.json").is_file():
         return False
     try:
@@ -614,20 +614,21 @@ def _photo_table(job: _Job) -> tuple[pd.DataFrame, Int64[np.ndarray, "chosen"]]:
     """
     run, photos, data = job.run, job.photos, job.config.data
     trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
-    role = np.full(len(photos), "unseen", object)
+    role = np.full(len(photos), Role.UNSEEN.value, object)
     chosen_keys: Int64[np.ndarray, chosen] = np.empty(0, np.int64)
     if data.holdout != "none":
         trained, held = cut_holdout(trained, data.holdout, data.holdout_seed)
         if job.checkpoint.chosen:
             chosen_keys = held.keys
-        role[np.isin(photos.keys, held.keys)] = "chosen on" if job.checkpoint.chosen else "held out"
-    if trained.fingerprint != run.model["trained"]:
+        seen = Role.CHOSEN_ON if job.checkpoint.chosen else Role.HELD_OUT
+        role[np.isin(photos.keys, held.keys)] = seen.value
+    if trained.fingerprint != run.facts.trained:
         raise InputError(
             f"{data.root}: its {data.train_on} photos are not those that {run.path} was trained "
             "on, so which photos it has seen cannot be told; give the data set it was trained on "
             "(--data.root)"
         )
-    role[np.isin(photos.keys, trained.keys)] = "trained on"
+    role[np.isin(photos.keys, trained.keys)] = Role.TRAINED_ON.value
     table = pd.DataFrame(
         {
             "id": photos.image_ids,
@@ -640,10 +641,10 @@ def _photo_table(job: _Job) -> tuple[pd.DataFrame, Int64[np.ndarray, "chosen"]]:
 
 
 def _refuse_other_species(run: Run, photos: Split) -> None:
-    if run.model["category_ids"] != photos.taxonomy.category_ids.tolist():
+    if run.facts.category_ids != photos.taxonomy.category_ids.tolist():
         raise InputError(
             f"{photos.root}: its {photos.n_classes} species are not the "
-            f"{len(run.model['category_ids'])} that {run.path} was trained on"
+            f"{len(run.facts.category_ids)} that {run.path} was trained on"
         )
 
 

@@ -1,11 +1,12 @@
-"""In what two predictions differ beside their photos: in the model, its views, its adjustments."""
+"""Whether two predictions come from the same model, views and adjustments, and how they differ."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-Meta: TypeAlias = dict[str, Any]
-"""A prediction's meta.json, or what an ensemble's says of a member."""
+from msgspec.structs import replace
+
+from inat.predictions.meta import Origin
 
 OutOfFold: TypeAlias = Literal["another", "own folds", "same config"]
 """Whether an out-of-fold prediction is of the model that it is compared with: never; where that
@@ -17,17 +18,11 @@ MADE_BY = ("competition", "checkpoint", "weights", "views", "view_mean", "how")
 SHARE = ("weight", "temperature")
 """What two ensembles give a member."""
 
-OF_THE_PHOTOS = ("of", "geo", "n_without_place", "presence_power")
-"""In a step of the history, what differs from split to split."""
-
 UNTOLD = ("competition", "history of adjustments")
 """Differences that make no other model."""
 
-CONFIG = "config_digest_without_holdout"
-"""Field of meta.json: equal for the runs of one config, whatever each held out."""
 
-
-def differences(one: Meta, other: Meta, out_of_fold: OutOfFold = "another") -> Iterator[str]:
+def differences(one: Origin, other: Origin, out_of_fold: OutOfFold = "another") -> Iterator[str]:
     """The names of what two predictions have otherwise, those of an ensemble's members included.
 
     Args:
@@ -35,25 +30,24 @@ def differences(one: Meta, other: Meta, out_of_fold: OutOfFold = "another") -> I
         other: of the same model, or out of the folds of its training.
         out_of_fold: whether the latter is a difference.
     """
-    members, others = one.get("members", []), other.get("members", [])
-    if members and "folds" in other and out_of_fold != "another":
+    if one.members and other.folds and out_of_fold != "another":
         yield from _unlike_folds(one, other, out_of_fold)
         return
-    if len(members) != len(others):
+    if len(one.members) != len(other.members):
         yield "number of members"
         return
     if not _same_weights(one, other, out_of_fold):
         yield "run"
-    for key in (*MADE_BY, *SHARE):
-        if one.get(key) != other.get(key):
-            yield key
-    if history(one) != history(other):
+    for name in (*MADE_BY, *SHARE):
+        if getattr(one, name) != getattr(other, name):
+            yield name
+    if one.history != other.history:
         yield "history of adjustments"
-    for pair in zip(members, others, strict=True):
+    for pair in zip(one.members, other.members, strict=True):
         yield from (f"members' {what}" for what in differences(*pair, out_of_fold))
 
 
-def told_of_fit(one: Meta, fit: Meta, named: str) -> str | None:
+def told_of_fit(one: Origin, fit: Origin, named: str) -> str | None:
     """What to say of a choice made on a prediction that is another model's or of other views.
 
     Args:
@@ -69,54 +63,48 @@ def told_of_fit(one: Meta, fit: Meta, named: str) -> str | None:
     other_model = {what for what in found - other_views if not what.endswith(UNTOLD)}
     views = "of other views" if other_views else ""
     if other_model:
-        model = f"of another model, {fit.get('run', named)}"
+        model = f"of another model, {fit.run or named}"
         return f"the prediction {model}, and {views}" if views else f"the prediction {model}"
     return f"a prediction {views}, {named}" if views else None
 
 
-def history(meta: Meta) -> list[dict[str, Any]]:
-    """What was done to the logits, without the names of the files and the count of the photos."""
-    return [
-        {key: value for key, value in step.items() if key not in OF_THE_PHOTOS}
-        for step in meta.get("adjusted", [])
-    ]
-
-
-def _unlike_folds(ensemble: Meta, oof: Meta, out_of_fold: OutOfFold) -> Iterator[str]:
+def _unlike_folds(ensemble: Origin, oof: Origin, out_of_fold: OutOfFold) -> Iterator[str]:
     """What keeps an ensemble from being one of fold runs whose photos out of fold are at hand.
 
     Each member's logits must be on the scale of the folds' own, as ranks and what a temperature
     divided are not.
     """
-    if ensemble.get("how") == "rank":
+    if ensemble.how == "rank":
         yield "how"
-    for key in SHARE:
-        if ensemble.get(key) != oof.get(key):
-            yield key
-    for member in ensemble["members"]:
-        if member.get("temperature", 1) != 1:
+    for name in SHARE:
+        if getattr(ensemble, name) != getattr(oof, name):
+            yield name
+    for member in ensemble.members:
+        if member.temperature not in (None, 1):
             yield "members' temperature"
-        steps = [*member.get("adjusted", []), *ensemble.get("adjusted", [])]
-        alone = {**member, "adjusted": steps} | {key: oof.get(key) for key in SHARE}
+        alone = replace(
+            member,
+            adjusted=[*member.adjusted, *ensemble.adjusted],
+            weight=oof.weight,
+            temperature=oof.temperature,
+        )
         yield from (f"members' {what}" for what in differences(alone, oof, out_of_fold))
 
 
-def _same_weights(one: Meta, other: Meta, out_of_fold: OutOfFold) -> bool:
-    folds, of_other = one.get("folds", []), other.get("folds", [])
-    if not of_other or (not folds and out_of_fold == "another"):
+def _same_weights(one: Origin, other: Origin, out_of_fold: OutOfFold) -> bool:
+    if not other.folds or (not one.folds and out_of_fold == "another"):
         return _same_run(one, other)
-    if folds:
-        return len(folds) == len(of_other) and all(map(_same_run, folds, of_other))
-    same_config = bool(one.get(CONFIG)) and one.get(CONFIG) == other.get(CONFIG)
-    return any(_same_run(one, fold) for fold in of_other) or (
+    if one.folds:
+        return len(one.folds) == len(other.folds) and all(map(_same_run, one.folds, other.folds))
+    digest = one.config_digest_without_holdout
+    same_config = bool(digest) and digest == other.config_digest_without_holdout
+    return any(_same_run(one, fold) for fold in other.folds) or (
         same_config and out_of_fold == "same config"
     )
 
 
-def _same_run(one: Meta, other: Meta) -> bool:
+def _same_run(one: Origin, other: Origin) -> bool:
     """By the checkpoints' checksums, or by the runs' folders where one has none."""
-    digests = [meta.get("checkpoint_sha256") for meta in (one, other)]
-    if all(digests):
-        return digests[0] == digests[1]
-    runs = [Path(meta.get("run", "")).resolve() for meta in (one, other)]
-    return runs[0] == runs[1]
+    if one.checkpoint_sha256 and other.checkpoint_sha256:
+        return one.checkpoint_sha256 == other.checkpoint_sha256
+    return Path(one.run).resolve() == Path(other.run).resolve()

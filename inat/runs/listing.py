@@ -12,12 +12,12 @@ import orjson
 import pandas as pd
 from rich.table import Table
 
-from inat.config.schema import Config
 from inat.config.stages import lay_stages
 from inat.core.bands import BANDS
 from inat.core.errors import InputError, shown, unknown_name
 from inat.core.files import leads_out, read_file, read_json
-from inat.runs.run import Run, is_run, read_epoch
+from inat.runs.facts import read_checkpoint_facts
+from inat.runs.run import Run, is_run
 
 DEEPEST_LEVEL = 3
 SETTINGS = ("run", "method", "sampler", "backbone", "epochs", "seed")
@@ -129,32 +129,26 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _settings(run: Run) -> dict[str, Any]:
     config = run.config
-    facts = run.path / "model.json"
-    model = read_json(facts) if facts.is_file() else {}
-    if not isinstance(model, dict):
-        raise InputError(f"{facts}: no facts of a model (a JSON object); train again")
+    method: str = config.loss.name
+    is_trained = True
+    if (run.path / "model.json").is_file():
+        is_trained = run.made_by == "inat train"
+        if run.facts.stage_two is not None:
+            method = run.facts.stage_two.method
+        elif run.facts.soup is not None:
+            method = "soup"
     state = run.checkpoint("last") / "state.json"
-    done = read_epoch(state) if state.is_file() else 0
-    is_trained = not {"stage_two", "soup"} & set(model)
+    done = read_checkpoint_facts(state).epoch if state.is_file() else 0
     planned = sum(stage.config.epochs for stage in lay_stages(config))
     return {
         "run": str(run.path),
-        "method": _method(config, model),
+        "method": method,
         "sampler": config.sampler.name,
         "backbone": config.model.backbone,
         "epochs": f"{done}/{planned}" if is_trained else str(done),
         "seed": config.seed,
         "held_out": _last_held_out(run.metrics_path),
     }
-
-
-def _method(config: Config, model: dict[str, Any]) -> str:
-    if "stage_two" in model:
-        try:
-            return str(model["stage_two"]["method"])
-        except (KeyError, TypeError):
-            raise InputError("model.json: 'stage_two' names no method; train again") from None
-    return "soup" if "soup" in model else config.loss.name
 
 
 def _last_held_out(path: Path) -> float | None:

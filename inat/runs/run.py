@@ -5,14 +5,12 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from uuid import uuid4
 
-import msgspec
-import numpy as np
 import pandas as pd
 
 from inat.config.reading import build, read_yaml
@@ -24,38 +22,12 @@ from inat.core.files import (
     atomic_file,
     atomic_folder,
     locked,
-    read_json,
-    read_json_as,
     write_bytes,
     write_json,
 )
-
-MOST_PIXELS = 4096
-"""Of a side that a network was trained at."""
+from inat.runs.facts import RunFacts, read_run_facts
 
 PACKAGES = ("torch", "timm", "numpy", "albumentations", "simplejpeg", "opencv-python-headless")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsFacts:
-    """What a checkpoint states about its own weights, in its state.json.
-
-    It lies beside the weights and under their checksums, so the two always belong together: the
-    stages of a training differ in all of it.
-
-    Attributes:
-        stage: of the training, counted from 1.
-        image_size: in pixels, that the network was trained at; None: what the config says.
-        draws_prior: class prior of the draws; None where it changes during training.
-        logits_prior: class prior that the logits carry; None where it is not known.
-        chosen: what was chosen on the held-out photos to get here, and by what.
-    """
-
-    stage: int = 1
-    image_size: Annotated[int, msgspec.Meta(ge=1, le=MOST_PIXELS)] | None = None
-    draws_prior: list[float] | None = None
-    logits_prior: list[float] | None = None
-    chosen: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,10 +48,9 @@ class Run:
         return build(read_yaml(path), str(path))
 
     @cached_property
-    def model(self) -> dict[str, Any]:
-        """What all checkpoints have in common: backbone, mean, std, category_ids,
-        weights_source. What differs between them is in their `WeightsFacts`."""
-        return _checked_facts(self.path / "model.json")
+    def facts(self) -> RunFacts:
+        """What all of its checkpoints have in common."""
+        return read_run_facts(self.path)
 
     @cached_property
     def species(self) -> pd.DataFrame:
@@ -89,13 +60,14 @@ class Run:
     @property
     def is_geo_prior(self) -> bool:
         """Whether it knows places and dates alone, and looks at no photo."""
-        return bool(self.model.get("stage_two", {}).get("method") == "geo_prior")
+        return self.facts.stage_two is not None and self.facts.stage_two.method == "geo_prior"
 
     @property
     def made_by(self) -> str:
         """The verb that made it."""
-        verbs = {"soup": "inat soup", "stage_two": "inat stage-two"}
-        return next((verb for key, verb in verbs.items() if key in self.model), "inat train")
+        if self.facts.soup is not None:
+            return "inat soup"
+        return "inat train" if self.facts.stage_two is None else "inat stage-two"
 
     def checkpoint(self, name: CheckpointName) -> Path:
         """The folder of a checkpoint."""
@@ -121,78 +93,13 @@ class Run:
         return self.path / "predictions" / name
 
 
-class _StageTwo(msgspec.Struct):
-    method: str
-    run: str
-
-
-class _Facts(msgspec.Struct):
-    """What model.json says: the types alone."""
-
-    mean: list[float]
-    std: list[float]
-    category_ids: list[int]
-    weights_source: str
-    precision: str
-    device: str
-    trained: str
-    process_batch: Annotated[int, msgspec.Meta(ge=1)] = 1
-    loss_prior_sha256: str | None = None
-    stage_two: _StageTwo | msgspec.UnsetType = msgspec.UNSET
-    soup: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
-
-
-def _checked_facts(path: Path) -> dict[str, Any]:
-    read_json_as(path, _Facts, "train again")
-    facts: dict[str, Any] = read_json(path)
-    return facts
-
-
-def read_epoch(path: Path) -> int:
-    """Whole epochs that were trained, as the state.json of a checkpoint says.
-
-    Raises:
-        InputError: it does not.
-    """
-    state = read_json(path)
-    if not isinstance(state, dict) or type(state.get("epoch")) is not int:
-        raise InputError(f"{path}: does not say 'epoch'; train again")
-    return int(state["epoch"])
-
-
-def weights_facts(state: Any, path: Path, n_classes: int) -> WeightsFacts:
-    """The facts about the weights in the content of a state.json.
-
-    Raises:
-        InputError: they are missing, or are not facts about a network of so many classes.
-    """
-    try:
-        facts = msgspec.convert(state["weights"], WeightsFacts)
-    except (TypeError, KeyError):
-        raise InputError(f"{path}: does not state 'weights'; train again") from None
-    except msgspec.ValidationError as error:
-        raise InputError(f"{path}: 'weights': {error}; train again") from None
-    for name in ("draws_prior", "logits_prior"):
-        prior = getattr(facts, name)
-        if prior is not None and not _is_prior(prior, n_classes):
-            raise InputError(
-                f"{path}: '{name}' is not a class prior of {n_classes} species; train again"
-            )
-    return facts
-
-
-def _is_prior(prior: list[float], n_classes: int) -> bool:
-    values = np.array(prior)
-    return values.shape == (n_classes,) and bool((values >= 0).all()) and 0 < values.sum() < np.inf
-
-
-def open_run(path: Path | str) -> Run:
-    """Opens a run that was trained.
+def open_run(path: Run | Path | str) -> Run:
+    """Opens a run that was trained; one that is open already is returned as it is.
 
     Raises:
         InputError: there is no run, or it has no checkpoint yet.
     """
-    run = Run(Path(path))
+    run = path if isinstance(path, Run) else Run(Path(path))
     if not is_run(run.path) and is_run(run.path / "fold_1"):
         raise InputError(f"{run.path}: holds the runs of folds; give one, {run.path / 'fold_1'}")
     if not is_run(run.path):

@@ -6,8 +6,9 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import msgspec
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -19,7 +20,6 @@ from inat.core.errors import InputError, WorldError, one_line
 from inat.core.files import (
     CHECKSUMS,
     open_file,
-    parse_json,
     read_file,
     read_json,
     write_checksums,
@@ -35,7 +35,13 @@ from inat.models.device import (
     resolve_precision,
     to_device_format,
 )
-from inat.runs.run import Run, WeightsFacts, weights_facts
+from inat.runs.facts import (
+    CheckpointFacts,
+    WeightsFacts,
+    read_checkpoint_facts,
+    refuse_other_priors,
+)
+from inat.runs.run import Run
 
 TRIES = 5
 """Times that a checkpoint is opened again because a training put another in its place."""
@@ -176,15 +182,14 @@ def _open(run: Run, name: CheckpointName, weights: Weights, sums: Mapping[str, s
     content = read_file(place)
     if hashlib.sha256(content).hexdigest() != sums.get(place.name):
         raise _damaged(place)
-    state: Any = parse_json(place, content)
-    if not isinstance(state, dict) or type(state.get("epoch")) is not int:
-        raise InputError(f"{place}: does not say 'epoch'; train again")
+    state = read_checkpoint_facts(place, content)
+    refuse_other_priors(state.weights, place, len(run.facts.category_ids))
     return Checkpoint(
         name=name,
         weights=kind,
         path=path,
-        epoch=state["epoch"] + bool(state.get("batches")),
-        facts=weights_facts(state, place, len(run.model["category_ids"])),
+        epoch=state.epoch + bool(state.batches),
+        facts=state.weights,
         digest=sums.get(path.name, ""),
         file=file,
     )
@@ -204,8 +209,7 @@ MOST_IMAGES = 512
 def forward_batch(run: Run, config: Config) -> int:
     """Images of a forward pass: twice what a process of the training passed at once, since there
     are no gradients to keep."""
-    # An older run does not say.
-    return min(MOST_IMAGES, 2 * int(run.model.get("process_batch", config.batch_size)))
+    return min(MOST_IMAGES, 2 * (run.facts.process_batch or config.batch_size))
 
 
 def load_model(
@@ -223,14 +227,15 @@ def load_model(
             of another network than the config's.
     """
     if run.is_geo_prior:
+        assert run.facts.stage_two is not None
         raise InputError(
             f"{run.path}: is a geo prior, which sees places and no photos; give the run that it "
-            f"was made from ({run.model['stage_two']['run']})"
+            f"was made from ({run.facts.stage_two.run})"
         )
-    config, facts = checkpoint.config(run.config), run.model
+    config, facts = checkpoint.config(run.config), run.facts
     backbone = build_backbone(
         replace(config.model, weights="none"),
-        len(facts["category_ids"]),
+        len(facts.category_ids),
         seed=0,
         image_size=checkpoint.facts.image_size or config.transforms.image_size,
     )
@@ -246,8 +251,8 @@ def load_model(
     channels_last = config.runtime.channels_last and prefers_channels_last(device, chosen)
     return TrainedModel(
         network=to_device_format(backbone.network, device, channels_last=channels_last).eval(),
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
+        mean=facts.mean,
+        std=facts.std,
         precision=chosen,
         channels_last=channels_last,
     )
@@ -263,7 +268,7 @@ def _precision(run: Run, device: torch.device, asked: Precision | None) -> str:
                 f"{resolve_precision('auto', device)} here"
             )
         return found
-    kept, kind = str(run.model["precision"]), run.model["device"]
+    kept, kind = run.facts.precision, run.facts.device
     configured = resolve_precision(run.config.runtime.precision, device)
     nearest = configured if can_run(configured, device) else resolve_precision("auto", device)
     if device.type == kind and can_run(kept, device):
@@ -276,19 +281,19 @@ def _precision(run: Run, device: torch.device, asked: Precision | None) -> str:
     return nearest
 
 
-def write_weights(folder: Path, network: nn.Module, state: Mapping[str, Any]) -> None:
+def write_weights(folder: Path, network: nn.Module, state: CheckpointFacts) -> None:
     """Writes a checkpoint of weights alone, to predict with, into a new folder.
 
     Args:
         folder: of the checkpoint.
         network: whose weights.
-        state: for state.json: epoch and step, and the `WeightsFacts` as weights.
+        state: for state.json.
     """
     folder.mkdir(parents=True)
     # safetensors stores rows as they lie; channels_last weights are laid out anew.
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
-    write_json(folder / "state.json", state)
+    write_json(folder / "state.json", msgspec.to_builtins(state))
     write_checksums(folder)
 
 
@@ -303,7 +308,7 @@ def photos_of(run: Run, config: Config) -> tuple[Split, Split | None]:
     trained, held_out = load_split(data.root, data.train_on, competition=data.competition), None
     if data.holdout != "none":
         trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
-    if trained.fingerprint != run.model["trained"]:
+    if trained.fingerprint != run.facts.trained:
         raise InputError(
             f"{data.root}: its {data.train_on} photos are not those that {run.path} was trained "
             "on; give the data set it was trained on (--data.root)"

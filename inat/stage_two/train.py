@@ -7,20 +7,25 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import nn
 
 from inat.config.schema import CheckpointName, Config, LossConfig, Precision, Weights
 from inat.core.errors import InputError
-from inat.core.files import write_json
 from inat.core.priors import Prior, same_prior
 from inat.core.progress import first_few, say
 from inat.geo.run import make_geo_run
 from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import put_classifier
+from inat.runs.facts import (
+    CheckpointFacts,
+    StageTwoFacts,
+    WeightsFacts,
+    write_run_facts,
+)
 from inat.runs.metrics_log import MetricsLog
 from inat.runs.run import (
     Run,
-    WeightsFacts,
     create_run,
     new_run_folder,
     open_run,
@@ -192,11 +197,7 @@ def _make_head_run(body: Body, path: Path, options: Options) -> None:
         put_classifier(body.network, head.module)
         made = create_run(path, _config_with(body.config, head), device_facts())
         _write_facts(made, body, head, options)
-        state = {
-            "epoch": head.epochs,
-            "step": head.steps,
-            "weights": _weights_facts(body, head),
-        }
+        state = CheckpointFacts(head.epochs, head.steps, _weights_facts(body, head))
         write_weights(made.checkpoint("last"), body.network, state)
 
 
@@ -338,20 +339,14 @@ def _why_unknown(body: Body, share: EarlierPriorShare | None) -> str:
 def _write_facts(made: Run, body: Body, head: NewHead, options: Options) -> None:
     run = body.run
     write_species(made, run)
-    write_json(
-        made.path / "model.json",
-        {
-            **run.model,
-            "stage_two": {
-                "run": str(run.path),
-                "checkpoint": body.checkpoint.name,
-                "checkpoint_sha256": body.checkpoint.digest,
-                "weights": body.checkpoint.weights,
-                **dataclasses.asdict(options),
-                **head.facts,
-            },
-        },
+    facts = StageTwoFacts(
+        run=str(run.path),
+        checkpoint=body.checkpoint.name,
+        checkpoint_sha256=body.checkpoint.digest,
+        weights=body.checkpoint.weights,
+        **{**dataclasses.asdict(options), **head.facts},
     )
+    write_run_facts(made.path, structs.replace(run.facts, stage_two=facts))
 
 
 def _weights_facts(body: Body, head: NewHead) -> WeightsFacts:

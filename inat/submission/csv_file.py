@@ -11,12 +11,12 @@ from typing import IO
 import numpy as np
 from jaxtyping import Int64
 
+from inat.core.arrays import positions
 from inat.core.competitions import Competition, find_competition
 from inat.core.errors import InputError
 from inat.core.files import atomic_file, sha256
 from inat.core.metrics import class_f1
 from inat.dataset.split import load_split
-from inat.evaluation.evaluate import guess
 from inat.evaluation.solution import read_solution
 from inat.predictions.file import PredictionFile, read_prediction
 from inat.submission.estimate import estimate
@@ -64,15 +64,14 @@ def write(
         InputError: `out` has another ending; no prediction, or not of the test split; no score
             can be estimated on `estimate_on`.
     """
-    if not isinstance(prediction, PredictionFile):
-        prediction = read_prediction(prediction)
+    prediction = read_prediction(prediction)
     out = Path(out)
     if not out.name.endswith((".csv", ".csv.gz")):
         raise InputError(f"{out}: a submission's name ends in .csv or .csv.gz")
-    spec = find_competition(competition or prediction.meta["competition"])
-    if prediction.meta["split"] != "test":
+    spec = find_competition(competition or prediction.meta.competition)
+    if prediction.meta.split != "test":
         raise InputError(
-            f"{prediction.path}: is a prediction of {prediction.meta['split']}; "
+            f"{prediction.path}: is a prediction of {prediction.meta.split}; "
             "Kaggle scores the test split (inat predict RUN --split test)"
         )
     if prediction.n_classes < spec.n_guesses:
@@ -81,7 +80,7 @@ def write(
             f"and there are {prediction.n_classes} species"
         )
     expected = estimate(prediction, spec, estimate_on)
-    guesses = prediction.category_ids[guess(prediction, spec.n_guesses)]
+    guesses = prediction.category_ids[prediction.top_k(spec.n_guesses)]
     with atomic_file(out) as partial:
         with _written(partial) as handle:
             handle.write(spec.header + "\n")
@@ -144,8 +143,7 @@ def score(submission: Path | str, solution: Path | str, *, competition: str | No
     ids, expected = table["id"].to_numpy(np.int64), table["expected"].to_numpy(np.int64)
     wanted = Wanted("photo of the solution", "photos of the solution", ids, None)
     rows = read_rows(submission, spec, wanted)
-    order = np.argsort(rows[:, 0])
-    guesses = rows[order[np.searchsorted(rows[order, 0], ids)], 1:]
+    guesses = rows[positions(rows[:, 0], ids), 1:]
     public = (table["usage"] == "Public").to_numpy()
     return Score(
         metric=spec.metric_name,

@@ -10,13 +10,10 @@ from inat.core.competitions import Competition
 from inat.core.errors import InputError
 from inat.core.intervals import Interval, accuracy_interval
 from inat.core.metrics import hits_at, macro_f1
-from inat.evaluation.evaluate import guess
 from inat.evaluation.seen_photos import roles_for
 from inat.predictions.file import PredictionFile, read_prediction
+from inat.predictions.meta import Role
 from inat.predictions.same_model import differences
-
-# The best photos to estimate on first.
-ROLES = ("unseen", "held out", "chosen on")
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Estimate:
 
     def line(self) -> str:
         """The estimate as one sentence."""
-        flatters = "; chosen on them, it flatters" if self.role == "chosen on" else ""
+        flatters = "; chosen on them, it flatters" if self.role == Role.CHOSEN_ON else ""
         lacking = (
             f"; {self.species_without_photo} species have none there"
             if self.species_without_photo
@@ -97,9 +94,9 @@ def estimate(
                 f"no labelled prediction of the same making lies beside {prediction.path}; predict "
                 "val or holdout in the same way, or name one by --estimate-on"
             )
-        best = min(found, key=lambda one: (ROLES.index(one[1]), -len(one[0])))
+        best = min(found, key=lambda one: (one[1].rank, -len(one[0])))
         return _score(*best, spec)
-    source = on if isinstance(on, PredictionFile) else read_prediction(on)
+    source = read_prediction(on)
     role = _role(source, prediction)
     if role is None:
         raise InputError(
@@ -129,24 +126,22 @@ def _beside(prediction: PredictionFile) -> Iterator[PredictionFile]:
 def _is_alike(other: PredictionFile, prediction: PredictionFile) -> bool:
     if not np.array_equal(other.category_ids, prediction.category_ids):
         return False
-    if other.meta["logits_prior"] != prediction.meta["logits_prior"]:
+    if other.meta.logits_prior != prediction.meta.logits_prior:
         return False
     return next(differences(other.meta, prediction.meta), None) is None
 
 
-def _role(source: PredictionFile, submitted: PredictionFile) -> str | None:
+def _role(source: PredictionFile, submitted: PredictionFile) -> Role | None:
     """The worst role of its photos; None where a score on them would say nothing."""
-    roles: set[str] = set(roles_for(source, submitted))
-    if not len(source) or (source.labels < 0).any() or not roles <= set(ROLES):
-        return None
-    return max(roles, key=ROLES.index)
+    worst = max(map(Role, np.unique(roles_for(source, submitted))), key=lambda role: role.rank)
+    return None if worst == Role.TRAINED_ON or (source.labels < 0).any() else worst
 
 
 def _score(
-    source: PredictionFile, role: str, spec: Competition, made_otherwise: tuple[str, ...] = ()
+    source: PredictionFile, role: Role, spec: Competition, made_otherwise: tuple[str, ...] = ()
 ) -> Estimate:
-    labels, guesses = source.labels, guess(source, spec.n_scored)
-    over = "photos" if role == "unseen" else "species"
+    labels, guesses = source.labels, source.top_k(spec.n_scored)
+    over = "photos" if role == Role.UNSEEN else "species"
     interval: Interval | None
     if spec.metric == "macro F1":
         over, interval = "species", macro_f1(guesses[:, 0], labels)

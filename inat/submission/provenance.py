@@ -6,11 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from inat.core.competitions import Competition
 from inat.core.errors import InputError
 from inat.core.files import sha256
 from inat.core.priors import is_uniform
 from inat.predictions.file import CHOSEN_ON, FILES, PredictionFile, read_prediction
+from inat.predictions.meta import Origin
 from inat.runs.run import versions
 from inat.submission.estimate import Estimate
 
@@ -36,11 +39,12 @@ def provenance(
         spec: the competition.
         expected: the estimate of its score, or why there is none.
     """
+    meta = msgspec.to_builtins(prediction.meta)
     made_of = {
         "path": str(prediction.path),
         "files": _hashes(prediction),
         "logits_prior": _prior(prediction),
-        **{key: prediction.meta[key] for key in MADE_BY if key in prediction.meta},
+        **{key: meta[key] for key in MADE_BY if key in meta},
     }
     return {
         "competition": spec.slug,
@@ -49,7 +53,7 @@ def provenance(
         "sha256": digest,
         "rows": len(prediction),
         "prediction": made_of,
-        "members": [_member(facts, prediction) for facts in prediction.meta.get("members", [])],
+        "members": [_member(member, prediction) for member in prediction.meta.members],
         "estimate": _told(expected),
         "versions": versions(),
         "git_commit": _git_commit(),
@@ -62,17 +66,17 @@ def _told(expected: Estimate | str) -> dict[str, Any]:
     return {**asdict(expected), "line": expected.line()}
 
 
-def _member(facts: dict[str, Any], ensemble: PredictionFile) -> dict[str, Any]:
+def _member(origin: Origin, ensemble: PredictionFile) -> dict[str, Any]:
     """A member as the ensemble knows it: prediction, weight, run ..., and the hashes of its files
     where it is there still. Of a folder that is no such prediction nothing is read."""
     files = None
     try:
-        member = read_prediction(facts.get("prediction", ""))
+        member = read_prediction(origin.prediction)
         if member.logits.shape == ensemble.logits.shape:
             files = _hashes(member)
     except (InputError, OSError):
         pass
-    return {**facts, "files": files}
+    return {**msgspec.to_builtins(origin), "files": files}
 
 
 def _hashes(prediction: PredictionFile) -> dict[str, str]:

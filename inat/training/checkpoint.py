@@ -25,7 +25,7 @@ from inat.core.files import (
     write_json,
 )
 from inat.core.progress import first_few, say
-from inat.runs.run import WeightsFacts
+from inat.runs.facts import WeightsFacts
 from inat.training.processes import by_first, is_sharded, like, whole
 
 CHOSEN_ON = "mean class accuracy on the held-out part of train"

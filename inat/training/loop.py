@@ -29,8 +29,9 @@ from inat.core.progress import progress_bar, say, silence
 from inat.loader.loader import worker_deaths
 from inat.models.device import device_facts, memory_remedies
 from inat.predictions.processes import this_process
+from inat.runs.facts import RunFacts, WeightsFacts, write_run_facts
 from inat.runs.metrics_log import MetricsLog, NoLog
-from inat.runs.run import Run, WeightsFacts, create_run, differing_fields, is_run, writing
+from inat.runs.run import Run, create_run, differing_fields, is_run, writing
 from inat.training.bad_photos import list_bad_photos, recall_bad_photos
 from inat.training.checkpoint import (
     LoopState,
@@ -242,7 +243,7 @@ def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bo
             f"{path}: the run there was made with other settings ({fields}{allowed}); "
             "give another --run, or --overwrite to throw it away"
         )
-    if (path / "model.json").is_file() and run.model["trained"] != plan.trained.fingerprint:
+    if (path / "model.json").is_file() and run.facts.trained != plan.trained.fingerprint:
         raise InputError(
             f"{path}: the run there was trained on other photos than those of "
             f"{plan.config.data.root}; give another --run, or --overwrite to throw it away"
@@ -266,7 +267,7 @@ def _refuse_another_prior(run: Run, plan: Plan) -> None:
     digest = plan.stages[0].loss_prior_sha256
     if not (run.path / "model.json").is_file():
         return
-    if run.model.get("loss_prior_sha256", digest) != digest:  # older runs do not say it
+    if run.facts.loss_prior_sha256 not in (None, digest):  # older runs do not say it
         files = " and ".join(map(str, loss_prior_files(plan.config)))
         raise InputError(
             f"{run.path}: the run there was trained with another prior than {files} holds now "
@@ -288,22 +289,20 @@ def _write_facts(run: Run, trainer: Trainer) -> None:
     species = plan.trained.taxonomy.table.assign(train_count=plan.trained.train_counts)
     with atomic_file(run.path / "species.parquet") as partial:
         species.to_parquet(partial, index=False)
-    write_json(
-        run.path / "model.json",
-        {
-            "backbone": plan.config.model.backbone,
-            "mean": backbone.mean,
-            "std": backbone.std,
-            "weights_source": backbone.source,
-            "precision": trainer.precision,
-            "device": trainer.accelerator.device.type,
-            "world_size": trainer.accelerator.num_processes,
-            "process_batch": trainer.loader.batch_size,
-            "trained": plan.trained.fingerprint,
-            "category_ids": plan.trained.taxonomy.category_ids,
-            "loss_prior_sha256": plan.loss_prior_sha256,
-        },
+    facts = RunFacts(
+        backbone=plan.config.model.backbone,
+        mean=backbone.mean,
+        std=backbone.std,
+        weights_source=backbone.source,
+        precision=trainer.precision,
+        device=trainer.accelerator.device.type,
+        world_size=trainer.accelerator.num_processes,
+        process_batch=trainer.loader.batch_size,
+        trained=plan.trained.fingerprint,
+        category_ids=plan.trained.taxonomy.category_ids.tolist(),
+        loss_prior_sha256=plan.loss_prior_sha256,
     )
+    write_run_facts(run.path, facts)
 
 
 @dataclass

@@ -3,17 +3,17 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from inat.config.schema import CheckpointName, Config, Precision, SoupRecipe, Weights
 from inat.core.errors import InputError, unknown_name
-from inat.core.files import atomic_file, write_json
 from inat.core.metrics import Validation
 from inat.core.priors import same_prior
 from inat.core.progress import say
@@ -21,14 +21,21 @@ from inat.dataset.split import Split, cut_holdout, load_split
 from inat.loader.loader import Loader, build_loader, to_device
 from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import classifier_names
+from inat.runs.facts import (
+    CheckpointFacts,
+    SoupFacts,
+    SoupMember,
+    WeightsFacts,
+    write_run_facts,
+)
 from inat.runs.metrics_log import MetricsLog
 from inat.runs.run import (
     Run,
-    WeightsFacts,
     create_run,
     new_run_folder,
     open_run,
     with_root,
+    write_species,
 )
 from inat.runs.trained import (
     Checkpoint,
@@ -216,7 +223,7 @@ def soup(
         made = create_run(partial, kitchen.config, device_facts())
         _write_facts(made, ingredients, used, how)
         first, facts = ingredients[0].checkpoint, _weights_facts(used, how)
-        state = {"epoch": first.epoch, "step": 0, "weights": facts}
+        state = CheckpointFacts(epoch=first.epoch, step=0, weights=facts)
         write_weights(made.checkpoint("last"), kitchen.model.network, state)
     return Run(out)
 
@@ -280,19 +287,20 @@ def _refuse_same_weights(ingredients: Sequence[Ingredient]) -> None:
 
 def _refuse_another_kind(run: Run, first: Run) -> None:
     for field in ("backbone", "head", "head_scale"):
-        one, other = getattr(run.config.model, field), getattr(first.config.model, field)
-        if one != other:
+        own, expected = getattr(run.config.model, field), getattr(first.config.model, field)
+        if own != expected:
             raise InputError(
-                f"{run.path}: its model.{field} is {one}, and that of {first.path} is {other}; a "
-                "soup needs one architecture (inat ensemble averages predictions of any)"
+                f"{run.path}: its model.{field} is {own}, and that of {first.path} is {expected}; "
+                "a soup needs one architecture (inat ensemble averages predictions of any)"
             )
-    for key, what in (
-        ("category_ids", "species are"),
-        ("trained", "training photos are"),
-        ("mean", "pixel means are"),
-        ("std", "pixel deviations are"),
+    one, other = run.facts, first.facts
+    for differ, what in (
+        (one.category_ids != other.category_ids, "species are"),
+        (one.trained != other.trained, "training photos are"),
+        (one.mean != other.mean, "pixel means are"),
+        (one.std != other.std, "pixel deviations are"),
     ):
-        if run.model[key] != first.model[key]:
+        if differ:
             raise InputError(
                 f"{run.path}: its {what} not those of {first.path}; give runs that differ in "
                 "seed and recipe alone"
@@ -311,7 +319,7 @@ def _kitchen(
     trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
     if data.holdout != "none":
         trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
-    if trained.fingerprint != first.run.model["trained"]:
+    if trained.fingerprint != first.run.facts.trained:
         raise InputError(
             f"{data.root}: its {data.train_on} photos are not those that {first.run.path} was "
             "trained on; give the data set it was trained on (--data.root)"
@@ -359,18 +367,18 @@ def _write_facts(
     made: Run, ingredients: list[Ingredient], used: list[Ingredient], how: str
 ) -> None:
     first = ingredients[0].run
-    with atomic_file(made.path / "species.parquet") as partial:
-        first.species.to_parquet(partial, index=False)
-    write_json(
-        made.path / "model.json",
-        {
-            **first.model,
-            "soup": {
-                "how": how,
-                "runs": [_ingredient_facts(one, used=one in used) for one in ingredients],
-            },
-        },
-    )
+    write_species(made, first)
+    members = [
+        SoupMember(
+            run=str(one.run.path),
+            used=one in used,
+            checkpoint=one.checkpoint.name,
+            checkpoint_sha256=one.checkpoint.digest,
+            weights=one.checkpoint.weights,
+        )
+        for one in ingredients
+    ]
+    write_run_facts(made.path, replace(first.facts, soup=SoupFacts(how, members)))
 
 
 def _weights_facts(used: list[Ingredient], how: str) -> WeightsFacts:
@@ -387,13 +395,3 @@ def _weights_facts(used: list[Ingredient], how: str) -> WeightsFacts:
 def _common(priors: list[list[float] | None]) -> list[float] | None:
     """The prior that all have; None where they differ: no formula says what their mean carries."""
     return priors[0] if all(same_prior(prior, priors[0]) for prior in priors) else None
-
-
-def _ingredient_facts(ingredient: Ingredient, *, used: bool) -> dict[str, Any]:
-    return {
-        "run": str(ingredient.run.path),
-        "used": used,
-        "checkpoint": ingredient.checkpoint.name,
-        "checkpoint_sha256": ingredient.checkpoint.digest,
-        "weights": ingredient.checkpoint.weights,
-    }

@@ -188,7 +188,7 @@ def _precision_here(config: Config, device: torch.device, begun: Run | None) -> 
                 f"{resolve_precision('auto', device)} here"
             )
         return resolve_precision("auto", device)
-    kept, kind = str(begun.model["precision"]), begun.model["device"]
+    kept, kind = begun.facts.precision, begun.facts.device
     if device.type == kind and can_run(kept, device):
         return kept
     precision = resolve_precision("auto", device)

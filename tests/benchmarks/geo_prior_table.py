@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 import inat
 from inat.core.bands import FEW_BELOW
 from inat.core.files import read_json, write_json
 from inat.core.intervals import Interval, accuracy_interval, gain_interval
 from inat.dataset.locations import have_place, places_of
-from inat.predictions.file import LOG_PRESENCE, PredictionFile, store, write_prediction
+from inat.predictions.file import PredictionFile, store, write_prediction
+from inat.predictions.meta import LOG_PRESENCE
 from inat.synthetic import world as synthetic
 
 RECIPE: dict[str, Any] = {"epochs": 100, "batch_size": 64, "lr_per_256": 4e-3}
@@ -135,7 +137,7 @@ def true_prediction(truth: Path, root: Path, learned: PredictionFile, geo: Path)
         labels=learned.labels,
         species=learned.species,
         photos=learned.photos,
-        meta={**learned.meta, "logits": LOG_PRESENCE},
+        meta=replace(learned.meta, logits=LOG_PRESENCE),
     ) as rows:
         rows[:] = store(density[:, order])
     return inat.read_prediction(geo / "predictions" / "true")

@@ -19,6 +19,7 @@ from contestants import spread
 from inat.core.metrics import hits_at, top_k
 from inat.core.priors import count_prior
 from inat.predictions.file import store, write_prediction
+from inat.predictions.meta import PredictionMeta
 from inat.synthetic.world import PROFILES, train_counts
 
 COUNTS = train_counts(PROFILES["inat2018"])
@@ -97,12 +98,12 @@ def write_member(path: Path, n_photos: int, seed: int) -> Path:
         {"category_id": np.arange(N_CLASSES), "name": "a", "lineage": "b", "train_count": COUNTS}
     )
     photos = pd.DataFrame({"id": ids, "key": ids, "file_name": "a.jpg", "role": "unseen"})
-    meta = {
-        "competition": "inaturalist-2018",
-        "split": "test",
-        "logits_prior": count_prior(COUNTS).tolist(),
-        "chosen": {},
-    }
+    meta = PredictionMeta(
+        competition="inaturalist-2018",
+        split="test",
+        logits_prior=count_prior(COUNTS).tolist(),
+        chosen={},
+    )
     rng = np.random.default_rng(seed)
     with write_prediction(
         path, ids=ids, labels=np.full(n_photos, -1), species=species, photos=photos, meta=meta

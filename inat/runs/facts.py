@@ -1,0 +1,189 @@
+"""What a run knows about its network (model.json) and its checkpoints (state.json)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from inat.core.errors import InputError
+from inat.core.files import parse_json, read_file, read_json_as, write_json
+
+MOST_PIXELS = 4096
+"""Of a side that a network was trained at."""
+
+
+class StageTwoFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How `inat stage-two` made a run; None for what its method does not have.
+
+    Attributes:
+        method: crt, lws, tau_norm, ncm or geo_prior.
+        run: path of the run that it was made from.
+        checkpoint, checkpoint_sha256, weights: of that run, where its network is kept.
+        epochs ... seed: the options, see `train_stage_two`.
+        learning_rate: of the first step.
+        n_photos, n_without_place: photos that a geo prior was trained on, and those left out.
+        bad_photos: unreadable photos that were left out.
+    """
+
+    method: str
+    run: str
+    checkpoint: str | None = None
+    checkpoint_sha256: str | None = None
+    weights: str | None = None
+    epochs: int | None = None
+    epoch_size: int | None = None
+    batch_size: int | None = None
+    lr_per_256: float | None = None
+    weight_decay: float | None = None
+    tau: float | None = None
+    feature_views: int | None = None
+    live: bool | None = None
+    seed: int | None = None
+    learning_rate: float | None = None
+    n_photos: int | None = None
+    n_without_place: int | None = None
+    bad_photos: list[str] | None = None
+
+
+class SoupMember(msgspec.Struct, kw_only=True):
+    """A run that was offered to a soup.
+
+    Attributes:
+        run: its path.
+        used: whether its weights are in the mean.
+        checkpoint, checkpoint_sha256, weights: which weights.
+    """
+
+    run: str
+    used: bool
+    checkpoint: str
+    checkpoint_sha256: str
+    weights: str
+
+
+class SoupFacts(msgspec.Struct):
+    """How `inat soup` made a run.
+
+    Attributes:
+        how: uniform or greedy.
+        runs: those that were offered, in their order.
+    """
+
+    how: str
+    runs: list[SoupMember]
+
+
+class RunFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What all checkpoints of a run have in common; what differs is in their `WeightsFacts`.
+
+    Attributes:
+        backbone: timm's name.
+        mean, std: of the pixels, per channel.
+        weights_source: where the pretrained weights came from.
+        precision: that the run was trained in.
+        device: type of the device that it was trained on.
+        world_size: number of its training processes.
+        process_batch: photos per process and forward pass; None in older runs.
+        trained: fingerprint of the photos that it was trained on.
+        category_ids: category id of each label.
+        loss_prior_sha256: of the files that the losses took their priors from; None without one.
+        stage_two: of a run that `inat stage-two` made.
+        soup: of a run that `inat soup` made.
+    """
+
+    backbone: str = ""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    weights_source: str
+    precision: str
+    device: str
+    world_size: int | None = None
+    process_batch: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    trained: str
+    category_ids: list[int]
+    loss_prior_sha256: str | None = None
+    stage_two: StageTwoFacts | None = None
+    soup: SoupFacts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFacts:
+    """What a checkpoint states about its own weights, in its state.json.
+
+    It lies beside the weights and under their checksums, so the two always belong together: the
+    stages of a training differ in all of it.
+
+    Attributes:
+        stage: of the training, counted from 1.
+        image_size: in pixels, that the network was trained at; None: what the config says.
+        draws_prior: class prior of the draws; None where it changes during training.
+        logits_prior: class prior that the logits carry; None where it is not known.
+        chosen: what was chosen on the held-out photos to get here, and by what.
+    """
+
+    stage: int = 1
+    image_size: Annotated[int, msgspec.Meta(ge=1, le=MOST_PIXELS)] | None = None
+    draws_prior: list[float] | None = None
+    logits_prior: list[float] | None = None
+    chosen: dict[str, str] = field(default_factory=dict)
+
+
+class CheckpointFacts(msgspec.Struct):
+    """What is read of a checkpoint's state.json by those who do not resume its training.
+
+    Attributes:
+        epoch: whole epochs of the training.
+        step: optimizer steps.
+        weights: about the weights.
+        batches: of the epoch that is under way.
+    """
+
+    epoch: int
+    step: int
+    weights: WeightsFacts
+    batches: int = 0
+
+
+def read_run_facts(folder: Path) -> RunFacts:
+    """Reads model.json of a run's folder.
+
+    Raises:
+        InputError: it is missing, or a field is missing or of another type.
+    """
+    return read_json_as(folder / "model.json", RunFacts, "train again")
+
+
+def write_run_facts(folder: Path, facts: RunFacts) -> None:
+    """Writes model.json into a run's folder."""
+    write_json(folder / "model.json", msgspec.to_builtins(facts))
+
+
+def read_checkpoint_facts(path: Path, content: bytes | None = None) -> CheckpointFacts:
+    """Reads a state.json, or its `content`.
+
+    Raises:
+        InputError: it is missing, or a field is missing or of another type.
+    """
+    state = parse_json(path, read_file(path) if content is None else content)
+    try:
+        return msgspec.convert(state, CheckpointFacts)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path}: {error}; train again") from None
+
+
+def refuse_other_priors(facts: WeightsFacts, path: Path, n_classes: int) -> None:
+    """Stops where a checkpoint's priors are not those of a network of this many classes.
+
+    Raises:
+        InputError: they are not.
+    """
+    for name, prior in (("draws_prior", facts.draws_prior), ("logits_prior", facts.logits_prior)):
+        if prior is None:
+            continue
+        values = np.array(prior)
+        if not (len(values) == n_classes and (values >= 0).all() and 0 < values.sum() < np.inf):
+            raise InputError(
+                f"{path}: '{name}' is not a class prior of {n_classes} species; train again"
+            )
