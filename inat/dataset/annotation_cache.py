@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -105,17 +106,10 @@ class AnnotationCache:
     def _places(self, name: str, key: str) -> Iterator[Path]:
         # Beside the data one table of a name, which follows the files; elsewhere one of a key.
         yield self._root / FOLDER / f"{name}.parquet"
-        if (folder := _user_cache()) is not None:
-            yield folder / f"{name}-{key}.parquet"
-
-
-def _user_cache() -> Path | None:
-    if os.path.isabs(given := os.environ.get("XDG_CACHE_HOME", "")):  # noqa: PTH117
-        return Path(given) / "inat"
-    try:
-        return Path.home() / ".cache" / "inat"
-    except RuntimeError:  # a container's user without a home
-        return None
+        user_cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        with suppress(RuntimeError):  # a container's user without a home
+            folder = user_cache if user_cache.is_absolute() else Path.home() / ".cache"
+            yield folder / "inat" / f"{name}-{key}.parquet"
 
 
 def _read(path: Path, key: str) -> pa.Table | None:
@@ -147,20 +141,15 @@ def _stamp(key: str, table: pa.Table) -> bytes:
     content = xxhash.xxh3_128()
     for field, column in zip(table.schema, table.columns, strict=True):
         content.update(f"{field.name} {field.type} {len(column)}\n".encode())
-        for values in _values(column.chunk(0)):
-            content.update(values.data)
+        array = column.chunk(0)
+        if not pa.types.is_string(array.type):
+            content.update(array.to_numpy().data)
+            continue
+        _, offsets, text = array.buffers()
+        ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+        content.update((ends - ends[0]).data)
+        content.update(np.frombuffer(text or b"", np.uint8)[ends[0] : ends[-1]].data)
     return f"{key} {content.hexdigest()}".encode()
-
-
-def _values(array: pa.Array) -> Iterator[np.ndarray]:
-    """The array's numbers; for texts, where each ends and all their bytes."""
-    if not pa.types.is_string(array.type):
-        yield array.to_numpy()
-        return
-    _, offsets, content = array.buffers()
-    ends = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
-    yield ends - ends[0]
-    yield np.frombuffer(content or b"", np.uint8)[ends[0] : ends[-1]]
 
 
 @functools.cache

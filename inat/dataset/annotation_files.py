@@ -96,39 +96,28 @@ class Annotations:
     """What an annotation file says; lists that its split does not have are empty.
 
     Attributes:
-        image_ids: `id` of each of the `images`, each once.
-        file_names: `file_name` of each image; none leads out of the data root.
-        sizes: `height` and `width` of each image; 0 where they are not stated.
         digests: the first 64 bits of each image's `xxh3_128`; 0 where it has none; None where no
             image has one.
         groups: a hash of what each image belongs to (`GROUP_FIELDS`), the same in all files; 0
             where it belongs to nothing; None where no image says.
-        annotated: `image_id` of each of the `annotations`.
-        category_ids: `category_id` of each annotation.
-        categories: the list as it stands; that of val may be missing, and is empty then.
     """
 
-    image_ids: Int64[np.ndarray, "photos"]
-    file_names: pa.StringArray
-    sizes: Int32[np.ndarray, "photos 2"]
+    image_ids: Int64[np.ndarray, "photos"]  # each once
+    file_names: pa.StringArray  # none leads out of the data root
+    sizes: Int32[np.ndarray, "photos 2"]  # height and width; 0 where they are not stated
     digests: Int64[np.ndarray, "photos"] | None
     groups: Int64[np.ndarray, "photos"] | None
-    annotated: Int64[np.ndarray, "annotations"]
+    annotated: Int64[np.ndarray, "annotations"]  # image_id
     category_ids: Int64[np.ndarray, "annotations"]
-    categories: list[Any]
+    categories: list[Any]  # as listed
 
 
 @dataclass(frozen=True)
 class Places:
-    """What a locations file says.
+    """What a locations file says."""
 
-    Attributes:
-        ids: image id of each place, each once.
-        numbers: lat, lon and, where the file has it, date_c; NaN where unknown.
-        dates: of each place.
-    """
-
-    ids: Int64[np.ndarray, "places"]
+    ids: Int64[np.ndarray, "places"]  # of the images, each once
+    # lat, lon and, where the file has it, date_c; NaN where unknown
     numbers: dict[str, Float64[np.ndarray, "places"]]
     dates: Dates
 
@@ -146,12 +135,7 @@ def read_content(path: Path) -> bytes:
 
 
 def parse_annotations(path: Path, content: bytes, split: str) -> Annotations:
-    """What train2018.json and its like say.
-
-    Args:
-        path: the file, for messages.
-        content: its bytes.
-        split: train, val or test: it decides which lists there must be.
+    """What train2018.json and its like say; the split decides which lists there must be.
 
     Raises:
         InputError: the file is cut off or lacks a list or a field, an id is no whole number or
@@ -163,7 +147,14 @@ def parse_annotations(path: Path, content: bytes, split: str) -> Annotations:
     categories = getattr(document, "categories", [])
     image_ids = _whole_numbers([row.id for row in images], "id", place)
     refuse_duplicates(image_ids, f"{path}: image id", "in 'images'")
-    file_names = _file_names([row.file_name for row in images], place)
+    names = [row.file_name for row in images]
+    if set(map(type, names)) != {str}:
+        _refuse_missing(names, "file_name", place)
+        at = next(i for i, name in enumerate(names) if not isinstance(name, str))
+        raise InputError(f"{place}[{at}]: 'file_name' is {names[at]!r:.80}, no path")
+    # Nothing outside the root is ever read: no absolute path, no `..`, no drive letter.
+    file_names = pa.array(names, pa.string())
+    refuse_unsafe_names(file_names, place)
     heights = _stated_sizes([row.height for row in images])
     widths = _stated_sizes([row.width for row in images])
     place = f"{path}: annotations"
@@ -206,13 +197,22 @@ def parse_places(path: Path, content: bytes) -> Places:
         try:
             rows = msgspec.convert(document, list[_Place])
         except UNREADABLE as error:
-            _explain_places(path, document, error)
+            if not isinstance(document, list):
+                raise InputError(f"{path}: is no list of places") from None
+            _refuse_other_than_objects(document, "id", f"{path}: ")
+            raise _unreadable(path, error) from None
     ids = _whole_numbers([row.id for row in rows], "id", f"{path}: ")
     columns = {"lat": [row.lat for row in rows], "lon": [row.lon for row in rows]}
     shares_of_year = [row.date_c for row in rows]
     if set(map(type, shares_of_year)) - {type(UNSET)}:  # geo_prior's copy has 0..1
         columns["date_c"] = [None if share is UNSET else share for share in shares_of_year]
-    numbers = {name: _numbers_or_nan(values, name, path) for name, values in columns.items()}
+    numbers = {}
+    for name, values in columns.items():
+        if not set(map(type, values)) <= {float, int, bool, type(None)}:
+            for at, value in enumerate(values):
+                if value is not None and not isinstance(value, int | float):
+                    raise InputError(f"{path}: [{at}]: '{name}' is {value!r:.40}, not a number")
+        numbers[name] = np.array(values, np.float64)
     dates = parse_dates([row.date for row in rows], f"{path}: ")
     refuse_duplicates(ids, f"{path}: id", "")
     return Places(ids, numbers, dates)
@@ -282,13 +282,6 @@ def _explain(path: Path, document: Any, fields: Sequence[str], error: Exception)
             raise InputError(f"{path}: '{field}' is no list")
     for field, first in (("images", "id"), ("annotations", "image_id")):
         _refuse_other_than_objects(document.get(field, []), first, f"{path}: {field}")
-    raise _unreadable(path, error)
-
-
-def _explain_places(path: Path, rows: Any, error: Exception) -> NoReturn:
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: is no list of places")
-    _refuse_other_than_objects(rows, "id", f"{path}: ")
     raise _unreadable(path, error)
 
 
@@ -363,25 +356,6 @@ def _groups(images: Sequence[_Image], place: str) -> Int64[np.ndarray, "n"] | No
     return groups if groups.any() else None
 
 
-def _numbers_or_nan(values: Sequence[Any], field: str, path: Path) -> Float64[np.ndarray, "places"]:
-    if not set(map(type, values)) <= {float, int, bool, type(None)}:
-        for at, value in enumerate(values):
-            if value is not None and not isinstance(value, int | float):
-                raise InputError(f"{path}: [{at}]: '{field}' is {value!r:.40}, not a number")
-    return np.array(values, np.float64)
-
-
-def _file_names(values: Sequence[Any], place: str) -> pa.StringArray:
-    """Nothing outside the root is ever read: no absolute path, no `..`, no drive letter."""
-    if set(map(type, values)) != {str}:
-        _refuse_missing(values, "file_name", place)
-        at = next(i for i, value in enumerate(values) if not isinstance(value, str))
-        raise InputError(f"{place}[{at}]: 'file_name' is {values[at]!r:.80}, no path")
-    names = pa.array(values, pa.string())
-    refuse_unsafe_names(names, place)
-    return names
-
-
 def refuse_unsafe_names(names: pa.StringArray, place: str) -> None:
     """Stops where a file name is no path below the data root.
 
@@ -396,16 +370,13 @@ def refuse_unsafe_names(names: pa.StringArray, place: str) -> None:
     ):
         return
     for at in np.flatnonzero(pc.match_substring_regex(names, SUSPICIOUS)).tolist():
-        _refuse_unsafe(str(names[at]), f"{place}[{at}]")
-
-
-def _refuse_unsafe(file_name: str, place: str) -> None:
-    parts = PurePosixPath(file_name.replace("\\", "/")).parts if "\0" not in file_name else ()
-    if not parts:
-        raise InputError(f"{place}: 'file_name' is {file_name!r:.80}, no path")
-    # Of "//a" the first part is "//".
-    if parts[0].startswith("/") or ".." in parts or ":" in parts[0]:
-        raise InputError(
-            f"{place}: 'file_name' {file_name!r:.80} leads out of the data root; "
-            "it must be relative and without '..'"
-        )
+        name = str(names[at])
+        parts = PurePosixPath(name.replace("\\", "/")).parts if "\0" not in name else ()
+        if not parts:
+            raise InputError(f"{place}[{at}]: 'file_name' is {name!r:.80}, no path")
+        # Of "//a" the first part is "//".
+        if parts[0].startswith("/") or ".." in parts or ":" in parts[0]:
+            raise InputError(
+                f"{place}[{at}]: 'file_name' {name!r:.80} leads out of the data root; "
+                "it must be relative and without '..'"
+            )

@@ -20,46 +20,43 @@ Row = Mapping[str, Any]
 def in_inat_layout(path: Path, content: bytes, spec: Competition, split: str) -> bytes:
     """An annotation file as iNaturalist would have written it.
 
-    Args:
-        path: the file, for messages.
-        content: its bytes.
-        spec: it says what the file's fields are called.
-        split: train, val or test.
-
     Raises:
         InputError: the file is not JSON, or a row lacks a field.
     """
     layout = spec.layout
     if layout is None:
         return content
-    document = _decoded(path, content)
+    content = as_utf8(path, content)
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        try:  # Herbarium 2020 holds places' names in Latin-1
+            document = orjson.loads(content.decode("latin-1"))
+        except orjson.JSONDecodeError:
+            document = read_document(path, content)
     if isinstance(document, list):  # test_metadata.json of 2022 is the list of images alone
         document = {"images": document}
     if not isinstance(document, dict):
         raise InputError(f"{path}: an annotation file is an object with images")
+
+    def annotation(row: Row) -> dict[str, Any]:
+        return {"image_id": _number(row["image_id"], split), "category_id": row[layout.label]}
+
+    def category(row: Row) -> dict[str, Any]:
+        return {**row, "id": row[layout.category_id], "name": row[layout.category_name]}
+
     made = {
         "images": _rows(path, document, "images", lambda row: _image(row, layout, split)),
-        "annotations": _rows(
-            path, document, "annotations", lambda row: _annotation(row, layout, split)
-        ),
+        "annotations": _rows(path, document, "annotations", annotation),
     }
-    made["categories"] = (
-        _rows(path, document, "categories", lambda row: _category(row, layout))
-        if layout.category_id
-        else _numbered_categories(made["annotations"] or [])
-    )
+    if layout.category_id:
+        made["categories"] = _rows(path, document, "categories", category)
+    else:
+        labels = {row["category_id"] for row in made["annotations"] or []}
+        made["categories"] = [
+            {"id": label, "name": f"category {label}"} for label in sorted(labels, key=str)
+        ]
     return orjson.dumps({name: rows for name, rows in made.items() if rows is not None})
-
-
-def _decoded(path: Path, content: bytes) -> Any:
-    content = as_utf8(path, content)
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        try:  # Herbarium 2020 holds places' names in Latin-1
-            return orjson.loads(content.decode("latin-1"))
-        except orjson.JSONDecodeError:
-            return read_document(path, content)
 
 
 def _rows(
@@ -94,19 +91,6 @@ def _image(row: Row, layout: AnnotationLayout, split: str) -> dict[str, Any]:
         "height": row.get("height"),
         "width": row.get("width"),
     }
-
-
-def _annotation(row: Row, layout: AnnotationLayout, split: str) -> dict[str, Any]:
-    return {"image_id": _number(row["image_id"], split), "category_id": row[layout.label]}
-
-
-def _category(row: Row, layout: AnnotationLayout) -> dict[str, Any]:
-    return {**row, "id": row[layout.category_id], "name": row[layout.category_name]}
-
-
-def _numbered_categories(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    labels = {row["category_id"] for row in annotations}
-    return [{"id": label, "name": f"category {label}"} for label in sorted(labels, key=str)]
 
 
 def _number(image_id: Any, split: str) -> int:

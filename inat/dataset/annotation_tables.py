@@ -142,9 +142,20 @@ class AnnotationTables:
         taxonomy = read_taxonomy(categories, str(source))
         labels = _labels(annotations, taxonomy, path, source)
         counts = np.bincount(labels, minlength=len(taxonomy))
-        _refuse_empty_species(taxonomy, counts, path, source)
+        empty = taxonomy.table[counts == 0]
+        if len(empty):
+            listed = "'categories'" if source == path else source.name
+            raise InputError(
+                f"{path}: {len(empty)} of {len(taxonomy)} species have no training photo (first: "
+                f"category {empty['category_id'].iloc[0]}, {empty['name'].iloc[0]}); "
+                f"add a photo of each or remove them from {listed}"
+            )
         photos = _photo_table(annotations, labels)
-        species = _species_table(taxonomy, counts, annotations.categories)
+        columns = {name: pa.array(taxonomy.table[name].to_list()) for name in COLUMNS}
+        # What the training file itself calls them: categories.json may have brought other names.
+        names = dict(_listed_names(annotations.categories))
+        listed_names = [names.get(number, "") for number in taxonomy.category_ids.tolist()]
+        species = pa.table({**columns, "train_count": counts, "listed_name": listed_names})
         # Of the very bytes that were parsed: a file may have changed since it was looked up.
         key = self._key_of_train(digest_of(content), digest_of(replacement))
         self._cache.add(_table_name(path, self._root), key, photos)
@@ -228,7 +239,17 @@ def _labels(
     """The label of each photo. `source` is the file that lists the species."""
     labels, unknown = taxonomy.labels_of(annotations.category_ids)
     if len(unknown):
-        raise InputError(_unknown_category(annotations.category_ids, unknown, path, source))
+        if source.name != "categories.json":
+            raise InputError(
+                f"{path}: annotations[{unknown[0]}] has category_id "
+                f"{annotations.category_ids[unknown[0]]}, which is not in 'categories'"
+            )
+        missing = np.unique(annotations.category_ids[unknown])
+        raise InputError(
+            f"{source}: lacks {len(missing)} of the category ids in {path.name} (first: "
+            f"{missing[0]}); it takes the place of the 'categories' there, so it must list every "
+            "species; fetch it again, or remove it"
+        )
     annotated = annotations.annotated
     place = _positions(annotations.image_ids, annotated)
     stray = np.flatnonzero(place < 0)
@@ -257,39 +278,6 @@ def _labels(
     return by_photo
 
 
-def _unknown_category(
-    category_ids: Int64[np.ndarray, "annotations"],
-    unknown: Int64[np.ndarray, "unknown"],
-    path: Path,
-    source: Path,
-) -> str:
-    at = unknown[0]
-    if source.name != "categories.json":
-        return (
-            f"{path}: annotations[{at}] has category_id {category_ids[at]}, "
-            "which is not in 'categories'"
-        )
-    missing = np.unique(category_ids[unknown])
-    return (
-        f"{source}: lacks {len(missing)} of the category ids in {path.name} (first: "
-        f"{missing[0]}); it takes the place of the 'categories' there, so it must list every "
-        "species; fetch it again, or remove it"
-    )
-
-
-def _refuse_empty_species(
-    taxonomy: Taxonomy, counts: Int64[np.ndarray, "classes"], path: Path, source: Path
-) -> None:
-    empty = taxonomy.table[counts == 0]
-    if len(empty):
-        listed = "'categories'" if source == path else source.name
-        raise InputError(
-            f"{path}: {len(empty)} of {len(taxonomy)} species have no training photo (first: "
-            f"category {empty['category_id'].iloc[0]}, {empty['name'].iloc[0]}); "
-            f"add a photo of each or remove them from {listed}"
-        )
-
-
 def _positions(
     ids: Int64[np.ndarray, "n"], wanted: Int64[np.ndarray, "wanted"]
 ) -> Int64[np.ndarray, "wanted"]:
@@ -315,16 +303,6 @@ def _photo_table(annotations: Annotations, labels: Int64[np.ndarray, "photos"]) 
             **{name: values for name, values in known.items() if values is not None},
         }
     )
-
-
-def _species_table(
-    taxonomy: Taxonomy, counts: Int64[np.ndarray, "classes"], listed: list[Any]
-) -> pa.Table:
-    columns = {name: pa.array(taxonomy.table[name].to_list()) for name in COLUMNS}
-    # What the training file itself calls them: categories.json may have brought other names.
-    names = dict(_listed_names(listed))
-    listed_names = [names.get(number, "") for number in taxonomy.category_ids.tolist()]
-    return pa.table({**columns, "train_count": counts, "listed_name": listed_names})
 
 
 def _listed_names(categories: list[Any]) -> Iterator[tuple[int, str]]:

@@ -76,15 +76,10 @@ class Known(IntEnum):
 
 @dataclass(frozen=True)
 class Dates:
-    """A column of dates.
+    """A column of dates."""
 
-    Attributes:
-        moments: datetime64[us], UTC; NaT where the day is not known.
-        known: a `Known` of each.
-    """
-
-    moments: np.ndarray
-    known: Int8[np.ndarray, "dates"]
+    moments: np.ndarray  # datetime64[us], UTC; NaT where the day is not known
+    known: Int8[np.ndarray, "dates"]  # a `Known` of each
 
 
 class _Ordered(NamedTuple):
@@ -107,10 +102,6 @@ def parse_dates(values: Sequence[Any], source: str) -> Dates:
     and German names of months, and YYYYMMDD, all with a time or without. Whether the day or the
     month comes first is decided for the whole column, by the dates that allow only one order; dots
     mean day first. Of an interval of at most 31 days the middle is taken.
-
-    Args:
-        values: as they stand in the file.
-        source: the file, for messages.
 
     Raises:
         InputError: a number that is no date; days and months in an order that no date decides, or

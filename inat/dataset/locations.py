@@ -22,9 +22,26 @@ def places_of(photos: Split) -> Float32[np.ndarray, "photos 3"]:
     """
     table = photos.locations
     if table is None:
-        raise InputError(_no_locations(photos))
-    for name in LIMITS:
-        _refuse_beyond(photos, table, name)
+        files = find_competition(photos.competition).locations_files
+        if photos.name == "test" and "test" not in files:
+            raise InputError(
+                f"{photos.root}: {photos.competition} gives no locations for its test photos, so "
+                "a geo prior says nothing of them; predict val or holdout"
+            )
+        wanted = " and ".join(files.values()) or "locations files"
+        raise InputError(
+            f"{photos.root}: it lacks locations of {photos.name}, which a geo prior needs "
+            f"({wanted}); fetch them: inat data download {photos.competition} --only locations"
+        )
+    for name, (low, high) in LIMITS.items():
+        values = table[name].to_numpy(np.float64) if name in table else np.empty(0)
+        beyond = np.flatnonzero((values < low) | (values > high))
+        if len(beyond):
+            raise InputError(
+                f"{photos.root}: the locations of {photos.name} give image "
+                f"{photos.image_ids[beyond[0]]} the {name} {values[beyond[0]]:g}, which is not "
+                f"within {low} and {high}; mend it, or make it null"
+            )
     lon, lat = (table[name].to_numpy(np.float64) for name in ("lon", "lat"))
     lon, lat = np.where(np.isnan(lat), np.nan, lon), np.where(np.isnan(lon), np.nan, lat)
     scaled = np.stack([lon / 180, lat / 90, 2 * _shares_of_year(table) - 1], axis=1)
@@ -47,31 +64,3 @@ def _shares_of_year(table: pd.DataFrame) -> Float64[np.ndarray, "photos"]:
         return share
     given = table["date_c"].to_numpy(np.float64)
     return np.where(np.isnan(given), share, given)
-
-
-def _refuse_beyond(photos: Split, table: pd.DataFrame, name: str) -> None:
-    if name not in table:
-        return
-    values = table[name].to_numpy(np.float64)
-    low, high = LIMITS[name]
-    beyond = np.flatnonzero((values < low) | (values > high))
-    if len(beyond):
-        raise InputError(
-            f"{photos.root}: the locations of {photos.name} give image "
-            f"{photos.image_ids[beyond[0]]} the {name} {values[beyond[0]]:g}, which is not within "
-            f"{low} and {high}; mend it, or make it null"
-        )
-
-
-def _no_locations(photos: Split) -> str:
-    files = find_competition(photos.competition).locations_files
-    if photos.name == "test" and "test" not in files:
-        return (
-            f"{photos.root}: {photos.competition} gives no locations for its test photos, so a "
-            "geo prior says nothing of them; predict val or holdout"
-        )
-    wanted = " and ".join(files.values()) or "locations files"
-    return (
-        f"{photos.root}: it lacks locations of {photos.name}, which a geo prior needs "
-        f"({wanted}); fetch them: inat data download {photos.competition} --only locations"
-    )

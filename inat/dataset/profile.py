@@ -21,23 +21,14 @@ COLOURS = {"many": "#4c78a8", "medium": "#72b7b2", "few": "#e45756"}
 
 @dataclass(frozen=True)
 class PlaceCounts:
-    """What a locations file gives of a split's photos.
+    """What a locations file gives of a split's photos."""
 
-    Attributes:
-        split: train, val or test.
-        n_photos: photos of the split.
-        n_placed: those with a latitude and a longitude.
-        n_dated: those with a date.
-        n_in_part: those with a month, a year or a long interval instead of a date.
-        not_understood: image ids of those whose date is in no known notation.
-    """
-
-    split: str
+    split: str  # train, val or test
     n_photos: int
-    n_placed: int
+    n_placed: int  # with a latitude and a longitude
     n_dated: int
-    n_in_part: int
-    not_understood: Int64[np.ndarray, "photos"]
+    n_in_part: int  # with a month, a year or a long interval instead of a date
+    not_understood: Int64[np.ndarray, "photos"]  # image ids whose date is in no known notation
 
     def line(self) -> str:
         """The counts for a terminal."""

@@ -118,8 +118,16 @@ def render(creature: Creature, seed: int, index: int, longest_side: int) -> Pixe
     photo = background(seed, index, size)
     canvas, alpha = _draw(creature, seed, index, side=longest_side * 3 // 4)
     photo = _place(photo, canvas, alpha, _stream(seed, _POSE, index, 1))
-    photo = _cover(photo, _stream(seed, _FRONT, index))
-    photo = _light(photo, _stream(seed, _LIGHT, index))
+    rng = _stream(seed, _FRONT, index)
+    n_blades = int(rng.choice([0, 0, 1, 2, 3]))  # of grass and leaves, in front of the creature
+    for tone in _to_bgr(rng.uniform((20, -22, 5), (75, 8, 38), (n_blades, 3))):
+        _blade(photo, rng, tone, wide=float(rng.uniform(0.015, 0.07)))
+    rng = _stream(seed, _LIGHT, index)
+    # Brightness, color cast and a gradient across the photo.
+    gain = np.exp(rng.normal(0, 0.2) + rng.normal(0, 0.07, 3))
+    field = (gain * np.exp(rng.normal(0, 0.12, (2, 2, 1)))).astype(np.float32)
+    lit = cv2.multiply(photo, cv2.resize(field, tuple(size)), dtype=cv2.CV_8U)
+    photo = np.asarray(lit, dtype=np.uint8)
     return _take(photo, _stream(seed, _CAMERA, index, 1))
 
 
@@ -148,7 +156,9 @@ def background(seed: int, index: int, size: Size) -> Pixels:
     rng = _stream(seed, _BACKGROUND, index)
     tones = _PALETTES[rng.integers(len(_PALETTES))] + rng.normal(0, 6, (1, 3)).astype(np.float32)
     relief = _relief(rng, size, stretch=float(rng.choice([1.0, 1.0, 3.0, 0.3])))
-    photo = cv2.applyColorMap(relief, _color_map(tones))
+    steps = np.linspace(0, 2, 256)
+    colors = np.stack([np.interp(steps, (0, 1, 2), tones[:, k]) for k in range(3)], axis=-1)
+    photo = cv2.applyColorMap(relief, _to_bgr(colors).reshape(256, 1, 3))
     n_blades = int(rng.integers(0, 9))
     blades = tones[rng.integers(3, size=n_blades)] + rng.normal(0, 9, (n_blades, 3))
     for tone in _to_bgr(blades):
@@ -174,12 +184,6 @@ def _relief(rng: np.random.Generator, size: Size, stretch: float) -> Pixels:
     spread = float(rng.uniform(40, 85)) / max(float(total.std()), 1e-6)
     relief: Pixels = np.clip(total * spread + 128, 0, 255).astype(np.uint8)
     return relief
-
-
-def _color_map(tones: Floats) -> Pixels:
-    steps = np.linspace(0, 2, 256)
-    lab = np.stack([np.interp(steps, (0, 1, 2), tones[:, k]) for k in range(3)], axis=-1)
-    return _to_bgr(lab).reshape(256, 1, 3)
 
 
 def _blade(photo: Any, rng: np.random.Generator, tone: Any, wide: float) -> None:
@@ -217,7 +221,8 @@ def _draw(creature: Creature, seed: int, index: int, side: int) -> tuple[Pixels,
     rng = _stream(seed, _INDIVIDUAL, index)
     latent = creature.latent + rng.normal(0, INDIVIDUAL_SPREAD, len(TRAITS))
     look = dict(zip(TRAIT_NAMES, trait_values(latent).tolist(), strict=True))
-    tones = _tones(look)
+    lab = [[look[f"{name}_{axis}"] for axis in "lab"] for name in Tones._fields]
+    tones = Tones(*_to_bgr(np.array(lab)).astype(np.float32))
     skin = _skin(look, tones, rng, side)
     canvas = np.empty((side, side, 3), dtype=np.uint8)
     canvas[:] = tones.base
@@ -237,11 +242,6 @@ class Tones(NamedTuple):
     spot: Floats
 
 
-def _tones(look: Look) -> Tones:
-    lab = [[look[f"{name}_{axis}"] for axis in "lab"] for name in Tones._fields]
-    return Tones(*_to_bgr(np.array(lab)).astype(np.float32))
-
-
 def _skin(look: Look, tones: Tones, rng: np.random.Generator, side: int) -> Pixels:
     """The pattern of one lobe, root left and tip right: BGR `[side / 4, side / 2, 3]`."""
     height, width = side // 4, side // 2
@@ -249,24 +249,23 @@ def _skin(look: Look, tones: Tones, rng: np.random.Generator, side: int) -> Pixe
     v = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     skin = np.empty((height, width, 3), dtype=np.float32)
     skin[:] = tones.base
-    skin += _stripes(look, u, v)[..., None] * (tones.second - tones.base)
+    # How much of the second color shows, 0..1: the stripes.
+    turn = np.deg2rad(look["stripe_angle"])
+    along = u * np.cos(turn) + 0.5 * v * np.sin(turn) + look["stripe_wave"] * np.sin(7 * v)
+    wave = np.cos(2 * np.pi * (look["stripe_count"] * along + look["stripe_phase"]))
+    share = np.clip((wave - np.cos(np.pi * look["stripe_share"])) * 2.5 + 0.5, 0, 1)
+    share = share * np.float32(np.clip(look["stripe_contrast"], 0, 1))
+    skin += share[..., None] * (tones.second - tones.base)
     skin *= (0.86 + 0.22 * u - 0.10 * v**2)[..., None]
     grain = rng.normal(1, 0.09, (height // 2, width // 2)).astype(np.float32)
     skin *= cv2.resize(grain, (width, height))[..., None]
     painted = np.clip(skin, 0, 255).astype(np.uint8)
     _spots(painted, look, tones)
-    _veins(painted, look, tones)
+    if look["vein_contrast"] >= 0.05:
+        vein = tones.base * (1 - look["vein_contrast"])
+        for end in (0.1, 0.3, 0.5, 0.7, 0.9):
+            _line(painted, np.array([[0, 0.5 * height], [width, end * height]]), vein, 1)
     return painted
-
-
-def _stripes(look: Look, u: Floats, v: Floats) -> Floats:
-    """How much of the second colour shows, 0..1, at each place of the skin."""
-    turn = np.deg2rad(look["stripe_angle"])
-    along = u * np.cos(turn) + 0.5 * v * np.sin(turn) + look["stripe_wave"] * np.sin(7 * v)
-    wave = np.cos(2 * np.pi * (look["stripe_count"] * along + look["stripe_phase"]))
-    edge = np.cos(np.pi * look["stripe_share"])
-    share: Floats = np.clip((wave - edge) * 2.5 + 0.5, 0, 1)
-    return share * np.float32(np.clip(look["stripe_contrast"], 0, 1))
 
 
 def _spots(skin: Any, look: Look, tones: Tones) -> None:
@@ -280,15 +279,6 @@ def _spots(skin: Any, look: Look, tones: Tones) -> None:
         center = (along * width, across * height)
         _disc(skin, center, radius, tones.spot)
         _disc(skin, center, radius * look["spot_ring"], tones.second)
-
-
-def _veins(skin: Any, look: Look, tones: Tones) -> None:
-    height, width = skin.shape[:2]
-    tone = tones.base * (1 - look["vein_contrast"])
-    if look["vein_contrast"] < 0.05:
-        return
-    for end in (0.1, 0.3, 0.5, 0.7, 0.9):
-        _line(skin, np.array([[0, 0.5 * height], [width, end * height]]), tone, 1)
 
 
 def _winged(look: Look, opening: float) -> Iterator[Lobe]:
@@ -375,7 +365,12 @@ def _paint_lobe(
     box = (slice(low[1], high[1]), slice(low[0], high[0]))
     frame[:, 2] -= low
     outline = outline - low
-    laid = _lay(skin, frame, Size(*(high - low).tolist()))
+    height, width = skin.shape[:2]
+    from_skin = np.array([[1 / width, 0, 0], [0, 2 / height, -1], [0, 0, 1]])
+    size, edge = tuple((high - low).tolist()), cv2.BORDER_REPLICATE
+    laid: Any = cv2.warpAffine(
+        skin, frame @ from_skin, size, flags=cv2.INTER_LINEAR, borderMode=edge
+    )
     mask = np.zeros(laid.shape[:2], dtype=np.uint8)
     _fill(mask, outline, _WHITE)
     margin = look["margin_width"] * side * 0.48
@@ -384,15 +379,6 @@ def _paint_lobe(
     _line(laid, outline, tones.base * 0.45, max(1, side // 100), closed=True)
     cv2.copyTo(laid, mask, canvas[box])
     cv2.max(alpha[box], mask, alpha[box])
-
-
-def _lay(skin: Pixels, frame: Floats, size: Size) -> Any:
-    """The skin laid over a lobe whose frame maps to pixels."""
-    height, width = skin.shape[:2]
-    from_skin = np.array([[1 / width, 0, 0], [0, 2 / height, -1], [0, 0, 1]])
-    return cv2.warpAffine(
-        skin, frame @ from_skin, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
 
 
 def _paint_body(canvas: Any, alpha: Any, plan: str, look: Look, tones: Tones) -> None:
@@ -476,43 +462,22 @@ def _turn(radians: float) -> Floats:
     return np.array([[c, -s], [s, c]])
 
 
-def _cover(photo: Pixels, rng: np.random.Generator) -> Pixels:
-    """Blades of grass and leaves in front of the creature."""
-    n_blades = int(rng.choice([0, 0, 1, 2, 3]))
-    for tone in _to_bgr(rng.uniform((20, -22, 5), (75, 8, 38), (n_blades, 3))):
-        _blade(photo, rng, tone, wide=float(rng.uniform(0.015, 0.07)))
-    return photo
-
-
-def _light(photo: Pixels, rng: np.random.Generator) -> Pixels:
-    """Brightness, colour cast and a gradient across the photo."""
-    gain = np.exp(rng.normal(0, 0.2) + rng.normal(0, 0.07, 3))
-    field = gain * np.exp(rng.normal(0, 0.12, (2, 2, 1)))
-    height, width = photo.shape[:2]
-    wide = cv2.resize(field.astype(np.float32), (width, height))
-    lit = cv2.multiply(photo, wide, dtype=cv2.CV_8U)
-    return np.asarray(lit, dtype=np.uint8)
-
-
 def _take(photo: Pixels, rng: np.random.Generator) -> Pixels:
     """Focus, motion and sensor noise."""
     # Blur grows more slowly than the photo: large photos are the sharper ones.
     unit = (max(photo.shape) / 256) ** 0.5
     seen: Any = cv2.GaussianBlur(photo, (0, 0), float(rng.uniform(0.25, 1.1)) * unit)
     if rng.random() < 0.15:
-        seen = cv2.filter2D(seen, -1, _motion(rng, round(7 * unit)))
+        length = round(7 * unit)
+        length += 1 - length % 2
+        kernel = np.zeros((length, length), dtype=np.float32)
+        reach = _turn(rng.uniform(0, np.pi))[0] * float(rng.uniform(0.2, 0.5)) * length
+        ends = np.array([length / 2 - reach, length / 2 + reach])
+        _line(kernel, ends, np.array([1.0]), 1)
+        seen = cv2.filter2D(seen, -1, kernel / max(float(kernel.sum()), 1e-6))
     noise = rng.integers(0, 256, photo.shape, dtype=np.uint8)
     strength = float(rng.uniform(0.01, 0.10)) * unit
     return np.asarray(cv2.addWeighted(seen, 1.0, noise, strength, -127.5 * strength))
-
-
-def _motion(rng: np.random.Generator, length: int) -> Floats:
-    length += 1 - length % 2
-    kernel = np.zeros((length, length), dtype=np.float32)
-    reach = _turn(rng.uniform(0, np.pi))[0] * float(rng.uniform(0.2, 0.5)) * length
-    ends = np.array([length / 2 - reach, length / 2 + reach])
-    _line(kernel, ends, np.array([1.0]), 1)
-    return kernel / max(float(kernel.sum()), 1e-6)
 
 
 # --- colours and strokes ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ machine, whatever the number of workers.
 
 import csv
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -171,23 +172,18 @@ def train_counts(profile: Profile) -> Ints:
     The sum is `profile.n_train` where that is given, and no species leaves its shot band or
     the range of the knots for it.
     """
-    ranks, counts = np.array(profile.count_knots, dtype=np.float64).T
-    curve = np.exp(np.interp(np.arange(profile.n_species), ranks, np.log(counts)))
-    rounded: Ints = np.round(curve).astype(np.int64)
+    ranks, knots = np.array(profile.count_knots, dtype=np.float64).T
+    curve = np.exp(np.interp(np.arange(profile.n_species), ranks, np.log(knots)))
+    counts: Ints = np.round(curve).astype(np.int64)
     if profile.n_train is None:
-        return rounded
-    return _with_sum(rounded, profile.n_train)
-
-
-def _with_sum(counts: Ints, total: int) -> Ints:
-    """Counts with the exact sum; every one stays in its band, the first and last stay."""
+        return counts
     high = np.where(
         counts > MANY_ABOVE, counts[0], np.where(counts < FEW_BELOW, FEW_BELOW - 1, MANY_ABOVE)
     )
     low = np.where(
         counts > MANY_ABOVE, MANY_ABOVE + 1, np.where(counts < FEW_BELOW, counts[-1], FEW_BELOW)
     )
-    missing = total - int(counts.sum())
+    missing = profile.n_train - int(counts.sum())
     room = (high - counts) if missing > 0 else (counts - low)
     room[[0, -1]] = 0
     step = room * abs(missing) // max(int(room.sum()), 1)
@@ -234,33 +230,24 @@ def _world_in(out: Path, identity: Row) -> World | None:
         held = read_json(out / _UNFINISHED)
         if held == identity:
             return None
-        raise InputError(_refusal(out, f"an unfinished world ({_described(held)})", identity))
-    held = _held_identity(out)
-    if held is None:
-        raise InputError(_refusal(out, f"another data set ({there[0]})", identity))
-    if held["synthetic"] != identity:
-        raise InputError(
-            _refusal(out, f"another world ({_described(held['synthetic'])})", identity)
-        )
-    return World(root=out, **held["world"])
-
-
-def _held_identity(out: Path) -> Row | None:
-    if not all((out / name).exists() for name in _JSON_NAMES):
-        return None
-    info = read_json(out / "truth.json").get("info", {})
-    return info if "synthetic" in info and "world" in info else None
+        kind = f"an unfinished world ({_described(held)})"
+    else:
+        is_whole = all((out / name).exists() for name in _JSON_NAMES)
+        info = read_json(out / "truth.json").get("info", {}) if is_whole else {}
+        if "synthetic" not in info or "world" not in info:
+            kind = f"another data set ({there[0]})"
+        elif info["synthetic"] == identity:
+            return World(root=out, **info["world"])
+        else:
+            kind = f"another world ({_described(info['synthetic'])})"
+    raise InputError(
+        f"{out}: holds {kind}, not the one asked for ({_described(identity)}); "
+        "delete the folder or give another one"
+    )
 
 
 def _described(identity: Row) -> str:
     return ", ".join(f"{key} {value}" for key, value in identity.items() if value is not None)
-
-
-def _refusal(out: Path, held: str, identity: Row) -> str:
-    return (
-        f"{out}: holds {held}, not the one asked for ({_described(identity)}); "
-        "delete the folder or give another one"
-    )
 
 
 # --- the tree of life ------------------------------------------------------------------------
@@ -336,24 +323,20 @@ def _name_groups(group: dict[str, Ints], rng: np.random.Generator) -> dict[str, 
     names = {"supercategory": [row[0] for row in SUPERCATEGORIES]}
     taken = set(names["supercategory"])
     for rank, endings in _ENDINGS.items():
-        n_groups = int(group[rank].max()) + 1
-        names[rank] = [_new_name(endings, taken, rng) for _ in range(n_groups)]
+        names[rank] = []
+        while len(names[rank]) <= group[rank].max():
+            parts: list[Sequence[str]] = [_ONSETS, _VOWELS, _ONSETS, endings]
+            if rng.random() < 0.6:
+                parts[3:3] = [_VOWELS, _CODAS]
+            name = "".join(part[int(rng.integers(len(part)))] for part in parts).capitalize()
+            if name not in taken:
+                taken.add(name)
+                names[rank].append(name)
     names["species"] = [
         f"{names['genus'][one]} {epithet.lower()}"
         for one, epithet in zip(group["genus"].tolist(), names["species"], strict=True)
     ]
     return names
-
-
-def _new_name(endings: Sequence[str], taken: set[str], rng: np.random.Generator) -> str:
-    while True:
-        parts: list[Sequence[str]] = [_ONSETS, _VOWELS, _ONSETS, endings]
-        if rng.random() < 0.6:
-            parts[3:3] = [_VOWELS, _CODAS]
-        name = "".join(part[int(rng.integers(len(part)))] for part in parts).capitalize()
-        if name not in taken:
-            taken.add(name)
-            return name
 
 
 # --- what is true of the species -------------------------------------------------------------
@@ -381,28 +364,24 @@ def _draw_species(profile: Profile, tree: Tree, seed: int) -> Species:
     lat = rng.uniform(-45, 60, genus.max() + 1)[genus] + rng.normal(0, 9, n_species)
     lon = rng.uniform(-180, 180, genus.max() + 1)[genus] + rng.normal(0, 14, n_species)
     season = 190 + rng.normal(0, 45, n_species) + np.where(lat < 0, 183, 0)
+    # What every ancestor changed, summed.
+    n_traits = len(creatures.TRAITS)
+    latent = np.zeros((n_species, n_traits))
+    for k, rank in enumerate(RANKS):
+        group = tree.group[rank]
+        change = _stream(seed, _LOOKS, k).normal(0, MUTATION[rank], (group.max() + 1, n_traits))
+        latent += change[group]
     return Species(
         category_id=ids,
         n_train=rng.permutation(train_counts(profile)),
         plan=[SUPERCATEGORIES[k][2] for k in tree.group["supercategory"]],
-        latent=_inherit(tree, seed),
+        latent=latent,
         lat=np.clip(lat, -70, 75),
         lon=(lon + 180) % 360 - 180,
         range_degrees=rng.uniform(2, 8, n_species),
         season_day=season % 365,
         season_days=rng.uniform(12, 45, n_species),
     )
-
-
-def _inherit(tree: Tree, seed: int) -> Floats:
-    """Latent traits `[n_species, n_traits]`: what every ancestor changed, summed."""
-    n_traits = len(creatures.TRAITS)
-    latent = np.zeros((len(tree.group["species"]), n_traits))
-    for k, rank in enumerate(RANKS):
-        group = tree.group[rank]
-        change = _stream(seed, _LOOKS, k).normal(0, MUTATION[rank], (group.max() + 1, n_traits))
-        latent += change[group]
-    return latent
 
 
 def _gapped_ids(n: int, rng: np.random.Generator) -> Ints:
@@ -500,13 +479,11 @@ def _draw_splits(
 def _shared_files(labels: list[Ints], n_species: int, n_files: int) -> tuple[Ints, Ints, int]:
     """File of each row when files are fewer than rows: one of the species or of a relative."""
     n_train_val = max(1, n_files * 3 // 4)
-    files = []
-    for split, first, n in ((0, 0, n_train_val), (1, 0, n_train_val), (2, n_train_val, n_files)):
-        n_here = n - first
-        nearest = labels[split] * n_here // n_species  # species are in tree order
-        files.append(first + nearest)
-    n_here = n_files - n_train_val
-    shown = [np.arange(n) * n_species // n + n_species // (2 * n) for n in (n_train_val, n_here)]
+    n_test = n_files - n_train_val
+    # Species are in tree order: the nearest number is a relative's.
+    files = [part * n_train_val // n_species for part in labels[:2]]
+    files.append(n_train_val + labels[2] * n_test // n_species)
+    shown = [np.arange(n) * n_species // n + n_species // (2 * n) for n in (n_train_val, n_test)]
     return np.concatenate(files), np.concatenate(shown), n_train_val
 
 
@@ -530,58 +507,46 @@ def _lay_out_files(
 # --- rendering -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Job:
-    """A photo for a worker: all that its bytes depend on besides the seed and its size."""
-
-    index: int
-    path: Path
-    creature: creatures.Creature
-
-
 def _render_all(
     out: Path, species: Species, files: PhotoFiles, longest_side: int, seed: int, workers: int
 ) -> None:
     for folder in {Path(path).parent for path in files.paths}:
         (out / folder).mkdir(parents=True, exist_ok=True)
-    jobs = (
-        Job(k, out / path, creatures.Creature(species.plan[one], species.latent[one]))
-        for k, (one, path) in enumerate(zip(files.species.tolist(), files.paths, strict=True))
+    shown = (
+        creatures.Creature(species.plan[one], species.latent[one]) for one in files.species.tolist()
     )
-    render = partial(_render_one, seed=seed, longest_side=longest_side)
+    jobs = zip(files.paths, shown, range(len(files.paths)), strict=True)
+    render = partial(_render_one, out, seed, longest_side)
     with progress_bar("photos", len(files.paths), "photos") as bar:
-        for _ in map(render, jobs) if workers == 0 else _in_processes(render, jobs, workers):
-            bar.advance(1)
+        if workers == 0:
+            for job in jobs:
+                render(job)
+                bar.advance(1)
+            return
+        # Spawned, not forked: a fork copies the locks of torch's and OpenCV's threads as they are.
+        context = multiprocessing.get_context("spawn")
+        try:
+            # The processes share the cores already.
+            with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
+                for _ in pool.map(render, jobs, chunksize=16):
+                    bar.advance(1)
+        except BrokenProcessPool:
+            raise WorldError(
+                "a rendering process died: out of memory, or the calling script has no "
+                "`if __name__ == '__main__':`; try again with workers 0"
+            ) from None
 
 
-def _in_processes(
-    render: Callable[[Job], None], jobs: Iterable[Job], workers: int
-) -> Iterator[None]:
-    # Spawned, not forked: a fork copies the locks of torch's and OpenCV's threads as they are.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
-            yield from pool.map(render, jobs, chunksize=16)
-    except BrokenProcessPool:
-        raise WorldError(
-            "a rendering process died: out of memory, or the calling script has no "
-            "`if __name__ == '__main__':`; try again with workers 0"
-        ) from None
-
-
-def _start_worker() -> None:
-    import cv2
-
-    cv2.setNumThreads(1)  # the processes share the cores already
-
-
-def _render_one(job: Job, *, seed: int, longest_side: int) -> None:
+def _render_one(
+    out: Path, seed: int, longest_side: int, job: tuple[str, creatures.Creature, int]
+) -> None:
     # Not flushed to the disk one by one, which can take longer than the rendering.
-    content = creatures.render_jpeg(job.creature, seed, job.index, longest_side)
+    path, creature, index = job
+    content = creatures.render_jpeg(creature, seed, index, longest_side)
     try:
-        job.path.write_bytes(content)
+        (out / path).write_bytes(content)
     except OSError as error:  # one of writing names no file
-        raise OSError(error.errno, error.strerror, str(job.path)) from None
+        raise OSError(error.errno, error.strerror, str(out / path)) from None
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -599,43 +564,7 @@ def _write_world(
     sizes = {f"n_{name}": len(splits[name].image_id) for name in _SPLITS}
     world = World(out, profile.n_species, **sizes, n_photo_files=len(files.paths))
     counts = {key: value for key, value in asdict(world).items() if key != "root"}
-    truth_info = {**_info(identity), "world": counts}
-    _write_tables(out / "truth.json", truth_info, {"species": _truth(tree, species)})
-    _write_solution(out / "solution.csv", splits["test"], species, seed)
-    for k, name in enumerate(("train", "val")):
-        rows = _location_rows(splits[name], species, _stream(seed, _PLACES, k))
-        _write_list(out / f"{name}2018_locations.json", rows)
-    _write_annotations(out, splits, species, files, _categories(tree, species, seed), identity)
-    return world
-
-
-def _write_annotations(
-    out: Path,
-    splits: dict[str, Split],
-    species: Species,
-    files: PhotoFiles,
-    categories: list[Row],
-    identity: Row,
-) -> None:
-    n_before = 0
-    for name in reversed(_SPLITS):  # train last: a world with train2018.json is whole
-        tables: dict[str, Iterable[Row]] = {"images": _image_rows(splits[name], files)}
-        if name != "test":
-            tables["annotations"] = _annotation_rows(splits[name], species, n_before + 1)
-            n_before += len(splits[name].image_id)
-            tables["categories"] = categories  # the real test file has images only
-        tables["licenses"] = _LICENSES
-        _write_tables(out / f"{name}2018.json", _info(identity), tables)
-
-
-_LICENSES = [
-    {"id": 1, "name": "Invented photo, free for any use", "url": "http://example.org/1"},
-    {"id": 2, "name": "Invented photo, free with credit", "url": "http://example.org/2"},
-]
-
-
-def _info(identity: Row) -> Row:
-    return {
+    info = {
         "description": "Invented species with known truth, in the layout of iNaturalist 2018",
         "version": "synthetic",
         "year": 2018,
@@ -644,6 +573,33 @@ def _info(identity: Row) -> Row:
         "url": "",
         "synthetic": identity,
     }
+    truth = {"species": _truth(tree, species)}
+    _write_tables(out / "truth.json", {**info, "world": counts}, truth)
+    _write_solution(out / "solution.csv", splits["test"], species, seed)
+    for k, name in enumerate(("train", "val")):
+        rows = _location_rows(splits[name], species, _stream(seed, _PLACES, k))
+        path = out / f"{name}2018_locations.json"
+        with atomic_file(path) as partial_path, partial_path.open("wb") as handle:
+            handle.write(b"[")
+            handle.writelines(_joined(rows))
+            handle.write(b"]\n")
+    categories = _categories(tree, species, seed)
+    n_before = 0
+    for name in reversed(_SPLITS):  # train last: a world with train2018.json is whole
+        tables: dict[str, Iterable[Row]] = {"images": _image_rows(splits[name], files)}
+        if name != "test":
+            tables["annotations"] = _annotation_rows(splits[name], species, n_before + 1)
+            n_before += len(splits[name].image_id)
+            tables["categories"] = categories  # the real test file has images only
+        tables["licenses"] = _LICENSES
+        _write_tables(out / f"{name}2018.json", info, tables)
+    return world
+
+
+_LICENSES = [
+    {"id": 1, "name": "Invented photo, free for any use", "url": "http://example.org/1"},
+    {"id": 2, "name": "Invented photo, free with credit", "url": "http://example.org/2"},
+]
 
 
 def _image_rows(split: Split, files: PhotoFiles) -> Iterator[Row]:
@@ -673,7 +629,13 @@ def _location_rows(split: Split, species: Species, rng: np.random.Generator) -> 
     lat = np.clip(species.lat[one] + rng.normal(0, spread), -85, 85)
     lon = species.lon[one] + rng.normal(0, spread) / np.cos(np.deg2rad(species.lat[one]))
     lon = (lon + 180) % 360 - 180
-    dates = _dates(species.season_day[one], species.season_days[one], rng)
+    # Around the day of the season's peak, in 2013 to 2017.
+    day = species.season_day[one] + rng.normal(0, species.season_days[one])
+    day = (np.round(day) % 365).astype(np.int64)
+    start = (rng.integers(2013, 2018, n) - 1970).astype("datetime64[Y]").astype("datetime64[s]")
+    second = day * 86_400 + rng.integers(6 * 3600, 21 * 3600, n)
+    moments = np.datetime_as_string(start + second.astype("timedelta64[s]"), unit="s").tolist()
+    dates = [f"{moment.replace('T', ' ')}+00:00" for moment in moments]
     users = (1 + rng.zipf(1.5, n) % (1 + n // 8)).tolist()  # a few people take most photos
     # 1 lacks the place, 2 the date, 3 everything.
     lacks = np.where(rng.random(n) < NULL_SHARE, rng.integers(1, 4, n), 0)
@@ -689,16 +651,6 @@ def _location_rows(split: Split, species: Species, rng: np.random.Generator) -> 
         }
 
 
-def _dates(peak: Floats, spread: Floats, rng: np.random.Generator) -> list[str]:
-    """`2016-05-07 13:45:10+00:00`, in 2013 to 2017, around the day `peak`."""
-    day = (np.round(peak + rng.normal(0, spread)) % 365).astype(np.int64)
-    year = rng.integers(2013, 2018, len(day))
-    start = (year - 1970).astype("datetime64[Y]").astype("datetime64[s]")
-    second = day * 86_400 + rng.integers(6 * 3600, 21 * 3600, len(day))
-    text = np.datetime_as_string(start + second.astype("timedelta64[s]"), unit="s")
-    return [f"{moment.replace('T', ' ')}+00:00" for moment in text.tolist()]
-
-
 def _write_solution(path: Path, split: Split, species: Species, seed: int) -> None:
     public = _stream(seed, _USAGE).random(len(split.image_id)) < 1 / 3
     labels = species.category_id[split.species].tolist()
@@ -712,7 +664,7 @@ def _write_solution(path: Path, split: Split, species: Species, seed: int) -> No
 _CHUNK = 20_000  # rows in memory at a time: half a million dicts would take a gigabyte
 
 
-def _write_tables(path: Path, info: Row, tables: dict[str, Iterable[Row]]) -> None:
+def _write_tables(path: Path, info: Row, tables: Mapping[str, Iterable[Row]]) -> None:
     """Writes `{"info": ..., "<table>": [rows], ...}` without holding a table in memory."""
     with atomic_file(path) as partial_path, partial_path.open("wb") as handle:
         handle.write(b'{"info":' + orjson.dumps(info))
@@ -721,13 +673,6 @@ def _write_tables(path: Path, info: Row, tables: dict[str, Iterable[Row]]) -> No
             handle.writelines(_joined(rows))
             handle.write(b"]")
         handle.write(b"}\n")
-
-
-def _write_list(path: Path, rows: Iterable[Row]) -> None:
-    with atomic_file(path) as partial_path, partial_path.open("wb") as handle:
-        handle.write(b"[")
-        handle.writelines(_joined(rows))
-        handle.write(b"]\n")
 
 
 def _joined(rows: Iterable[Row]) -> Iterator[bytes]:
