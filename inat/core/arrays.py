@@ -41,13 +41,7 @@ SIMPLE = (*TYPES["texts"], pa.null())
 
 def read_array(path: Path, remedy: str, *dtypes: type, ndim: int) -> np.memmap:
     """Maps a .npy file; nothing is unpickled, and no memory is taken that the file does not fill.
-    An axis has at most MOST_ROWS elements.
-
-    Args:
-        path: the file.
-        remedy: what mends a damaged one, for the message.
-        *dtypes: those that are taken, in this machine's byte order.
-        ndim: number of axes.
+    An axis has at most MOST_ROWS elements. `remedy` ends the messages.
 
     Raises:
         InputError: it is missing, cut off, no array, or one of another kind.
@@ -82,7 +76,7 @@ def read_table(
 
     Args:
         path: the file.
-        remedy: what mends a damaged one, for the message.
+        remedy: how to repair a damaged one, for the message.
         columns: those that there must be, and what each holds: whole numbers or texts.
         n_rows: the rows that there must be; None: at most MOST_ROWS.
 

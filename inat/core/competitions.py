@@ -9,83 +9,48 @@ from inat.core.errors import InputError, unknown_name
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """One file of a competition's download.
+    """One file of a competition's download."""
 
-    Attributes:
-        name: file name below the competition's `download_url`.
-        part: the part of the download that it belongs to, as `--only` names it.
-        md5: as published; None where none was.
-        folder: folder of photos that it brings to the data root; "" where it brings files.
-        files: files that it brings to the data root, in whatever folder it holds them.
-        about_bytes: published size, a round figure; None where none was.
-    """
-
-    name: str
-    part: str
-    md5: str | None
-    folder: str = ""
-    files: tuple[str, ...] = ()
-    about_bytes: int | None = None
+    name: str  # below the competition's `download_url`
+    part: str  # of the download, as `--only` names it
+    md5: str | None  # as published; None where none was
+    folder: str = ""  # of photos, that it brings to the data root
+    files: tuple[str, ...] = ()  # that it brings to the data root, in whatever folder it holds them
+    about_bytes: int | None = None  # published size, a round figure
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationLayout:
-    """In what a competition's annotation files differ from iNaturalist's.
+    """The names of a competition's JSON fields, where they differ from iNaturalist's."""
 
-    Attributes:
-        image_id: field of an image that holds its id.
-        label: field of an annotation that holds its category id.
-        category_id: field of a category that holds its id; "" where the files list no categories.
-        category_name: field of a category that holds its name.
-        file_name: field of an image that holds its path; "" where its file is ID.jpg.
-        photo_folders: folder below the data root that the paths of a split start in.
-    """
-
-    image_id: str = "id"
-    label: str = "category_id"
-    category_id: str = "id"
+    image_id: str = "id"  # of an image
+    label: str = "category_id"  # of an annotation
+    category_id: str = "id"  # of a category; "" where the files list no categories
     category_name: str = "name"
-    file_name: str = "file_name"
-    photo_folders: dict[str, str]
+    file_name: str = "file_name"  # of an image; "" where its file is ID.jpg
+    photo_folders: dict[str, str]  # below the data root, that the paths of a split start in
 
 
 @dataclass(frozen=True, kw_only=True)
 class Competition:
-    """One competition's files and rules.
+    """One competition's files and rules."""
 
-    Attributes:
-        slug: the competition's name in its Kaggle address.
-        header: first line of a submission, to the letter.
-        n_guesses: guesses that a row needs, best first, separated by one space.
-        more_guesses: whether a row may have more of them, which do not count.
-        n_scored: how many of a row's guesses count, the first ones.
-        metric: what is scored: error, the share of photos whose category is not among the
-            guesses that count (smaller is better; of one guess Kaggle calls it mean error), or
-            macro F1 (larger is better).
-        one_based: whether the category ids count from 1.
-        annotation_files: file of each split below the data root; some have no val.
-        layout: of these files; None: iNaturalist's own, which is COCO's. Where there is one, each
-            split numbers its photos anew.
-        locations_files: file of the places and dates of a split, where it has any.
-        forbidden_weights: marks in a weights tag that its rules forbid, with the reason.
-        download_url: address that its archives lie below.
-        archives: its download, in the order in which it is fetched: what is small comes first;
-            none: it is fetched by hand.
-    """
-
-    slug: str
-    header: str
-    n_guesses: int
-    more_guesses: bool = False
-    n_scored: int
+    slug: str  # its name in its Kaggle address
+    header: str  # first line of a submission, to the letter
+    n_guesses: int  # that a row needs, best first, separated by one space
+    more_guesses: bool = False  # whether a row may have more of them, which do not count
+    n_scored: int  # how many of a row's guesses count, the first ones
+    # error: share of photos whose category is not among the guesses that count (smaller is better;
+    # for one guess Kaggle calls it mean error). macro F1: larger is better.
     metric: Literal["error", "macro F1"] = "error"
-    one_based: bool = False
-    annotation_files: dict[str, str]
+    one_based: bool = False  # whether the category ids count from 1
+    annotation_files: dict[str, str]  # of each split, below the data root; some have no val
+    # None: iNaturalist's, which is COCO's. Where there is one, image ids restart in each split.
     layout: AnnotationLayout | None = None
-    locations_files: dict[str, str] = field(default_factory=dict)
-    forbidden_weights: dict[str, str] = field(default_factory=dict)
-    download_url: str = ""
-    archives: tuple[Archive, ...] = ()
+    locations_files: dict[str, str] = field(default_factory=dict)  # of the splits that have any
+    forbidden_weights: dict[str, str] = field(default_factory=dict)  # mark in a weights tag: reason
+    download_url: str = ""  # that the archives lie below
+    archives: tuple[Archive, ...] = ()  # in the order of fetching; none: fetched by hand
 
     @property
     def metric_name(self) -> str:

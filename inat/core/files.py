@@ -71,18 +71,14 @@ class UnfitFile(InputError):
 
 
 def open_file(path: Path | str, most: int | None = None) -> BufferedReader:
-    """Opens a file for reading that a stranger may have made.
+    """Opens a file for reading that a stranger may have made; links are followed.
 
     A pipe, a device, a socket or a folder is refused before it is opened, for opening it may wait
     for ever and reading it may never end. What opens a path by itself (NumPy, Arrow, torch) is
     called while this holds the file.
 
-    Args:
-        path: the file; links are followed.
-        most: bytes that it may have; None: any number.
-
     Raises:
-        UnfitFile: it is none of the kind, or larger.
+        UnfitFile: it is none of the kind, or larger than `most` bytes.
         OSError: as `open`, for a file that is missing say.
     """
     _refuse_unfit(path, os.stat(path), most)  # noqa: PTH116
@@ -419,12 +415,7 @@ def damaged_files(folder: Path, only: str | None = None) -> list[str]:
 
 
 def md5(path: Path, advance: Callable[[int], object]) -> str:
-    """The file's MD5 as 32 hexadecimal digits.
-
-    Args:
-        path: the file.
-        advance: told the size of each piece that was read, in bytes.
-    """
+    """The file's MD5 as 32 hexadecimal digits; `advance` gets the size of each piece read."""
     digest = hashlib.md5(usedforsecurity=False)
     for piece in read_pieces(path):
         digest.update(piece)
@@ -475,9 +466,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 def disk_remedies(place: Path | str, kept: str) -> Iterator[None]:
     """Says what helps where a disk is full or may not be written to.
 
-    Args:
-        place: what is being written.
-        kept: what holds of the rest, for a full disk: "the checkpoint before is whole; ...".
+    `kept` says what holds of the rest, for a full disk: "the checkpoint before is whole; ...".
 
     Raises:
         WorldError: in place of the system's error.
@@ -493,12 +482,8 @@ def disk_remedies(place: Path | str, kept: str) -> Iterator[None]:
 
 
 def system_sentence(error: OSError, place: str = "") -> str:
-    """What the system refused, of which file, and what helps: in one sentence.
-
-    Args:
-        error: the system's.
-        place: what is named where the error names no file.
-    """
+    """What the system refused, of which file (`place` where the error names none), and what helps:
+    in one sentence."""
     place = str(error.filename or place)
     named = f"{place}: " if place else ""
     told = named + (error.strerror or one_line(error))

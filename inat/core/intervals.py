@@ -44,13 +44,7 @@ N_HALVINGS = 28
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval.
-
-    Attributes:
-        value: the estimate.
-        low: lower end.
-        high: upper end.
-    """
+    """An estimate with its 95 % interval."""
 
     value: float
     low: float

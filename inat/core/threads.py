@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,19 +51,15 @@ def usable_processors() -> int:
 
 def _quotas() -> Iterator[float]:
     """The processors' worth of time of the process's control groups and of those around them."""
+    groups = []
     with suppress(OSError):  # outside of Linux there are none
         for line in OWN_CGROUPS.read_text().splitlines():
             # Version 1 has a tree for each set of controllers, version 2 one that names none.
             _, controllers, path = line.split(":", 2)
             tree = CGROUPS / controllers
             group = tree / path.strip("/")
-            for folder in (group, *group.parents):
-                if folder.is_relative_to(tree):
-                    yield from _quota(folder)
-
-
-def _quota(group: Path) -> Iterator[float]:
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            groups += [folder for folder in (group, *group.parents) if folder.is_relative_to(tree)]
+    for group, names in product(groups, (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))):
         with suppress(OSError):  # a group of the other version, or seen from within a container
             quota, period = " ".join((group / name).read_text() for name in names).split()
             if quota not in ("max", "-1"):
