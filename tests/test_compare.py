@@ -13,8 +13,7 @@ from inat.core.errors import InputError
 from inat.core.files import read_json
 from inat.core.intervals import gain_interval
 from inat.evaluation import Comparison, compare
-from inat.evaluation.difference import mcnemar, paired_difference
-from inat.evaluation.sentence import short_names
+from inat.evaluation.compare import mcnemar, paired_difference, short_names
 from inat.predictions.file import PredictionFile
 
 N_CLASSES = 40

@@ -1,26 +1,59 @@
-"""Compares two predictions of the same photos, photo by photo."""
+"""Compares two predictions of the same photos, photo by photo, and says so in a sentence."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from inat.core.arrays import positions
 from inat.core.bands import BandName
 from inat.core.errors import InputError
 from inat.core.files import write_json
-from inat.core.metrics import shot_bands
-from inat.evaluation.difference import Difference, paired_difference
-from inat.evaluation.evaluate import Evaluation, evaluate
+from inat.core.intervals import Interval, gain_interval
+from inat.core.metrics import class_means, mean_of, shot_bands
+from inat.evaluation.evaluate import Evaluation, evaluate, refuse_other_edges
 from inat.evaluation.seen_photos import refuse_seen_photos
-from inat.evaluation.sentence import comparison_sentence
 from inat.predictions.file import PredictionFile, read_prediction, refuse_other_photos
 
 FORMAT = 1
 N_SPECIES = 10
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the second prediction is, as a share.
+
+    Attributes:
+        first: the first prediction's accuracy.
+        second: the second prediction's accuracy.
+        gain: second - first, with its 95 % interval, paired (`gain_interval`).
+        n_gained: photos that the second alone has right.
+        n_lost: photos that the first alone has right.
+        p_value: of McNemar's exact test: that of n_gained under a fair coin thrown
+            n_gained + n_lost times, two-sided (McNemar 1947).
+    """
+
+    first: float
+    second: float
+    gain: Interval
+    n_gained: int
+    n_lost: int
+    p_value: float
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether both tests see a difference: the interval leaves 0 out and p is below 0.05.
+
+        A few photos that all moved one way make an interval that leaves 0 out; McNemar's test
+        knows that three heads in a row are no proof.
+        """
+        return self.p_value < LEVEL and not self.gain.low <= 0 <= self.gain.high
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,12 +148,7 @@ def compare(
         evaluate(p, solution=solution, bands=bands, band_edges=band_edges, chosen_here=chosen_here)
         for p in opened
     )
-    if one.band_edges != other.band_edges:
-        raise InputError(
-            f"{one.prediction} has the band edges {one.band_edges[0]} {one.band_edges[1]} and "
-            f"{other.prediction} {other.band_edges[0]} {other.band_edges[1]}; say which: "
-            "--bands literature"
-        )
+    refuse_other_edges(one, other)
     return _paired(one, other)
 
 
@@ -168,7 +196,9 @@ def _paired(one: Evaluation, other: Evaluation) -> Comparison:
     mean_class_accuracy = paired_difference(hits, new_hits, labels, everyone)
     assert top1 is not None
     assert mean_class_accuracy is not None
-    moved = _moved_species(table, np.bincount(labels[new_hits], minlength=len(table)))
+    moved = table[["category_id", "name", "train_count", "band", "n"]].assign(
+        first=table["hits"], second=np.bincount(labels[new_hits], minlength=len(table))
+    )[table["n"] > 0]
     return Comparison(
         first=one.prediction,
         second=other.prediction,
@@ -184,11 +214,6 @@ def _paired(one: Evaluation, other: Evaluation) -> Comparison:
     )
 
 
-def _moved_species(table: pd.DataFrame, new_hits: Int64[np.ndarray, "classes"]) -> pd.DataFrame:
-    columns = ["category_id", "name", "train_count", "band", "n"]
-    return table[columns].assign(first=table["hits"], second=new_hits)[table["n"] > 0]
-
-
 def _most(moved: pd.DataFrame, sign: int) -> pd.DataFrame:
     """The ten species that moved most that way; among equals the rarer one stands first."""
     gain = sign * (moved["second"] - moved["first"]) / moved["n"]
@@ -196,3 +221,113 @@ def _most(moved: pd.DataFrame, sign: int) -> pd.DataFrame:
         ["gain", "train_count", "category_id"], ascending=[False, True, True], ignore_index=True
     )
     return ranked.drop(columns="gain")[:N_SPECIES]
+
+
+def paired_difference(
+    hits: Bool[np.ndarray, "images"],
+    new_hits: Bool[np.ndarray, "images"],
+    labels: Int64[np.ndarray, "images"],
+    members: Bool[np.ndarray, "classes"],
+    *,
+    over_photos: bool = False,
+) -> Difference | None:
+    """The difference of two models' hits on the same photos; None where no member has a photo.
+
+    Args:
+        hits: of the first model.
+        new_hits: of the second model, photo by photo the same.
+        labels: true species of the photos.
+        members: which species count.
+        over_photos: mean over the photos of the members; else over the members of their means.
+    """
+    counted = members[labels]
+    gain = gain_interval(
+        hits, new_hits, labels, members, over="images" if over_photos else "classes"
+    )
+    if gain is None:
+        return None
+    first, second = (
+        float(each[counted].mean())
+        if over_photos
+        else mean_of(class_means(each, labels, len(members)), members)
+        for each in (hits, new_hits)
+    )
+    assert first is not None
+    assert second is not None
+    n_gained = int((new_hits & ~hits & counted).sum())
+    n_lost = int((hits & ~new_hits & counted).sum())
+    p_value = mcnemar(n_gained, n_lost)
+    return Difference(first, second, gain, n_gained, n_lost, p_value)
+
+
+def mcnemar(n_gained: int, n_lost: int) -> float:
+    """The p-value of McNemar's exact test, from the photos that one of two models alone has right.
+
+    1 where there are none.
+    """
+    from scipy.stats import binomtest  # here: slow to import
+
+    n = n_gained + n_lost
+    return float(binomtest(n_gained, n).pvalue) if n else 1.0
+
+
+def comparison_sentence(
+    first: Path, second: Path, top1: Difference, bands: Mapping[str, Difference | None]
+) -> str:
+    """Says whether the second prediction is better, and in which shot bands.
+
+    A difference is claimed where `Difference.is_seen`.
+    """
+    one, other = short_names(first, second)
+    p_value = "p < 0.0001" if top1.p_value < 1e-4 else f"p = {top1.p_value:.2g}"
+    overall = (
+        f"{other} is {_moved(top1.gain, one)} points of top-1, 95 % interval {_size(top1.gain)} "
+        f"(McNemar {p_value})"
+    )
+    if not top1.is_seen:
+        overall = (
+            f"no difference between {other} and {one} can be seen (top-1 {top1.gain.points()}, "
+            f"McNemar {p_value})"
+        )
+    present = {band: found for band, found in bands.items() if found is not None}
+    moved = [
+        f"in the {band} band {other} is {_moved(found.gain)} points ({_size(found.gain)})"
+        for band, found in present.items()
+        if found.is_seen
+    ]
+    alike = [band for band, found in present.items() if not found.is_seen]
+    if alike:
+        # many band; many and medium bands; many, medium and few bands
+        listed = f"{', '.join(alike[:-1])} and {alike[-1]} bands"
+        listed = listed if len(alike) > 1 else f"{alike[0]} band"
+        moved.append(f"in the {listed} no difference can be seen")
+    return "; ".join([overall, *moved])
+
+
+def _moved(gain: Interval, than: str = "") -> str:
+    """better than A by 1.3, or worse by 0.4."""
+    word = "better" if gain.value > 0 else "worse"
+    return f"{word}{than and f' than {than}'} by {100 * abs(gain.value):.1f}"
+
+
+def _size(gain: Interval) -> str:
+    """The interval of the size of a gain or a loss, in points: 0.6 to 2.0."""
+    low, high = (gain.low, gain.high) if gain.value > 0 else (-gain.high, -gain.low)
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def short_names(first: Path, second: Path) -> tuple[str, str]:
+    """What tells two paths apart: runs/a/predictions/val and runs/b/predictions/val are a and b."""
+    lead = _n_common(first.parts, second.parts)
+    one, other = first.parts[lead:], second.parts[lead:]
+    trail = _n_common(one[::-1], other[::-1])
+    one, other = one[: len(one) - trail], other[: len(other) - trail]
+    if not one or not other:  # one path is the other, or lies in it
+        return str(first), str(second)
+    return str(Path(*one)), str(Path(*other))
+
+
+def _n_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many parts two paths share from their start."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

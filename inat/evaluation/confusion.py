@@ -15,66 +15,41 @@ N_PHOTOS = 4
 
 @dataclass(frozen=True)
 class ConfusedSpecies:
-    """One of two species that are taken for each other.
-
-    Attributes:
-        category_id: of the species.
-        n: its photos here.
-        mistaken: those that are taken for the other.
-        image_ids: up to four of its photos, the mistaken ones first, the most confident before.
-    """
+    """One of two species that are taken for each other."""
 
     category_id: int
-    n: int
-    mistaken: int
-    image_ids: list[int]
+    n: int  # its photos here
+    mistaken: int  # those that are taken for the other
+    image_ids: list[int]  # up to four: the mistaken ones first, the most confident before
 
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Two species that are taken for each other, the one more often mistaken first.
+    """Two species that are taken for each other, the one more often mistaken first."""
 
-    Attributes:
-        n: photos of either that are taken for the other.
-    """
-
-    n: int
+    n: int  # photos of either that are taken for the other
     first: ConfusedSpecies
     second: ConfusedSpecies
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A photo whose first guess is wrong.
-
-    Attributes:
-        image_id: of the photo.
-        category_id: the true species.
-        guessed: category id of the first guess.
-        confidence: probability of the first guess.
-        true_probability: probability of the true species.
-    """
+    """A photo whose first guess is wrong."""
 
     image_id: int
-    category_id: int
-    guessed: int
-    confidence: float
-    true_probability: float
+    category_id: int  # of the true species
+    guessed: int  # category id of the first guess
+    confidence: float  # probability of the first guess
+    true_probability: float  # of the true species
 
 
 @dataclass(frozen=True)
 class PredictionBias:
-    """Whether a band's species are predicted as often as they occur.
+    """Whether a band's species are predicted as often as they occur."""
 
-    Attributes:
-        occurring: share of the photos that are of the band's species.
-        predicted: share of the first guesses that are.
-        ratio: predicted / occurring, 1 without bias; None where no photo is of the band.
-    """
-
-    occurring: float
-    predicted: float
-    ratio: float | None
+    occurring: float  # share of the photos that are of the band's species
+    predicted: float  # share of the first guesses that are
+    ratio: float | None  # predicted / occurring; None where no photo is of the band
 
 
 def confused_pairs(
@@ -89,14 +64,15 @@ def confused_pairs(
     taken = Counter(zip(true, guessed, strict=True))
     pairs = Counter((min(a, b), max(a, b)) for a, b in zip(true, guessed, strict=True))
     most = sorted(pairs, key=lambda pair: (-pairs[pair], pair))[:N_PAIRS]
-    photos = _photos_of({label for pair in most for label in pair}, outcomes)
+    order = np.argsort(outcomes.labels, kind="stable")
+    first = np.searchsorted(outcomes.labels[order], np.arange(len(category_ids) + 1))
 
     def side(one: int, other: int) -> ConfusedSpecies:
-        shown = _mistaken_first(outcomes, photos[one], other)
+        photos = order[first[one] : first[one + 1]]
+        is_right = outcomes.guessed[photos] != other
+        shown = photos[np.lexsort((-outcomes.confidence[photos], is_right))][:N_PHOTOS]
         image_ids = outcomes.ids[shown].tolist()
-        return ConfusedSpecies(
-            int(category_ids[one]), len(photos[one]), taken[one, other], image_ids
-        )
+        return ConfusedSpecies(int(category_ids[one]), len(photos), taken[one, other], image_ids)
 
     return [
         ConfusedPair(
@@ -104,23 +80,6 @@ def confused_pairs(
         )
         for pair in most
     ]
-
-
-def _photos_of(labels: set[int], outcomes: Outcomes) -> dict[int, Int64[np.ndarray, "n"]]:
-    order = np.argsort(outcomes.labels, kind="stable")
-    own = outcomes.labels[order]
-    return {
-        label: order[np.searchsorted(own, label) : np.searchsorted(own, label, "right")]
-        for label in labels
-    }
-
-
-def _mistaken_first(
-    outcomes: Outcomes, photos: Int64[np.ndarray, "n"], other: int
-) -> Int64[np.ndarray, "shown"]:
-    """Up to four of a species' photos: those taken for the other, then the rest."""
-    mistaken = outcomes.guessed[photos] == other
-    return photos[np.lexsort((-outcomes.confidence[photos], ~mistaken))][:N_PHOTOS]
 
 
 def worst_mistakes(

@@ -22,7 +22,6 @@ from inat.evaluation.confusion import (
     prediction_bias,
     worst_mistakes,
 )
-from inat.evaluation.groups import GroupAccuracy, decile_accuracies, supercategory_accuracies
 from inat.evaluation.lineage import (
     MistakeDistance,
     RankAccuracy,
@@ -33,7 +32,15 @@ from inat.evaluation.outcomes import Outcomes, look_at
 from inat.evaluation.reliability import Kept, Reliability, kept_at_thresholds, reliability
 from inat.evaluation.seen_photos import refuse_seen_photos
 from inat.evaluation.solution import read_solution
-from inat.evaluation.species import SpeciesMeans, species_means, species_table, worst_species
+from inat.evaluation.species import (
+    GroupAccuracy,
+    SpeciesMeans,
+    decile_accuracies,
+    species_means,
+    species_table,
+    supercategory_accuracies,
+    worst_species,
+)
 from inat.predictions.file import PredictionFile, read_prediction
 from inat.predictions.meta import Role
 
@@ -133,7 +140,10 @@ class Evaluation:
             "format": FORMAT,
             "prediction": str(self.prediction),
             **plain,
-            "species": {name: _plain_column(self.per_class[name]) for name in self.per_class},
+            "species": {
+                name: column.astype(object).where(column.notna(), None).tolist()
+                for name, column in self.per_class.items()
+            },
         }
 
     def save(self, folder: Path) -> None:
@@ -152,8 +162,14 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _plain_column(column: pd.Series) -> list[Any]:
-    return column.astype(object).where(column.notna(), None).tolist()
+def refuse_other_edges(one: Evaluation, other: Evaluation) -> None:
+    """Stops where two evaluations have other band edges."""
+    if one.band_edges != other.band_edges:
+        raise InputError(
+            f"{one.prediction} has the band edges {one.band_edges[0]} {one.band_edges[1]} and "
+            f"{other.prediction} {other.band_edges[0]} {other.band_edges[1]}; say which: "
+            "--bands literature"
+        )
 
 
 def evaluate(
@@ -184,7 +200,12 @@ def evaluate(
     labels = _labels(prediction, solution)
     notes = refuse_seen_photos(prediction, chosen_here=chosen_here)
     outcomes = look_at(prediction, labels)
-    notes += _notes_on_copies(prediction, outcomes)
+    seen = prediction.roles == Role.TRAINED_ON
+    if seen.any():
+        notes.append(
+            f"{seen.sum():,} of {len(seen):,} photos are copies of photos that were trained on; "
+            f"without them top-1 is {outcomes.hits[~seen].mean():.1%}"
+        )
     species, category_ids = prediction.species, prediction.category_ids
     members = shot_bands(prediction.train_counts, few_below=edges[0], many_above=edges[1])
     table = species_table(species, outcomes, members)
@@ -244,16 +265,6 @@ def _accuracy(
     interval = accuracy_interval(hits, labels, over=over)
     assert interval is not None  # a prediction without photos was refused
     return interval
-
-
-def _notes_on_copies(prediction: PredictionFile, outcomes: Outcomes) -> list[str]:
-    seen = prediction.roles == Role.TRAINED_ON
-    if not seen.any():
-        return []
-    return [
-        f"{seen.sum():,} of {len(seen):,} photos are copies of photos that were trained on; "
-        f"without them top-1 is {outcomes.hits[~seen].mean():.1%}"
-    ]
 
 
 def _notes_on_counts(table: pd.DataFrame) -> list[str]:

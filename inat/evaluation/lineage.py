@@ -13,19 +13,12 @@ from inat.evaluation.outcomes import Outcomes
 
 @dataclass(frozen=True)
 class RankAccuracy:
-    """How often the guessed species is of the true one's group at a rank.
+    """How often the guessed species is of the true one's group at a rank."""
 
-    Attributes:
-        rank: genus, family, order, class, phylum or kingdom.
-        n_groups: groups of the species at that rank.
-        accuracy: share of the photos whose guess is of the right group.
-        of_mistakes: the same share of the photos whose species is wrong; None without mistakes.
-    """
-
-    rank: str
+    rank: str  # genus, family, order, class, phylum or kingdom
     n_groups: int
-    accuracy: Interval
-    of_mistakes: float | None
+    accuracy: Interval  # share of the photos whose guess is of the right group
+    of_mistakes: float | None  # the same of the photos whose species is wrong
 
 
 @dataclass(frozen=True)
@@ -35,14 +28,10 @@ class MistakeDistance:
     The distance is the height of the lowest common ancestor above the species (Bertinetto et al.
     2020, arXiv 1912.09393), counted in the ranks that the data set gives: 1 for a species of the
     same genus, 2 of the same family, and one more than there are ranks for another kingdom.
-
-    Attributes:
-        mean: over the wrong photos; None without mistakes.
-        counts: wrong photos whose lowest common ancestor is of each rank, root last.
     """
 
-    mean: float | None
-    counts: dict[str, int]
+    mean: float | None  # over the wrong photos
+    counts: dict[str, int]  # wrong photos by the rank of the lowest common ancestor, root last
 
 
 def given_ranks(species: pd.DataFrame) -> list[str]:
@@ -62,14 +51,9 @@ def rank_accuracies(outcomes: Outcomes, species: pd.DataFrame) -> list[RankAccur
         accuracy = accuracy_interval(right, outcomes.labels, over="images")
         assert accuracy is not None
         mistakes = right[~outcomes.hits]
-        found.append(
-            RankAccuracy(
-                rank=rank,
-                n_groups=_n_groups(species, rank),
-                accuracy=accuracy,
-                of_mistakes=float(mistakes.mean()) if len(mistakes) else None,
-            )
-        )
+        n_groups = len(np.unique(_groups(species, rank)[(species[rank] != "").to_numpy(bool)]))
+        of_mistakes = float(mistakes.mean()) if len(mistakes) else None
+        found.append(RankAccuracy(rank, n_groups, accuracy, of_mistakes))
     return found
 
 
@@ -102,7 +86,3 @@ def _groups(species: pd.DataFrame, rank: str) -> Int64[np.ndarray, "classes"]:
     # Ranks above that the file lacks are one name for all: they tell no two groups apart.
     whole = species.assign(**{name: "" for name in RANKS if name not in species})
     return Taxonomy(whole).rank_groups(rank)[0]
-
-
-def _n_groups(species: pd.DataFrame, rank: str) -> int:
-    return len(np.unique(_groups(species, rank)[(species[rank] != "").to_numpy(bool)]))

@@ -17,21 +17,14 @@ class Outcomes:
     """The outcome of each photo, in the order of the prediction's rows.
 
     Probabilities are the softmax of the logits as they are stored, with the prior they carry.
-
-    Attributes:
-        ids: image ids.
-        labels: true species.
-        guesses: the five likeliest species (all, where there are fewer), best first; ties go to
-            the lower label.
-        confidence: probability of the first guess.
-        true_probability: probability of the true species.
     """
 
     ids: Int64[np.ndarray, "images"]
     labels: Int64[np.ndarray, "images"]
+    # The five likeliest species (or all), best first; ties go to the lower label.
     guesses: Int64[np.ndarray, "images k"]
-    confidence: Float32[np.ndarray, "images"]
-    true_probability: Float32[np.ndarray, "images"]
+    confidence: Float32[np.ndarray, "images"]  # probability of the first guess
+    true_probability: Float32[np.ndarray, "images"]  # of the true species
 
     def __len__(self) -> int:
         return len(self.ids)

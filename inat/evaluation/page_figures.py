@@ -10,19 +10,12 @@ from inat.evaluation.evaluate import Evaluation
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure at the top of the page.
+    """A figure at the top of the page."""
 
-    Attributes:
-        key: its place in metrics.json: top1, bands.few.
-        name: what the page calls it.
-        detail: what it is a mean over, in a few words.
-        interval: the figure; None where there is nothing to measure.
-    """
-
-    key: str
-    name: str
-    detail: str
-    interval: Interval | None
+    key: str  # its place in metrics.json: top1, bands.few
+    name: str  # what the page calls it
+    detail: str  # what it is a mean over, in a few words
+    interval: Interval | None  # None where there is nothing to measure
 
 
 def headline_rows(evaluation: Evaluation) -> list[Headline]:

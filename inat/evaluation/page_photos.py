@@ -26,19 +26,12 @@ QUALITY = 75
 
 @dataclass(frozen=True)
 class ShownPhotos:
-    """What the page shows of single photos.
+    """What the page shows of single photos."""
 
-    Attributes:
-        pairs: the most confused pairs of each evaluation, with the photos that are shown.
-        mistakes: the few band's most confident mistakes of each evaluation.
-        pictures: JPEGs of 160 x 160 pixels in base 64, by image id.
-        notes: why photos have no picture.
-    """
-
-    pairs: list[list[ConfusedPair]]
-    mistakes: list[list[Mistake]]
-    pictures: dict[int, str]
-    notes: list[str]
+    pairs: list[list[ConfusedPair]]  # of each evaluation, with the photos that are shown
+    mistakes: list[list[Mistake]]  # of each evaluation, in the few band
+    pictures: dict[int, str]  # JPEGs of 160 x 160 pixels in base 64, by image id
+    notes: list[str]  # why photos have no picture
 
 
 def shown_photos(evaluations: Sequence[Evaluation], root: Path | None) -> ShownPhotos:

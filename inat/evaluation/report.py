@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from inat.core.bands import BANDS
 from inat.core.errors import InputError
 from inat.core.files import write_bytes
-from inat.evaluation.evaluate import Evaluation
-from inat.evaluation.page_data import page_data
+from inat.dataset.taxonomy import RANKS
+from inat.evaluation.evaluate import Evaluation, refuse_other_edges
 from inat.evaluation.page_figures import further_rows, headline_rows, interval_text, share_text
 from inat.evaluation.page_photos import ShownPhotos, shown_photos
 
 ECHARTS = "echarts-6.1.0.min.js"
+
+# What the charts and the table of the page draw from: columns that all evaluations share, columns
+# and figures that each has of its own.
+SHARED = ("category_id", "name", "supercategory", "train_count", "band")
+OF_SPECIES = ("n", "hits", "top3_hits", "low", "high", "predicted", "f1")
+OF_RUN = ("top1", "mean_class_accuracy", "bands", "deciles", "reliability")
 
 
 def write_report(
@@ -37,20 +44,12 @@ def write_report(
     Raises:
         InputError: no evaluation, one given twice, other species or band edges in two of them.
     """
-    _refuse_unlike(evaluations)
-    titles = run_titles([evaluation.prediction for evaluation in evaluations])
-    photos = shown_photos(evaluations, None if root is None else Path(root))
-    write_bytes(Path(path), _render(evaluations, titles, photos).encode())
-    return Path(path)
-
-
-def _refuse_unlike(evaluations: Sequence[Evaluation]) -> None:
     if not evaluations:
         raise InputError("a report needs at least one evaluation")
     first = evaluations[0]
-    for path, times in Counter(e.prediction for e in evaluations).items():
+    for prediction, times in Counter(e.prediction for e in evaluations).items():
         if times > 1:
-            raise InputError(f"{path}: given twice; a report shows each prediction once")
+            raise InputError(f"{prediction}: given twice; a report shows each prediction once")
     for other in evaluations[1:]:
         columns = ["category_id", "name", "train_count"]
         if not other.per_class[columns].equals(first.per_class[columns]):
@@ -58,12 +57,11 @@ def _refuse_unlike(evaluations: Sequence[Evaluation]) -> None:
                 f"{first.prediction} and {other.prediction} are of other species or train counts; "
                 "write a report for each"
             )
-        if other.band_edges != first.band_edges:
-            raise InputError(
-                f"{first.prediction} has the band edges {first.band_edges[0]} "
-                f"{first.band_edges[1]} and {other.prediction} {other.band_edges[0]} "
-                f"{other.band_edges[1]}; say which: --bands literature"
-            )
+        refuse_other_edges(first, other)
+    titles = run_titles([evaluation.prediction for evaluation in evaluations])
+    photos = shown_photos(evaluations, None if root is None else Path(root))
+    write_bytes(Path(path), _render(evaluations, titles, photos).encode())
+    return Path(path)
 
 
 def run_titles(paths: Sequence[Path]) -> list[str]:
@@ -85,7 +83,7 @@ def _render(evaluations: Sequence[Evaluation], titles: Sequence[str], photos: Sh
         lstrip_blocks=True,
     )
     environment.filters |= {"share": share_text, "interval": interval_text}
-    data = page_data(evaluations, titles) | {"photos": photos.pictures}
+    data = _page_data(evaluations, titles) | {"photos": photos.pictures}
     return environment.get_template("report.html.jinja").render(
         evaluations=evaluations,
         titles=titles,
@@ -105,6 +103,36 @@ def _render(evaluations: Sequence[Evaluation], titles: Sequence[str], photos: Sh
         echarts=_part(ECHARTS),
         script=_part("report.js"),
     )
+
+
+def _page_data(evaluations: Sequence[Evaluation], titles: Sequence[str]) -> dict[str, Any]:
+    """What all evaluations share, then what each has of its own; species in label order.
+
+    `species` holds columns, `ranks` those of the lineage that the data set gives, from the
+    kingdom down. The rest is named as in metrics.json.
+    """
+    table = evaluations[0].per_class
+    return {
+        "band_edges": evaluations[0].band_edges,
+        "species": {name: _column(table[name]) for name in SHARED if name in table},
+        "ranks": {
+            rank: _column(table[rank]) for rank in RANKS if rank in table and any(table[rank] != "")
+        },
+        "runs": [
+            {
+                "title": title,
+                **{name: value for name, value in each.to_dict().items() if name in OF_RUN},
+                "species": {name: _column(each.per_class[name]) for name in OF_SPECIES},
+            }
+            for each, title in zip(evaluations, titles, strict=True)
+        ],
+    }
+
+
+def _column(column: pd.Series) -> list[Any]:
+    if column.dtype.kind == "f":
+        column = column.round(4)  # a table of 8,142 rows shows no more, and takes half the bytes
+    return column.astype(object).where(column.notna(), None).tolist()
 
 
 def _notes(

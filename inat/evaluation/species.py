@@ -1,4 +1,4 @@
-"""How well each species is recognised, and what one number can say of all of them."""
+"""How well each species and each group of species is recognized, and means over all of them."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64
 
-from inat.core.intervals import wilson_bounds
+from inat.core.intervals import Interval, accuracy_interval, wilson_bounds
 from inat.core.metrics import class_means
 from inat.evaluation.outcomes import Outcomes
 
@@ -18,19 +18,12 @@ N_WORST = 20
 
 @dataclass(frozen=True)
 class SpeciesMeans:
-    """Means over the species that have photos here.
+    """Means over the species that have photos here."""
 
-    Attributes:
-        macro_f1: of the species' F1, species counting too that are predicted and have no photos.
-        harmonic: harmonic mean of their accuracies (Du and Wu 2023), 0 counting as 0.001.
-        geometric: geometric mean of their accuracies, 0 counting as 0.001.
-        never_right: number of species of which no photo is right.
-    """
-
-    macro_f1: float
-    harmonic: float
-    geometric: float
-    never_right: int
+    macro_f1: float  # species count too that are predicted and have no photos
+    harmonic: float  # of their accuracies (Du and Wu 2023), 0 counting as 0.001
+    geometric: float  # of their accuracies, 0 counting as 0.001
+    never_right: int  # number of species of which no photo is right
 
 
 def species_table(
@@ -97,3 +90,59 @@ def _quotient(
     quotient: Float64[np.ndarray, classes] = np.full(len(part), np.nan)
     np.divide(part, whole, out=quotient, where=whole > 0)
     return quotient
+
+
+@dataclass(frozen=True)
+class GroupAccuracy:
+    """How well a group of species is recognized."""
+
+    name: str
+    n_species: int  # species of the group that have photos here
+    train_count_min: int  # fewest training photos of a species of the group
+    train_count_max: int
+    accuracy: Interval | None  # mean over its species of top-1; None where none has a photo
+
+
+def decile_accuracies(
+    outcomes: Outcomes, train_counts: Int64[np.ndarray, "classes"]
+) -> list[GroupAccuracy]:
+    """Accuracies of ten groups of equally many species, from the fewest training photos on.
+
+    Species of equal count are taken in the order of their category id; what cannot be shared
+    equally goes to the first deciles. Fewer than ten species make fewer groups.
+    """
+    order = np.argsort(train_counts, kind="stable")
+    parts = [part for part in np.array_split(order, 10) if len(part)]
+    members = [np.isin(np.arange(len(order)), part) for part in parts]
+    return [
+        _group_accuracy(str(place), outcomes, train_counts, of_part)
+        for place, of_part in enumerate(members, start=1)
+    ]
+
+
+def supercategory_accuracies(outcomes: Outcomes, species: pd.DataFrame) -> list[GroupAccuracy]:
+    """Accuracies of the supercategories, by name; none where the species have no supercategory."""
+    if "supercategory" not in species:
+        return []
+    train_counts = species["train_count"].to_numpy(np.int64)
+    return [
+        _group_accuracy(
+            name, outcomes, train_counts, (species["supercategory"] == name).to_numpy(bool)
+        )
+        for name in sorted(set(species["supercategory"]) - {""})
+    ]
+
+
+def _group_accuracy(
+    name: str,
+    outcomes: Outcomes,
+    train_counts: Int64[np.ndarray, "classes"],
+    members: Bool[np.ndarray, "classes"],
+) -> GroupAccuracy:
+    return GroupAccuracy(
+        name=name,
+        n_species=len(np.unique(outcomes.labels[members[outcomes.labels]])),
+        train_count_min=int(train_counts[members].min()),
+        train_count_max=int(train_counts[members].max()),
+        accuracy=accuracy_interval(outcomes.hits, outcomes.labels, members),
+    )

@@ -11,7 +11,6 @@ from inat.core.bands import BANDS
 from inat.core.errors import shown
 from inat.core.intervals import Interval
 from inat.evaluation.compare import Comparison
-from inat.evaluation.difference import Difference
 from inat.evaluation.evaluate import Evaluation
 
 PLAIN_WIDTH = 200
@@ -78,21 +77,21 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     rows = {"top-1": comparison.top1, "mean class": comparison.mean_class_accuracy}
     for name, found in (rows | comparison.bands).items():
-        table.add_row(name, *(["–"] * 7 if found is None else _difference_cells(found)))
+        if found is None:
+            table.add_row(name, *["–"] * 7)
+            continue
+        gain = found.gain
+        table.add_row(
+            name,
+            f"{100 * found.first:.1f}",
+            f"{100 * found.second:.1f}",
+            f"{100 * gain.value:+.1f}",
+            f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
+            f"{found.n_gained:,}",
+            f"{found.n_lost:,}",
+            f"{found.p_value:.2g}",
+        )
     return table
-
-
-def _difference_cells(found: Difference) -> list[str]:
-    gain = found.gain
-    return [
-        f"{100 * found.first:.1f}",
-        f"{100 * found.second:.1f}",
-        f"{100 * gain.value:+.1f}",
-        f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
-        f"{found.n_gained:,}",
-        f"{found.n_lost:,}",
-        f"{found.p_value:.2g}",
-    ]
 
 
 def moved_species_lines(comparison: Comparison) -> list[str]:
