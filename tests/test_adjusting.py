@@ -50,7 +50,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_tau_subtracts_tau_log_prior(
     prediction: PredictionFile, tmp_path: Path, tau: float
 ) -> None:
-    found, notes = adjust(prediction.path, tmp_path / "out", tau=tau)
+    found = adjust(prediction.path, tmp_path / "out", tau=tau)
+    notes = found.notes
     shift = [-tau * math.log(p) for p in PRIOR]
     assert found.logits.tolist() == slow_stored(prediction.logits, shift)
     left = [p ** (1 - tau) for p in PRIOR]
@@ -62,7 +63,7 @@ def test_tau_subtracts_tau_log_prior(
 def test_the_best_guess_is_the_argmax_of_f_minus_tau_log_pi(
     prediction: PredictionFile, tmp_path: Path, tau: float
 ) -> None:
-    found, _ = adjust(prediction, tmp_path / "out", tau=tau)
+    found = adjust(prediction, tmp_path / "out", tau=tau)
     changed = 0
     for before, after in zip(prediction.logits.tolist(), found.logits, strict=True):
         moved = [f - tau * math.log(p) for f, p in zip(before, PRIOR, strict=True)]
@@ -72,8 +73,8 @@ def test_the_best_guess_is_the_argmax_of_f_minus_tau_log_pi(
 
 
 def test_the_uniform_target_is_tau_1(prediction: PredictionFile, tmp_path: Path) -> None:
-    by_tau, _ = adjust(prediction, tmp_path / "tau", tau=1.0)
-    by_target, _ = adjust(prediction, tmp_path / "target", target="uniform")
+    by_tau = adjust(prediction, tmp_path / "tau", tau=1.0)
+    by_target = adjust(prediction, tmp_path / "target", target="uniform")
     assert by_target.logits == pytest.approx(by_tau.logits, abs=0.01)
     assert by_target.logits.argmax(axis=1).tolist() == by_tau.logits.argmax(axis=1).tolist()
     assert by_target.logits_prior == pytest.approx(UNIFORM)
@@ -83,7 +84,8 @@ def test_the_uniform_target_is_tau_1(prediction: PredictionFile, tmp_path: Path)
 def test_a_target_file_is_bayes_rule(prediction: PredictionFile, tmp_path: Path) -> None:
     path = tmp_path / "prior.csv"
     path.write_text("category_id,prior\n56,4\n28,3\n10,2\n2,1\n")
-    found, notes = adjust(prediction, tmp_path / "out", target=path)
+    found = adjust(prediction, tmp_path / "out", target=path)
+    notes = found.notes
     target = [0.1, 0.2, 0.3, 0.4]
     shift = [math.log(t) - math.log(p) for t, p in zip(target, PRIOR, strict=True)]
     assert found.logits.tolist() == slow_stored(prediction.logits, shift)
@@ -96,7 +98,7 @@ def test_a_species_with_target_0_is_never_predicted(
 ) -> None:
     path = tmp_path / "prior.csv"
     path.write_text("category_id,prior\n2,0\n10,1\n28,1\n56,1\n")
-    found, _ = adjust(prediction, tmp_path / "out", target=path)
+    found = adjust(prediction, tmp_path / "out", target=path)
     assert (found.logits[:, 0] == np.finfo(np.float16).min).all()
     assert np.isfinite(found.logits).all()
     assert (found.logits.argmax(axis=1) != 0).all()
@@ -106,7 +108,7 @@ def test_everything_but_logits_and_meta_is_carried_over_and_the_input_is_left_al
     prediction: PredictionFile, tmp_path: Path
 ) -> None:
     before = files_of(prediction.path)
-    found, _ = adjust(prediction, tmp_path / "out", tau=1.0)
+    found = adjust(prediction, tmp_path / "out", tau=1.0)
     after = files_of(found.path)
     assert files_of(prediction.path) == before
     assert set(after) == set(before)
@@ -116,7 +118,7 @@ def test_everything_but_logits_and_meta_is_carried_over_and_the_input_is_left_al
 
 def test_float32_logits_stay_float32(tmp_path: Path) -> None:
     prediction = make_prediction(tmp_path / "p", LOGITS, train_counts=COUNTS, dtype=np.float32)
-    found, _ = adjust(prediction, tmp_path / "out", tau=1.0)
+    found = adjust(prediction, tmp_path / "out", tau=1.0)
     assert found.logits.dtype == np.float32
     moved = LOGITS - LOGITS.max(axis=1, keepdims=True) - np.log(PRIOR)
     assert found.logits == pytest.approx(moved - moved.max(axis=1, keepdims=True), abs=1e-5)
@@ -132,13 +134,15 @@ def test_on_a_tau_1_model_it_changes_nothing_and_says_so(
     prediction = make_prediction(
         tmp_path / "p", LOGITS, train_counts=COUNTS, logits_prior=UNIFORM
     )  # as a loss with tau 1 leaves it
-    found, notes = adjust(prediction, tmp_path / "out", **options)
+    found = adjust(prediction, tmp_path / "out", **options)
+    notes = found.notes
     assert (found.logits == prediction.logits).all()
     assert notes == ["this changes nothing: the logits carry a uniform prior already"]
 
 
 def test_tau_0_changes_nothing_and_says_so(prediction: PredictionFile, tmp_path: Path) -> None:
-    found, notes = adjust(prediction, tmp_path / "out", tau=0.0)
+    found = adjust(prediction, tmp_path / "out", tau=0.0)
+    notes = found.notes
     assert (found.logits == prediction.logits).all()
     assert found.logits_prior == pytest.approx(PRIOR)
     assert notes == ["this changes nothing: the shift is the same for all species"]
@@ -147,8 +151,9 @@ def test_tau_0_changes_nothing_and_says_so(prediction: PredictionFile, tmp_path:
 def test_a_second_adjustment_by_tau_1_changes_nothing(
     prediction: PredictionFile, tmp_path: Path
 ) -> None:
-    first, _ = adjust(prediction, tmp_path / "one", tau=1.0)
-    second, notes = adjust(first, tmp_path / "two", tau=1.0)
+    first = adjust(prediction, tmp_path / "one", tau=1.0)
+    second = adjust(first, tmp_path / "two", tau=1.0)
+    notes = second.notes
     assert (second.logits == first.logits).all()
     assert notes == ["this changes nothing: the logits carry a uniform prior already"]
 
@@ -159,8 +164,8 @@ def test_a_second_adjustment_by_tau_1_changes_nothing(
 def test_meta_keeps_its_facts_and_the_history_of_adjustments(
     prediction: PredictionFile, tmp_path: Path
 ) -> None:
-    first, _ = adjust(prediction, tmp_path / "one", tau=0.5)
-    second, _ = adjust(first, tmp_path / "two", target="uniform")
+    first = adjust(prediction, tmp_path / "one", tau=0.5)
+    second = adjust(first, tmp_path / "two", target="uniform")
     assert second.meta.adjusted == [
         Adjustment(of=str(prediction.path), tau=0.5),
         Adjustment(of=str(first.path), target="uniform"),
@@ -182,7 +187,7 @@ def test_an_unknown_prior_is_refused_unless_from_prior_says_what_to_assume(tmp_p
         "say what to assume: --from-prior uniform|counts|FILE"
     )
     assert not (tmp_path / "out").exists()
-    found, _ = adjust(unknown, tmp_path / "out", tau=1.0, from_prior="counts")
+    found = adjust(unknown, tmp_path / "out", tau=1.0, from_prior="counts")
     assert found.logits.tolist() == slow_stored(unknown.logits, [-math.log(p) for p in PRIOR])
 
 
@@ -202,7 +207,7 @@ def test_from_prior_says_what_the_file_does_not_know(tmp_path: Path) -> None:
     prediction = make_prediction(tmp_path / "p", LOGITS, logits_prior=None)
     path = tmp_path / "prior.csv"
     path.write_text("category_id,prior\n2,4\n10,3\n28,2\n56,1\n")
-    found, _ = adjust(prediction, tmp_path / "file", tau=1.0, from_prior=path)
+    found = adjust(prediction, tmp_path / "file", tau=1.0, from_prior=path)
     shift = [-math.log(p) for p in (0.4, 0.3, 0.2, 0.1)]
     assert found.logits.tolist() == slow_stored(prediction.logits, shift)
 
@@ -266,7 +271,7 @@ def test_what_stands_at_out_is_kept_unless_overwrite_is_said(
         adjust(prediction, out, tau=1.0)
     assert str(caught.value) == f"{out}: exists already; give another --out, or --overwrite"
     assert files_of(out) == before
-    found, _ = adjust(prediction, out, tau=1.0, overwrite=True)
+    found = adjust(prediction, out, tau=1.0, overwrite=True)
     assert found.logits_prior == pytest.approx(UNIFORM)
 
 
@@ -322,7 +327,7 @@ def held_out(tmp_path: Path) -> PredictionFile:
 def test_the_estimated_target_is_bayes_rule_on_calibrated_logits(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
 ) -> None:
-    made, _ = adjust(shifted, tmp_path / "out", target="estimated", fit=held_out.path)
+    made = adjust(shifted, tmp_path / "out", target="estimated", fit=held_out.path)
     found = estimate_label_shift(
         shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
     )
@@ -337,21 +342,22 @@ def test_the_estimated_target_is_bayes_rule_on_calibrated_logits(
 def test_the_estimated_prior_is_written_as_a_file_that_target_takes(
     shifted: PredictionFile, tmp_path: Path
 ) -> None:
-    made, notes = adjust(shifted, tmp_path / "out", target="estimated")
+    made = adjust(shifted, tmp_path / "out", target="estimated")
+    notes = made.notes
     path = tmp_path / "out" / "estimated_prior.csv"
     assert notes[-1] == f"the estimated prior is in {path}"
     table = pd.read_csv(path)
     assert list(table.columns) == ["category_id", "prior"]
     assert table["category_id"].tolist() == shifted.category_ids.tolist()
     assert table["prior"].tolist() == pytest.approx(made.meta.logits_prior, rel=1e-15)
-    again, _ = adjust(shifted, tmp_path / "again", target=path)
+    again = adjust(shifted, tmp_path / "again", target=path)
     assert (again.logits == made.logits).all()
 
 
 def test_the_history_tells_how_the_prior_was_estimated(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
 ) -> None:
-    made, _ = adjust(shifted, tmp_path / "out", target="estimated", fit=held_out)
+    made = adjust(shifted, tmp_path / "out", target="estimated", fit=held_out)
     found = estimate_label_shift(
         shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
     )
@@ -383,7 +389,7 @@ def test_what_was_estimated_is_said(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    _, notes = adjust(shifted, out, target="estimated", fit=held_out)
+    notes = adjust(shifted, out, target="estimated", fit=held_out).notes
     found = estimate_label_shift(
         shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
     )
@@ -400,7 +406,8 @@ def test_what_was_estimated_is_said(
 
 
 def test_without_calibration_photos_that_is_said(shifted: PredictionFile, tmp_path: Path) -> None:
-    made, notes = adjust(shifted, tmp_path / "out", target="estimated")
+    made = adjust(shifted, tmp_path / "out", target="estimated")
+    notes = made.notes
     assert notes[0] == (
         "not calibrated, and not checked by BBSE: that takes labelled photos that were not trained "
         "on (--fit HOLDOUT)"
@@ -418,7 +425,8 @@ def test_species_that_were_never_held_out_are_counted_and_named(
     held_out = make_prediction(
         tmp_path / "some", logits[some], labels[some].tolist(), WORLD.counts.tolist()
     )
-    made, notes = adjust(shifted, tmp_path / "out", target="estimated", fit=held_out)
+    made = adjust(shifted, tmp_path / "out", target="estimated", fit=held_out)
+    notes = made.notes
     assert notes[1] == (
         "2 of 5 species have no photo there, so their calibration rests on those of the others: "
         "Genus3 species3, Genus4 species4"
@@ -433,7 +441,8 @@ def test_an_estimate_from_a_handful_of_photos_is_called_unstable(
     few = make_prediction(
         tmp_path / "few", world.photos(world.draw(world.source, 12)), None, world.counts.tolist()
     )
-    made, notes = adjust(few, tmp_path / "out", target="estimated", fit=held_out)
+    made = adjust(few, tmp_path / "out", target="estimated", fit=held_out)
+    notes = made.notes
     step = made.meta.adjusted[0]
     assert step.warnings == [
         f"the estimate is unstable, the 12 photos bear out no shift: moved {step.shift:.1%}, by "
@@ -448,7 +457,8 @@ def test_photos_that_look_other_than_the_calibration_photos_are_warned_of(
     world = replace(WORLD, seed=0)
     blurred = world.logits(world.means[world.draw(np.full(5, 0.2), 600)] / 2)
     prediction = make_prediction(tmp_path / "blurred", blurred, None, world.counts.tolist())
-    made, notes = adjust(prediction, tmp_path / "out", target="estimated", fit=held_out)
+    made = adjust(prediction, tmp_path / "out", target="estimated", fit=held_out)
+    notes = made.notes
     step = made.meta.adjusted[0]
     said = [
         f"EM and BBSE disagree: EM's prior leaves {step.bbse.unexplained:.1%} of the "
@@ -463,7 +473,7 @@ def test_photos_that_look_other_than_the_calibration_photos_are_warned_of(
 def test_photos_that_were_calibrated_on_are_marked_as_chosen_on(
     held_out: PredictionFile, tmp_path: Path
 ) -> None:
-    made, _ = adjust(held_out, tmp_path / "out", target="estimated", fit=held_out)
+    made = adjust(held_out, tmp_path / "out", target="estimated", fit=held_out)
     assert set(made.photos["role"]) == {"chosen on"}
     assert set(held_out.photos["role"]) == {"held out"}
 
@@ -581,10 +591,12 @@ def test_calibration_on_an_ensemble_made_by_another_rule_or_on_one_run_is_refuse
 def test_an_ensemble_is_calibrated_as_a_run_is_on_its_members_own_photos(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
 ) -> None:
-    alone, notes = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
+    alone = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
+    notes = alone.notes
     as_ensemble(shifted, two_members(prediction="runs/b/test", run="runs/b"))
     as_ensemble(held_out, two_members(prediction="runs/b/holdout", run="moved/b"))
-    made, same = adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
+    made = adjust(shifted.path, tmp_path / "out", target="estimated", fit=held_out.path)
+    same = made.notes
     assert (made.logits == alone.logits).all()
     assert same[:-1] == notes[:-1]
 
@@ -620,10 +632,12 @@ def make_oof(path: Path, prior: np.ndarray | None = None, **options: Any) -> Pre
 def test_a_fold_is_calibrated_out_of_fold_at_its_own_prior(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path, prior: np.ndarray
 ) -> None:
-    alone, notes = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
+    alone = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
+    notes = alone.notes
     oof = make_oof(tmp_path / "oof", prior)
     restate(shifted, checkpoint_sha256="f2", run="elsewhere")
-    made, same = adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
+    made = adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
+    same = made.notes
     assert made.logits == pytest.approx(alone.logits, rel=2e-2, abs=2e-2)
     assert made.logits_prior == pytest.approx(alone.logits_prior, abs=2e-3)
     assert len(same) == len(notes)
@@ -635,12 +649,12 @@ def test_a_fold_is_calibrated_out_of_fold_at_its_own_prior(
 def test_an_ensemble_of_folds_is_calibrated_out_of_fold_at_the_uniform_prior(
     shifted: PredictionFile, held_out: PredictionFile, tmp_path: Path
 ) -> None:
-    uniform, _ = adjust(shifted, tmp_path / "uniform", target="uniform")
+    uniform = adjust(shifted, tmp_path / "uniform", target="uniform")
     as_fold_ensemble(uniform, "f1", "f2", "f3", adjusted=[])
     restate(uniform, adjusted=[])
     oof = make_oof(tmp_path / "oof")
-    made, _ = adjust(uniform.path, tmp_path / "out", target="estimated", fit=oof)
-    alone, _ = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
+    made = adjust(uniform.path, tmp_path / "out", target="estimated", fit=oof)
+    alone = adjust(shifted, tmp_path / "run", target="estimated", fit=held_out)
     assert made.logits_prior == pytest.approx(alone.logits_prior, abs=5e-3)
     guesses = made.logits.argmax(axis=1) == alone.logits.argmax(axis=1)
     assert guesses.mean() > 0.99
@@ -656,7 +670,7 @@ def test_a_run_is_calibrated_out_of_the_folds_of_its_config(
 ) -> None:
     oof = make_oof(tmp_path / "oof", **{CONFIG: "c1"})
     restate(shifted, checkpoint_sha256="all", **{CONFIG: "c1"})
-    made, _ = adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
+    made = adjust(shifted.path, tmp_path / "out", target="estimated", fit=oof)
     assert made.meta.chosen == {
         "calibration": f"negative log-likelihood on the 600 photos of {oof.path}"
     }
@@ -776,7 +790,7 @@ def test_an_unknown_prior_is_measured_on_the_calibration_photos(tmp_path: Path) 
         "--from-prior uniform|counts|FILE"
     )
     held_out = make_held_out(tmp_path / "holdout", logits_prior=None)
-    made, _ = adjust(unknown, tmp_path / "out", target="estimated", fit=held_out)
+    made = adjust(unknown, tmp_path / "out", target="estimated", fit=held_out)
     assert made.logits_prior is not None
     assert np.abs(made.logits_prior - 0.2).max() < 0.1
 

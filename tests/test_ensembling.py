@@ -136,7 +136,8 @@ def slow_scores(
 def test_each_rule_is_the_loop_over_photos_classes_and_members(
     how: str, weights: Any, members: list[PredictionFile], tmp_path: Path
 ) -> None:
-    made, notes = ensemble(members, tmp_path / "out", how=how, weights=weights)
+    made = ensemble(members, tmp_path / "out", how=how, weights=weights)
+    notes = made.notes
     shares = [1 / 3] * 3 if weights == "equal" else [0.5, 0.3, 0.2]
     for photo in range(20):
         rows = [
@@ -179,7 +180,7 @@ def test_members_of_one_kind_are_their_own_ensemble(tmp_path: Path) -> None:
     uniform = [0.25] * 4
     one = make_prediction(tmp_path / "p", LOGITS[0], train_counts=COUNTS, logits_prior=uniform)
     for how in ("mean_logprob", "mean_prob"):
-        made, _ = ensemble([one, one], tmp_path / how, how=how)
+        made = ensemble([one, one], tmp_path / how, how=how)
         assert made.logits == pytest.approx(one.logits, abs=2e-3)
 
 
@@ -203,8 +204,8 @@ def test_chunks_and_threads_change_no_bit(
 def test_a_member_of_weight_0_is_as_good_as_absent(
     members: list[PredictionFile], tmp_path: Path
 ) -> None:
-    with_it, _ = ensemble(members, tmp_path / "three", weights=[1, 0, 1])
-    without, _ = ensemble([members[0], members[2]], tmp_path / "two")
+    with_it = ensemble(members, tmp_path / "three", weights=[1, 0, 1])
+    without = ensemble([members[0], members[2]], tmp_path / "two")
     assert (with_it.logits == without.logits).all()
 
 
@@ -212,7 +213,7 @@ def test_a_float32_member_makes_a_float32_ensemble(
     members: list[PredictionFile], tmp_path: Path
 ) -> None:
     exact = make_prediction(tmp_path / "f", LOGITS[0], train_counts=COUNTS, dtype=np.float32)
-    made, _ = ensemble([members[1], exact], tmp_path / "out")
+    made = ensemble([members[1], exact], tmp_path / "out")
     assert made.logits.dtype == np.float32
 
 
@@ -240,7 +241,8 @@ def reordered(prediction: PredictionFile, path: Path, rows: np.ndarray) -> Predi
 def test_members_in_another_order_of_photos_are_aligned(
     members: list[PredictionFile], held_out: list[PredictionFile], tmp_path: Path
 ) -> None:
-    plain, notes = ensemble(members, tmp_path / "plain", weights="search", fit=held_out)
+    plain = ensemble(members, tmp_path / "plain", weights="search", fit=held_out)
+    notes = plain.notes
     rng = np.random.default_rng(3)
     moved = [
         [
@@ -249,7 +251,8 @@ def test_members_in_another_order_of_photos_are_aligned(
         ]
         for group in (members, held_out)
     ]
-    made, moved_notes = ensemble(moved[0], tmp_path / "made", weights="search", fit=moved[1])
+    made = ensemble(moved[0], tmp_path / "made", weights="search", fit=moved[1])
+    moved_notes = made.notes
     assert made.category_ids.tolist() == [2, 10, 28, 56]
     assert made.train_counts.tolist() == COUNTS
     assert made.ids.tolist() == moved[0][0].ids.tolist()
@@ -269,7 +272,7 @@ def test_labels_and_roles_follow_their_photos(tmp_path: Path) -> None:
         ids=[2, 3, 1],
         role=["unseen", "held out", "chosen on"],
     )
-    made, _ = ensemble([first, second], tmp_path / "out")
+    made = ensemble([first, second], tmp_path / "out")
     assert made.labels.tolist() == [0, 2, 3]
     assert made.photos["role"].tolist() == ["chosen on", "unseen", "held out"]
     assert made.photos["file_name"].tolist() == first.photos["file_name"].tolist()
@@ -437,9 +440,10 @@ def test_what_was_fitted_is_what_is_written(
     held_out: list[PredictionFile],
     tmp_path: Path,
 ) -> None:
-    made, notes = ensemble(
+    made = ensemble(
         members, tmp_path / "out", how=how, weights="search", search=search, fit=held_out
     )
+    notes = made.notes
     table = table_of(how, held_out)
     temperatures = fit_temperatures(table)
     choose = greedy if search == "greedy" else convex
@@ -469,7 +473,7 @@ def test_what_was_fitted_is_what_is_written(
 def test_meta_names_members_choices_and_photos(
     members: list[PredictionFile], held_out: list[PredictionFile], tmp_path: Path
 ) -> None:
-    made, _ = ensemble(members, tmp_path / "out", weights="search", fit=held_out)
+    made = ensemble(members, tmp_path / "out", weights="search", fit=held_out)
     photos = f"30 photos (holdout of {held_out[0].path} ...)"
     assert made.meta.chosen == {
         "temperatures": f"class-mean log loss on {photos}",
@@ -490,7 +494,8 @@ def test_meta_names_members_choices_and_photos(
 def test_ranks_carry_no_known_prior_and_nothing_is_chosen_for_fixed_weights(
     members: list[PredictionFile], held_out: list[PredictionFile], tmp_path: Path
 ) -> None:
-    made, notes = ensemble(members, tmp_path / "out", how="rank", fit=held_out)
+    made = ensemble(members, tmp_path / "out", how="rank", fit=held_out)
+    notes = made.notes
     assert made.logits_prior is None
     assert made.meta.chosen == {}
     assert len(notes) == 4
@@ -499,20 +504,20 @@ def test_ranks_carry_no_known_prior_and_nothing_is_chosen_for_fixed_weights(
 def test_what_was_chosen_for_a_member_is_still_said(tmp_path: Path) -> None:
     best = make_prediction(tmp_path / "a", LOGITS[0], chosen={"epoch": "held-out photos"})
     last = make_prediction(tmp_path / "b", LOGITS[1])
-    made, _ = ensemble([last, best], tmp_path / "out")
+    made = ensemble([last, best], tmp_path / "out")
     assert made.meta.chosen == {"epoch of member 2": "held-out photos"}
 
 
 def test_evaluate_refuses_the_photos_that_weights_were_chosen_on(
     held_out: list[PredictionFile], tmp_path: Path
 ) -> None:
-    made, _ = ensemble(held_out, tmp_path / "out", weights="search", fit=held_out)
+    made = ensemble(held_out, tmp_path / "out", weights="search", fit=held_out)
     assert set(made.photos["role"]) == {"chosen on"}
     with pytest.raises(InputError, match="on 30 of its photos something was chosen") as caught:
         evaluate(made)
     assert "weights by mean class accuracy (greedy) on 30 photos" in str(caught.value)
     assert evaluate(made, chosen_here=True).n_images == 30
-    equal, _ = ensemble(held_out, tmp_path / "equal")
+    equal = ensemble(held_out, tmp_path / "equal")
     assert evaluate(equal).n_images == 30
 
 
@@ -522,7 +527,7 @@ def test_species_without_a_held_out_photo_are_counted_and_named(tmp_path: Path) 
         make_prediction(tmp_path / f"h{i}", HELD_OUT[i, :6], [0, 0, 0, 2, 2, 2], role="held out")
         for i in range(2)
     ]
-    _, notes = ensemble(members, tmp_path / "out", fit=held)
+    notes = ensemble(members, tmp_path / "out", fit=held).notes
     assert notes[-1] == (
         "2 of 4 species have no photo there, and no say: Genus1 species1, Genus3 species3"
     )
@@ -553,7 +558,8 @@ def test_members_fitted_on_other_models_or_other_views_are_named(tmp_path: Path)
         )
         for i, facts in enumerate(theirs)
     ]
-    made, notes = ensemble(members, tmp_path / "out", fit=held)
+    made = ensemble(members, tmp_path / "out", fit=held)
+    notes = made.notes
     assert notes[5:] == [
         "member 2 was fitted on the prediction of another model, f",
         f"member 3 was fitted on a prediction of other views, {held[2].path}",
@@ -571,20 +577,20 @@ def test_an_ensemble_of_folds_is_fitted_on_its_own_photos_out_of_fold(tmp_path: 
         )
         for k in (0, 1)
     ]
-    pooled, _ = ensemble(parts, tmp_path / "pooled")
+    pooled = ensemble(parts, tmp_path / "pooled")
     alone = make_prediction(tmp_path / "m", LOGITS[2], train_counts=COUNTS, run="runs/m")
     held = [
         make_prediction(tmp_path / f"h{i}", HELD_OUT[i], LABELS, COUNTS, role="held out", **facts)
         for i, facts in enumerate([{"run": "f", "folds": folds}, {"run": "runs/m"}])
     ]
-    _, notes = ensemble([pooled, alone], tmp_path / "out", fit=held)
+    notes = ensemble([pooled, alone], tmp_path / "out", fit=held).notes
     assert len(notes) == 3
     # Two such ensembles, the one of test photos and the one of held-out ones, are one model.
-    test, _ = ensemble([pooled, alone], tmp_path / "test")
-    oof, _ = ensemble(held, tmp_path / "oof")
-    _, notes = inat.adjust(test, tmp_path / "tau", tau="search", fit=oof)
+    test = ensemble([pooled, alone], tmp_path / "test")
+    oof = ensemble(held, tmp_path / "oof")
+    notes = inat.adjust(test, tmp_path / "tau", tau="search", fit=oof).notes
     assert [note for note in notes if "was chosen on" in note] == []
-    made, _ = inat.adjust(test, tmp_path / "estimated", target="estimated", fit=oof)
+    made = inat.adjust(test, tmp_path / "estimated", target="estimated", fit=oof)
     assert made.meta.chosen == {
         "calibration": f"negative log-likelihood on the 30 photos of {oof.path}"
     }
@@ -637,9 +643,9 @@ def test_members_that_disagree_are_refused(
 def test_from_prior_is_assumed_of_those_that_do_not_know(tmp_path: Path) -> None:
     known = make_prediction(tmp_path / "a", LOGITS[0], train_counts=COUNTS)
     unknown = make_prediction(tmp_path / "b", LOGITS[1], train_counts=COUNTS, logits_prior=None)
-    assumed, _ = ensemble([known, unknown], tmp_path / "out", from_prior="counts")
+    assumed = ensemble([known, unknown], tmp_path / "out", from_prior="counts")
     told = make_prediction(tmp_path / "c", LOGITS[1], train_counts=COUNTS)
-    plain, _ = ensemble([known, told], tmp_path / "plain")
+    plain = ensemble([known, told], tmp_path / "plain")
     assert (assumed.logits == plain.logits).all()
     assert refusal([known, told], tmp_path / "no", from_prior="uniform") == (
         "--from-prior uniform: which prior the logits carry is known of every member; leave it away"
@@ -761,7 +767,8 @@ def test_the_command_says_what_the_function_says(
     words += ["--fit", *(str(one.path) for one in held_out), "--out", str(tmp_path / "cli")]
     assert main(words) == 0
     shown = capsys.readouterr().out.splitlines()
-    made, notes = inat.ensemble(members, tmp_path / "py", weights="search", fit=held_out)
+    made = inat.ensemble(members, tmp_path / "py", weights="search", fit=held_out)
+    notes = made.notes
     assert shown == [*notes, f"{tmp_path / 'cli'}: 20 photos x 4 species"]
     assert (tmp_path / "cli" / "logits.npy").read_bytes() == (made.path / "logits.npy").read_bytes()
     assert main(["ensemble", str(members[0].path), "--out", str(tmp_path / "one")]) == 2

@@ -169,19 +169,19 @@ def test_what_is_chosen_out_of_fold_is_written_down_and_refused_there_alone(
 ) -> None:
     assert inat.evaluate(oof).n_images == 24
     chosen = {"tau": f"mean class accuracy on the 24 photos of {oof.path}"}
-    here, _ = inat.adjust(oof, tmp_path / "oof", tau="search")
+    here = inat.adjust(oof, tmp_path / "oof", tau="search")
     with pytest.raises(InputError, match="on 24 of its photos something was chosen"):
         inat.evaluate(here)
     assert inat.evaluate(here, chosen_here=True).chosen == chosen
     run = own.runs[0].path
-    val, _ = inat.adjust(inat.predict(run, "val"), tmp_path / "val", tau="search", fit=oof)
+    val = inat.adjust(inat.predict(run, "val"), tmp_path / "val", tau="search", fit=oof)
     assert inat.evaluate(val).to_dict()["chosen"] == chosen
     # What one run had held out is among the photos that tau was chosen on.
-    part, _ = inat.adjust(run / "predictions/holdout", tmp_path / "part", tau="search", fit=oof)
+    part = inat.adjust(run / "predictions/holdout", tmp_path / "part", tau="search", fit=oof)
     with pytest.raises(InputError, match=f"on {len(part)} of its photos something was chosen"):
         inat.evaluate(part)
     best = inat.predict(run, "val", checkpoint="best", name="best")
-    both, _ = inat.adjust(best, tmp_path / "best", tau="search", fit=oof)
+    both = inat.adjust(best, tmp_path / "best", tau="search", fit=oof)
     assert inat.evaluate(both).chosen == {
         "epoch": "mean class accuracy on the held-out part of train",
         **chosen,
@@ -195,9 +195,9 @@ def test_weights_of_an_ensemble_are_chosen_out_of_fold_and_refused_there_alone(
     other = inat.predict_out_of_fold(own.path, weights="raw", name="other")
     fit = [oof, other]
     val = [inat.predict(run.path, "val") for run in own.runs[:2]]
-    free, _ = inat.ensemble(val, tmp_path / "val", weights="search", fit=fit)
+    free = inat.ensemble(val, tmp_path / "val", weights="search", fit=fit)
     assert {"weights", "temperatures"} <= set(inat.evaluate(free).chosen)
-    here, _ = inat.ensemble(fit, tmp_path / "oof", weights="search", fit=fit)
+    here = inat.ensemble(fit, tmp_path / "oof", weights="search", fit=fit)
     with pytest.raises(InputError, match=r"on 24 of its photos .*weights by"):
         inat.evaluate(here)
 
@@ -214,10 +214,10 @@ def test_a_fold_their_ensemble_and_a_run_of_their_config_are_calibrated_out_of_f
         True, True, True, True, False,
     ]  # fmt: skip
     assert oof.meta.config_digest_without_holdout == digest
-    pooled, _ = inat.ensemble(val[:3], tmp_path / "pooled")
+    pooled = inat.ensemble(val[:3], tmp_path / "pooled")
     chosen = f"negative log-likelihood on the 24 photos of {oof.path}"
     for number, prediction in enumerate((val[0], val[3], pooled)):
-        made, _ = inat.adjust(prediction, tmp_path / f"out-{number}", target="estimated", fit=oof)
+        made = inat.adjust(prediction, tmp_path / f"out-{number}", target="estimated", fit=oof)
         assert made.meta.chosen == {"calibration": chosen}
     with pytest.raises(InputError) as refused:
         inat.adjust(val[4], tmp_path / "no", target="estimated", fit=oof)

@@ -437,7 +437,8 @@ def make_presence(path: Path, logits: Any = PRESENCE, **options: Any) -> Predict
 def test_log_presence_is_added_and_photos_without_a_place_keep_their_logits(tmp_path: Path) -> None:
     prediction = make_prediction(tmp_path / "p", LOGITS)
     geo = make_presence(tmp_path / "g")
-    found, notes = inat.adjust(prediction, tmp_path / "out", geo=geo.path)
+    found = inat.adjust(prediction, tmp_path / "out", geo=geo.path)
+    notes = found.notes
     for row, photo, place in zip(found.logits, prediction.logits, geo.logits, strict=True):
         summed = [float(z) + float(s) for z, s in zip(photo, place, strict=True)]
         assert row.tolist() == [float(np.float16(z - max(summed))) for z in summed]
@@ -464,10 +465,10 @@ def test_log_presence_is_added_and_photos_without_a_place_keep_their_logits(tmp_
 
 def test_tau_before_and_after_the_geo_prior_give_the_same(tmp_path: Path) -> None:
     prediction, geo = make_prediction(tmp_path / "p", LOGITS), make_presence(tmp_path / "g")
-    one, _ = inat.adjust(prediction, tmp_path / "a", tau=1.0)
-    one, _ = inat.adjust(one, tmp_path / "b", geo=geo)
-    two, _ = inat.adjust(prediction, tmp_path / "c", geo=geo)
-    two, _ = inat.adjust(two, tmp_path / "d", tau=1.0)
+    one = inat.adjust(prediction, tmp_path / "a", tau=1.0)
+    one = inat.adjust(one, tmp_path / "b", geo=geo)
+    two = inat.adjust(prediction, tmp_path / "c", geo=geo)
+    two = inat.adjust(two, tmp_path / "d", tau=1.0)
     np.testing.assert_allclose(one.logits, two.logits, rtol=2e-3, atol=2e-2)
     assert one.logits_prior == pytest.approx(two.logits_prior)
 
@@ -483,13 +484,15 @@ def test_the_class_prior_that_presence_brings_is_measured_and_recorded(tmp_path:
             tmp_path / f"p{power}", rng.normal(size=(3000, 6)), train_counts=counts.tolist()
         )
         geo = make_presence(tmp_path / f"g{power}", presence, train_counts=counts.tolist())
-        made, notes = inat.adjust(photos, tmp_path / f"out{power}", geo=geo)
+        made = inat.adjust(photos, tmp_path / f"out{power}", geo=geo)
+        notes = made.notes
         measured = made.meta.adjusted[0].presence_power
         # Saturation takes a part of it off.
         assert 0.6 * power - 0.02 < measured < power + 0.02
         assert f"as the {measured:.2f}th power" in notes[1]
     nowhere = make_presence(tmp_path / "nowhere", np.zeros((3000, 6)))
-    made, notes = inat.adjust(photos, tmp_path / "out", geo=nowhere)
+    made = inat.adjust(photos, tmp_path / "out", geo=nowhere)
+    notes = made.notes
     assert made.meta.adjusted[0].presence_power is None
     assert len(notes) == 1
 
@@ -499,8 +502,8 @@ def test_photos_are_matched_by_their_id(tmp_path: Path) -> None:
     straight = make_presence(tmp_path / "g", ids=IDS)
     order = [3, 0, 4, 2, 1]
     shuffled = make_presence(tmp_path / "s", PRESENCE[order], ids=[IDS[k] for k in order])
-    first, _ = inat.adjust(prediction, tmp_path / "a", geo=straight)
-    second, _ = inat.adjust(prediction, tmp_path / "b", geo=shuffled)
+    first = inat.adjust(prediction, tmp_path / "a", geo=straight)
+    second = inat.adjust(prediction, tmp_path / "b", geo=shuffled)
     assert (first.logits == second.logits).all()
 
 
@@ -509,7 +512,7 @@ def test_a_photo_that_either_model_was_trained_on_counts_as_trained_on(tmp_path:
     theirs = ["unseen", "trained on", "held out", "unseen", "held out"]
     prediction = make_prediction(tmp_path / "p", LOGITS, role=ours, chosen={"tau": "by eye"})
     geo = make_presence(tmp_path / "g", role=theirs)
-    found, _ = inat.adjust(prediction, tmp_path / "out", geo=geo)
+    found = inat.adjust(prediction, tmp_path / "out", geo=geo)
     assert found.photos["role"].tolist() == [
         "unseen", "trained on", "trained on", "held out", "chosen on"
     ]  # fmt: skip
@@ -555,7 +558,7 @@ def test_what_is_no_geo_prior_of_these_photos_is_refused_in_one_line(tmp_path: P
             "--geo goes alone; adjust once more for --tau or --target"
         )
     assert not out.exists()
-    once, _ = inat.adjust(prediction, tmp_path / "once", geo=geo)
+    once = inat.adjust(prediction, tmp_path / "once", geo=geo)
     assert text(once, geo=geo) == (
         f"{once.path}: a geo prior was added already, and a second would count the places twice; "
         "adjust the prediction that it was made from"
@@ -580,13 +583,14 @@ def placed_photos(folder: Path, split: str, digest: str = "abc") -> PredictionFi
     photos = make_prediction(folder / split, logits, known, role=role, **of)
     geo = make_presence(folder / f"{split}-geo", presence, role=role, **of)
     restate(geo, checkpoint_sha256=digest)
-    return inat.adjust(photos, folder / f"{split}-placed", geo=geo.path)[0]
+    return inat.adjust(photos, folder / f"{split}-placed", geo=geo.path)
 
 
 def test_after_a_geo_prior_the_target_is_estimated_with_calibration(tmp_path: Path) -> None:
     test, held = placed_photos(tmp_path, "test"), placed_photos(tmp_path, "holdout")
     assert [file.meta.adjusted[0].n_without_place for file in (test, held)] == [5, 6]
-    made, notes = inat.adjust(test, tmp_path / "out", target="estimated", fit=held)
+    made = inat.adjust(test, tmp_path / "out", target="estimated", fit=held)
+    notes = made.notes
     by_hand = estimate_label_shift(
         test.logits,
         np.array([50, 49, 48]) / 147,
@@ -610,16 +614,16 @@ def test_a_second_geo_prior_is_refused_for_an_ensemble_whose_members_had_one(
 ) -> None:
     geo = make_presence(tmp_path / "g")
     plain = [make_prediction(tmp_path / f"p{i}", LOGITS, run=f"runs/{i}") for i in range(2)]
-    placed, _ = inat.adjust(plain[0], tmp_path / "placed", geo=geo)
-    once, _ = inat.ensemble([plain[1], placed], tmp_path / "once")
-    nested, _ = inat.ensemble([plain[0], once], tmp_path / "nested")
+    placed = inat.adjust(plain[0], tmp_path / "placed", geo=geo)
+    once = inat.ensemble([plain[1], placed], tmp_path / "once")
+    nested = inat.ensemble([plain[0], once], tmp_path / "nested")
     for made in (once, nested):
         assert refusal(inat.adjust, made, tmp_path / "twice", geo=geo) == (
             f"{made.path}: a geo prior was added to a member already, and a second would count the "
             "places twice; make the ensemble of members without one"
         )
-    without, _ = inat.ensemble(plain, tmp_path / "without")
-    found, _ = inat.adjust(without, tmp_path / "first", geo=geo)
+    without = inat.ensemble(plain, tmp_path / "without")
+    found = inat.adjust(without, tmp_path / "first", geo=geo)
     summed = without.logits.astype(float) + geo.logits.astype(float)
     below = summed - summed.max(axis=1, keepdims=True)
     np.testing.assert_allclose(found.logits, below, rtol=2e-3, atol=2e-3)

@@ -411,7 +411,7 @@ def test_the_estimate_of_unseen_photos_has_the_interval_that_evaluate_gives(
 
 
 def adjusted(source: PredictionFile, out: Path, **options: Any) -> PredictionFile:
-    return adjust(source, out, **options)[0]
+    return adjust(source, out, **options)
 
 
 def test_photos_that_a_tau_was_searched_on_are_chosen_on_for_the_submission_too(
@@ -432,7 +432,7 @@ def test_photos_that_a_tau_was_searched_on_are_chosen_on_for_the_submission_too(
     part = made(tmp_path, "part", logits=RNG_LOGITS[rows], labels=LABELS[rows], ids=ids)
     later = adjusted(test, tmp_path / "later", target="uniform")
     pair = make_prediction(tmp_path / "b", RNG_LOGITS[:, ::-1], run="runs/b")
-    both, _ = ensemble([test, pair], tmp_path / "both")
+    both = ensemble([test, pair], tmp_path / "both")
     for submitted in (test, later, both):
         assert estimated(submitted, on=part).role == "chosen on"
     # Others have nothing to do with it.
@@ -447,11 +447,11 @@ def test_photos_that_weights_and_temperatures_were_fitted_on_are_chosen_on(tmp_p
              ids=range(900, 930))
         for n in "ab"
     ]  # fmt: skip
-    both, _ = ensemble(members, tmp_path / "both", fit=held)
-    by_hand, _ = ensemble(held, tmp_path / "by-hand")
+    both = ensemble(members, tmp_path / "both", fit=held)
+    by_hand = ensemble(held, tmp_path / "by-hand")
     assert estimated(both, on=by_hand).role == "chosen on"
     with pytest.raises(InputError, match="something was chosen"):
-        evaluate(ensemble(held, tmp_path / "fitted", fit=held)[0])
+        evaluate(ensemble(held, tmp_path / "fitted", fit=held))
 
 
 def test_photos_that_the_checkpoint_was_chosen_on_are_chosen_on_for_every_split(
@@ -481,7 +481,7 @@ def test_a_comparison_refuses_photos_that_something_was_chosen_on_for_one_of_the
         tmp_path / "plain", RNG_LOGITS, LABELS, ids=range(900, 930), role="held out"
     )
     compare(plain, tuned)
-    on_holdout = ensemble([tuned, plain], tmp_path / "both")[0]
+    on_holdout = ensemble([tuned, plain], tmp_path / "both")
     assert evaluate(on_holdout).notes is not None
     searched = adjusted(holdout, tmp_path / "searched", tau="search")
     for pair in ((holdout, searched), (searched, holdout)):

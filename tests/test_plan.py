@@ -278,7 +278,7 @@ def test_a_run_whose_logits_carry_no_known_prior_says_null_and_adjust_asks(
         f"{prediction.path}: which prior its logits carry is not known; "
         "say what to assume: --from-prior uniform|counts|FILE"
     )
-    moved, _ = inat.adjust(prediction, tmp_path / "adjusted", tau=1, from_prior="counts")
+    moved = inat.adjust(prediction, tmp_path / "adjusted", tau=1, from_prior="counts")
     assert moved.logits_prior == share(EVEN)
 
 

@@ -570,7 +570,7 @@ def test_crt_carries_the_prior_of_its_draws_and_the_others_none_that_is_known(
     predicted: dict[str, PredictionFile], tmp_path: Path
 ) -> None:
     assert predicted["crt"].logits_prior == pytest.approx([0.25] * 4)
-    _, notes = inat.adjust(predicted["crt"], tmp_path / "crt", tau=1)
+    notes = inat.adjust(predicted["crt"], tmp_path / "crt", tau=1).notes
     assert notes == ["this changes nothing: the logits carry a uniform prior already"]
     # 14 held-out photos are too few to show that lws has left the old head's prior.
     for method in ("lws", "tau_norm", "ncm"):

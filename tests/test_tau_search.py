@@ -67,8 +67,9 @@ def test_the_first_best_tau_is_taken_and_the_note_says_on_what(
     scores = slow_scores(held_out)
     best = scores.index(max(scores))
     assert 0 < best < 20
-    found, notes = adjust(held_out, tmp_path / "out", tau="search")
-    by_hand, _ = adjust(held_out, tmp_path / "hand", tau=best / 10)
+    found = adjust(held_out, tmp_path / "out", tau="search")
+    notes = found.notes
+    by_hand = adjust(held_out, tmp_path / "hand", tau=best / 10)
     assert found.logits.tobytes() == by_hand.logits.tobytes()
     assert found.logits_prior == pytest.approx(by_hand.logits_prior)
     hits = hits_of_taus(held_out, np.array(PRIOR))
@@ -91,7 +92,7 @@ def test_the_first_best_tau_is_taken_and_the_note_says_on_what(
 def test_evaluate_refuses_the_photos_that_tau_was_chosen_on(
     held_out: PredictionFile, tmp_path: Path
 ) -> None:
-    found, _ = adjust(held_out, tmp_path / "out", tau="search")
+    found = adjust(held_out, tmp_path / "out", tau="search")
     chosen = f"tau by mean class accuracy on the 50 photos of {held_out.path}"
     with pytest.raises(InputError) as caught:
         evaluate(found)
@@ -108,10 +109,10 @@ def test_evaluate_refuses_the_photos_that_tau_was_chosen_on(
 def test_other_photos_take_the_tau_and_its_history_and_may_be_scored(
     held_out: PredictionFile, unseen: PredictionFile, tmp_path: Path
 ) -> None:
-    found, _ = adjust(unseen, tmp_path / "out", tau="search", fit=held_out.path)
-    on_fit, _ = adjust(held_out, tmp_path / "fit", tau="search")
+    found = adjust(unseen, tmp_path / "out", tau="search", fit=held_out.path)
+    on_fit = adjust(held_out, tmp_path / "fit", tau="search")
     tau = on_fit.meta.adjusted[0].tau
-    by_hand, _ = adjust(unseen, tmp_path / "hand", tau=tau)
+    by_hand = adjust(unseen, tmp_path / "hand", tau=tau)
     assert found.logits.tobytes() == by_hand.logits.tobytes()
     assert set(found.photos["role"]) == {"unseen"}
     chosen = {"tau": f"mean class accuracy on the 50 photos of {held_out.path}"}
@@ -132,7 +133,7 @@ def test_only_the_photos_of_the_fit_become_chosen_on_and_trained_on_stays(
         ids=ids,
         role=["held out", "trained on", "unseen"],
     )
-    found, _ = adjust(both, tmp_path / "out", tau="search", fit=held_out)
+    found = adjust(both, tmp_path / "out", tau="search", fit=held_out)
     assert found.photos["role"].tolist() == ["chosen on", "trained on", "unseen"]
 
 
@@ -141,7 +142,7 @@ def test_a_tau_chosen_before_is_not_forgotten(tmp_path: Path) -> None:
     prediction = make_prediction(
         tmp_path / "p", LOGITS, LABELS, COUNTS, role="chosen on", chosen=chosen
     )
-    found, _ = adjust(prediction, tmp_path / "out", tau="search")
+    found = adjust(prediction, tmp_path / "out", tau="search")
     assert found.meta.chosen == {
         "epoch": "class means",
         "tau": "mean class accuracy on the held-out part of train, then mean class accuracy on "
@@ -180,8 +181,9 @@ def test_a_tau_of_another_model_or_of_other_views_is_taken_and_that_is_said(
     fit = make_prediction(tmp_path / "fit", LOGITS, LABELS, COUNTS, role="held out", **theirs)
     ids = range(1000, 1010)
     test = make_prediction(tmp_path / "test", LOGITS[:10], None, COUNTS, ids=ids, **ours)
-    found, notes = adjust(test, tmp_path / "out", tau="search", fit=fit)
-    _, own = adjust(fit, tmp_path / "own", tau="search")
+    found = adjust(test, tmp_path / "out", tau="search", fit=fit)
+    notes = found.notes
+    own = adjust(fit, tmp_path / "own", tau="search").notes
     said = [] if told is None else [f"tau was chosen on {told.format(fit=fit.path)}"]
     assert notes == [*own, *said]
     assert found.meta.adjusted[0].tau == GRID[np.argmax(slow_scores(fit))]
@@ -198,7 +200,7 @@ def test_an_ensemble_s_tau_is_its_own_where_the_members_are(tmp_path: Path) -> N
 
     test = made("test", "c2")
     fits = (made("same", "c2"), made("other", "c3"), made("views", "c2", FLIP))
-    found = [adjust(test, tmp_path / f"o-{f.path.name}", tau="search", fit=f)[1] for f in fits]
+    found = [adjust(test, tmp_path / f"o-{f.path.name}", tau="search", fit=f).notes for f in fits]
     assert [notes[2:] for notes in found] == [
         [],
         ["tau was chosen on the prediction of another model, runs/a"],

@@ -78,34 +78,31 @@ def adjust(
     fit: Path | str | PredictionFile | None = None,
     geo: Path | str | PredictionFile | None = None,
     overwrite: bool = False,
-) -> tuple[PredictionFile, list[str]]:
-    """Writes a prediction file whose logits carry another class prior, or a geo prior too.
+) -> PredictionFile:
+    """Moves a prediction's logits to another class prior (post-hoc logit adjustment).
+
+    The result is a new prediction file; its `notes` state what the adjustment did.
 
     Args:
         prediction: the prediction file to start from; it is left as it is.
         out: the new prediction file.
-        tau: subtract tau log(prior that the logits carry); 1 makes it uniform (Menon et al.
-            2021, eq. 9). search: the one of 0, 0.1 ... 2 with the best mean class accuracy on
+        tau: subtract tau log(prior that the logits carry); 1 takes the whole prior off (Menon et
+            al. 2021, eq. 9). search: the one of 0, 0.1 ... 2 with the best mean class accuracy on
             photos that were held out, which count as chosen on from then on.
-        target: uniform, a CSV `category_id,prior`, or estimated: the prior to move to. The
-            estimate is made from these predictions, which need no labels (`estimate_label_shift`),
-            and stands in OUT/estimated_prior.csv.
-        from_prior: what the logits carry, where the file does not know: uniform, counts (of
-            the train split), or a CSV.
-        fit: the same model's prediction of labelled photos that were not trained on (holdout,
-            oof). For tau search: what it is chosen on; None: `prediction` itself; where it is
-            another model's, such as another training's, or of other views, that is said. For target
-            estimated: their labels calibrate the logits, tell the prior that these carry, and
-            check the estimate; an oof is that of the folds that made `prediction`, alone or as
-            an ensemble, or of folds of the same config.
-        geo: what `predict` made of the same photos with a geo prior: its log presence is added,
-            and `logits_prior` stays (Mac Aodha et al. 2019); what the presence brings of a prior
-            is measured and said. It goes alone; tau and target
-            before or after it give the same.
-        overwrite: replace what stands at `out`.
-
-    Returns:
-        The new file, and sentences about what the adjustment did.
+        target: the prior to move to: uniform, a CSV category_id,prior, or estimated: from these
+            photos' predictions alone, without labels; the estimate is written to
+            OUT/estimated_prior.csv.
+        from_prior: the prior that the logits carry, where the file does not know: uniform, counts
+            (of the train split), or a CSV.
+        fit: the same model's prediction of labeled photos that were not trained on (holdout, oof).
+            With tau search: what tau is chosen on; None: the prediction itself. With target
+            estimated: its labels calibrate the logits, measure the prior that they carry, and
+            check the estimate; an oof must be that of the folds that made the prediction, or of
+            its config. Where it is another model's, a note says so.
+        geo: a geo prior's prediction of the same photos: instead of moving the prior, add its log
+            presence (Mac Aodha et al. 2019); photos without a place keep their logits. The 2018
+            test set has no locations. tau and target are separate adjustments, before or after.
+        overwrite: replace what is at `out`.
 
     Raises:
         InputError: not one of tau, target and geo; an unknown prior without `from_prior`; `out`
@@ -138,7 +135,7 @@ def adjust(
     _write(prediction, out, move)
     if estimated:
         move.notes.append(f"the estimated prior is in {_write_prior(prediction, out, move.prior)}")
-    return read_prediction(out), move.notes
+    return replace(read_prediction(out), notes=move.notes)
 
 
 def _write(prediction: PredictionFile, out: Path, move: Move) -> None:

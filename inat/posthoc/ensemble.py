@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
+from inat.config.schema import EnsembleRule, WeightSearch
 from inat.core.errors import InputError
 from inat.core.priors import uniform_prior
 from inat.core.progress import first_few, progress_bar
@@ -66,35 +67,33 @@ def ensemble(
     predictions: Sequence[Path | str | PredictionFile],
     out: Path | str,
     *,
-    how: str = "mean_logprob",
+    how: EnsembleRule = "mean_logprob",
     weights: str | Sequence[float] = "equal",
-    search: str = "greedy",
+    search: WeightSearch = "greedy",
     fit: Sequence[Path | str | PredictionFile] | None = None,
     from_prior: Path | str | None = None,
     overwrite: bool = False,
-) -> tuple[PredictionFile, list[str]]:
-    """Writes the prediction that several members make together.
+) -> PredictionFile:
+    """Averages the predictions of several models.
 
-    Members are moved to the uniform prior, sharpened or softened by a temperature each where
-    there is something to fit it on, and averaged. Photos stand in the first member's order.
+    Members are moved to the uniform prior first. With `fit` a temperature is fitted for each, and
+    the gain is reported on photos that it was not chosen on. The result is a new prediction file,
+    its photos in the first member's order; its `notes` give each member's weight, the gain, and
+    which predictions of `fit` are not the member's own.
 
     Args:
         predictions: two or more prediction files of the same photos.
         out: the new prediction file.
         how: mean_logprob (mean of log-probabilities), mean_prob (of probabilities) or rank (of
-            ranks, those from the 100th on alike).
-        weights: equal, search, or a number a member, as a list or "0.5,0.3,0.2".
-        search: greedy (picks with replacement by mean class accuracy; Caruana et al. 2004) or
-            convex (least class-mean log loss).
-        fit: the members' predictions of held-out photos, in the members' order; temperatures, and
-            weights that are searched, are chosen on them. Where one is another model's, such as
-            another training's, or of other views, that is said.
-        from_prior: what logits carry whose file does not know it: uniform, counts, or a CSV.
-        overwrite: replace what stands at `out`.
-
-    Returns:
-        The new file, and sentences: each member's weight, the gain on the photos of `fit`, scored
-        with what was chosen on others, and which of these are not the member's own.
+            ranks; those from the 100th on count alike).
+        weights: equal, search, or a number per member: 0.5,0.3,0.2.
+        search: for weights search: greedy (picks with replacement by mean class accuracy; Caruana
+            et al. 2004) or convex (least class-mean log loss).
+        fit: predictions of held-out photos, one per member in the members' order (holdout or
+            out-of-fold); temperatures, and weights that are searched, are chosen on them.
+        from_prior: the prior that logits carry whose file does not know it: uniform, counts, or a
+            CSV.
+        overwrite: replace what is at `out`.
 
     Raises:
         InputError: members that disagree in photos, species, competition or in what they were
@@ -128,7 +127,7 @@ def ensemble(
     else:
         chosen, photos = _fitted(how, members, fitted_on, given, search, from_prior)
     _write(out, how, members, chosen, photos, _choices(how, given, search, photos))
-    return read_prediction(out), _notes(members, chosen, photos)
+    return replace(read_prediction(out), notes=_notes(members, chosen, photos))
 
 
 def _given_weights(weights: str | Sequence[float], n_members: int) -> list[float] | None:

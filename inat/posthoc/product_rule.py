@@ -4,6 +4,7 @@ The product rule of Mac Aodha et al. 2019, arXiv 1906.05272, eq. 1: photo and pl
 independently of one another of the species, so their probabilities are multiplied.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from inat.predictions.meta import Adjustment, worst_roles
 
 def add_log_presence(
     prediction: PredictionFile, geo: Path | str | PredictionFile, out: Path, *, overwrite: bool
-) -> tuple[PredictionFile, list[str]]:
+) -> PredictionFile:
     """Writes logits + log presence; a photo without a place keeps its own logits.
 
     Presence is taken for the likelihood of place and date, so that `logits_prior` stays what it
@@ -34,8 +35,7 @@ def add_log_presence(
     for it. How much of a prior the presence brings on these photos is measured (`presence_power`),
     said and recorded.
 
-    Returns:
-        The new file, and sentences about the photos without a place and that prior.
+    The notes of the new file are about the photos without a place and that prior.
 
     Raises:
         InputError: `geo` is no geo prior's, is of other photos or species; a geo prior is in
@@ -76,13 +76,14 @@ def add_log_presence(
         meta.adjusted = [*meta.adjusted, step]
     note = f"{(~placed).sum():,} of {len(placed):,} photos have no place and keep their own logits"
     if power is None:
-        return read_prediction(out), [note]
-    return read_prediction(out), [
+        return replace(read_prediction(out), notes=[note])
+    notes = [
         note,
         f"presence grows as the {power:.2f}th power of a species' training photos on the photos "
         "with a place; where these are balanced, that much of a class prior was added, which "
         "logits_prior does not count",
     ]
+    return replace(read_prediction(out), notes=notes)
 
 
 def presence_power(

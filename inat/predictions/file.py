@@ -9,7 +9,7 @@ of the photos that it was chosen on. It is written beside its place and put ther
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,7 @@ class PredictionFile:
             see `Split.keys`), file_name, role.
         meta: how the logits were made, and the class prior that they carry.
         chosen_keys: keys of the photos on which something was chosen for it, of whatever split.
+        notes: sentences of the verb that wrote it just now; none where it was merely opened.
     """
 
     path: Path
@@ -57,9 +58,14 @@ class PredictionFile:
     photos: pd.DataFrame
     meta: PredictionMeta
     chosen_keys: Int64[np.ndarray, "chosen"]
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def lines(self) -> list[str]:
+        """The notes, and what the file holds, for a terminal."""
+        return [*self.notes, f"{self.path}: {len(self):,} photos x {self.n_classes:,} species"]
 
     @property
     def n_classes(self) -> int:

@@ -60,13 +60,13 @@ def hits_of(folder: Path) -> Hits:
     photos = inat.predict(run.path, "val", **options)
     learned = inat.predict(geo, "val", **options)
     true = true_prediction(folder / "world" / "truth.json", root, learned, geo)
-    plain, _ = inat.adjust(photos, folder / "adjusted", tau=TAU, overwrite=True)
+    plain = inat.adjust(photos, folder / "adjusted", tau=TAU, overwrite=True)
     found = {"place and date alone, learned": learned, "place and date alone, true": true}
     for name, start in (("CE", photos), ("CE, tau 1", plain)):
         found[name] = start
         for kind, prior in (("learned", learned), ("true", true)):
             target = folder / f"{start.path.name}-{kind}"
-            found[f"{name} + {kind}"], _ = inat.adjust(start, target, geo=prior, overwrite=True)
+            found[f"{name} + {kind}"] = inat.adjust(start, target, geo=prior, overwrite=True)
     labels = photos.labels
     return Hits(
         {name: (p.logits.argmax(axis=1) == labels).astype(float) for name, p in found.items()},
