@@ -14,11 +14,11 @@ from inat.dataset.profile import describe
 from inat.evaluation.evaluate import Evaluation, evaluate
 from inat.evaluation.table import evaluation_table, plain_lines
 from inat.posthoc.adjust import adjust
-from inat.predictions.predict import predict
+from inat.predictions.verbs import predict
 from inat.runs.run import Run, is_run
-from inat.submission.csv_file import Score, check, score, write
+from inat.submission.csv_file import Score, check_submission, score_submission, write_submission
 from inat.synthetic.world import synth
-from inat.training.loop import train
+from inat.training.verbs import train
 
 CE, POST_HOC, ADJUSTED = "CE", "CE, adjusted post hoc", "logit-adjusted loss"
 
@@ -89,13 +89,14 @@ class Demo:
 
 
 def run_demo(out: Path | str = "demo", *, seed: int = 0) -> Demo:
-    """Runs the whole road: world, CE, CE adjusted post hoc, logit-adjusted loss, submission.
+    """Runs every step in five minutes: a synthetic world, two models, a scored submission.
 
     What an earlier call with the same seed left in `out` is used again.
 
     Args:
-        out: folder for the world and the runs.
-        seed: of the world and of the trainings.
+        out: folder for the world and the runs; the CSV goes into submissions/ of the folder you
+            are in.
+        seed: seed of the world and of the trainings.
 
     Raises:
         InputError: `out` holds something else, or the weights' package is not installed.
@@ -114,14 +115,14 @@ def run_demo(out: Path | str = "demo", *, seed: int = 0) -> Demo:
     adjust(predictions[CE], predictions[POST_HOC], tau=1.0, overwrite=True)
     solution = world / "solution.csv"
     evaluations = {name: evaluate(path, solution=solution) for name, path in predictions.items()}
-    csv = write(predictions[ADJUSTED], Path("submissions") / f"demo_la_seed{seed}.csv")
-    check(csv, world)
+    csv = write_submission(predictions[ADJUSTED], Path("submissions") / f"demo_la_seed{seed}.csv")
+    check_submission(csv, world)
     return Demo(
         world=world,
         evaluations=evaluations,
         gains={name: _gain(evaluations, name) for name in (POST_HOC, ADJUSTED)},
         submission=csv,
-        score=score(csv, solution),
+        score=score_submission(csv, solution),
         seconds=time.monotonic() - began,
     )
 
@@ -142,7 +143,7 @@ def _train_and_predict(world: Path, folder: Path, loss: str, seed: int) -> Path:
     config = demo_config(world, loss, seed)
     kept = is_run(folder) and Run(folder).config.digest == config.digest
     run = train(config, folder, resume=kept, overwrite=not kept)
-    return predict(run.path, "test").path
+    return predict(run, "test").path
 
 
 def _gain(evaluations: dict[str, Evaluation], name: str) -> Interval:

@@ -131,14 +131,14 @@ def test_a_prediction_beside_a_training_records_the_checkpoint_it_used(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = inat.predict(run.path, "val", name="before")
-    load = inat.predictions.predict.load_split
+    load = inat.predictions.verbs.load_split
 
     def slow(*arguments: Any, **options: Any) -> Any:
         if run.checkpoint("last").with_name("aside").exists() is False:
             put_another(run)
         return load(*arguments, **options)
 
-    monkeypatch.setattr(inat.predictions.predict, "load_split", slow)
+    monkeypatch.setattr(inat.predictions.verbs, "load_split", slow)
     found = inat.predict(run.path, "val", name="after")
     assert found.meta.checkpoint_sha256 == expected.meta.checkpoint_sha256
     assert found.meta.checkpoint_epoch == 2

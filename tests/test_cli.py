@@ -29,11 +29,12 @@ VERBS = {
     "evaluate": "inat.evaluate",
     "compare": "inat.compare",
     "runs": "inat.list_runs",
-    "submission write": "inat.submission.write",
-    "submission check": "inat.submission.check",
-    "submission score": "inat.submission.score",
-    "submission upload": "inat.submission.upload",
-    "submission status": "inat.submission.status",
+    "submission write": "inat.write_submission",
+    "submission check": "inat.check_submission",
+    "submission score": "inat.score_submission",
+    "submission estimate": "inat.estimate_score",
+    "submission upload": "inat.upload_submission",
+    "submission status": "inat.submission_status",
 }
 
 

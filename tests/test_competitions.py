@@ -189,7 +189,7 @@ def test_the_road_from_the_annotations_to_the_score(root: Path, slug: str, tmp_p
         for i, row in zip(TEST_IDS, guesses, strict=True)
     ]
     assert path.read_text() == "\n".join([header, *rows]) + "\n"
-    assert submission.check(path, root) == 12
+    assert submission.check(path, root).n_rows == 12
     public = np.arange(12) % 3 == 0
     assert submission.score(path, save_solution(tmp_path / "solution.csv", labels)) == Score(
         metric,
@@ -338,7 +338,7 @@ def test_2019_takes_more_guesses_and_scores_the_first(tmp_path: Path) -> None:
     make_coco(tmp_path, slug)
     path = tmp_path / "s.csv"
     path.write_text("id,predicted\n" + "".join(f"{i},1 2 10\n" for i in TEST_IDS))
-    assert submission.check(path, tmp_path, competition=slug) == 12
+    assert submission.check(path, tmp_path, competition=slug).n_rows == 12
     solution = save_solution(tmp_path / "t.csv", np.array([0, 1] * 6))
     score = submission.score(path, solution, competition=slug)
     assert score == Score("top-1 error", 0.5, 0.5)

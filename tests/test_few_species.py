@@ -46,7 +46,7 @@ def test_few_species_are_trained_validated_predicted_and_submitted(
     else:
         csv = write(tested, tmp_path / "submission.csv")
         assert len(csv.read_text().splitlines()) == 9
-    guesses, _ = inat.predict_photos(run.path, tmp_path / "photos")
+    guesses = inat.predict_photos(run.path, tmp_path / "photos").guesses
     assert {len(guess.names) for guess in guesses} == {n_species}
 
 

@@ -23,7 +23,7 @@ from inat.loader.photo_cache import keep_photos, machine_memory, refuse_too_many
 from inat.loader.transforms import BLOCK, EpochDraws, EvalTransform, TrainTransform, pad_crops
 from inat.photos.decode import BadPhoto
 from inat.photos.sources import PhotoFiles
-from inat.training.loop import train as train_config
+from inat.training.verbs import train as train_config
 
 SIZE = 16
 PAD = TransformConfig(image_size=SIZE, crop="pad", pad=4, jitter=0)

@@ -16,13 +16,12 @@ from inat import adjust, compare, ensemble, evaluate, submission
 from inat.cli.app import main
 from inat.core.competitions import find_competition
 from inat.core.errors import InputError
-from inat.core.files import read_json
 from inat.core.intervals import accuracy_interval
 from inat.dataset.split import load_split
 from inat.predictions.file import PredictionFile
 from inat.runs.run import versions
 from inat.submission import csv_file, provenance
-from inat.submission.estimate import Estimate, estimate
+from inat.submission.estimate import Estimate, estimate_score
 from inat.submission.manifest import update_manifest
 
 SPEC = find_competition("inaturalist-2018")
@@ -80,12 +79,6 @@ def test_the_manifest_says_what_the_submission_was_made_of(
             "chosen": {},
         },
         "members": [],
-        "estimate": {
-            "value": None,
-            "line": "no estimate of the score: no labelled prediction of the same making lies "
-            f"beside {unlabelled.path}; predict val or holdout in the same way, or name one by "
-            "--estimate-on",
-        },
         "versions": versions(),
         "git_commit": None,
     }
@@ -131,7 +124,7 @@ def test_the_views_mean_and_the_folds_of_an_out_of_fold_prediction_are_told(tmp_
     ]  # fmt: skip
     oof = made(tmp_path, "oof", split="oof", view_mean="prob", folds=folds)
     (tmp_path / "s.csv").write_text("id,predicted\n")
-    made_of = provenance.provenance("s.csv", "", oof, SPEC, "why there is none")["prediction"]
+    made_of = provenance.provenance("s.csv", "", oof, SPEC)["prediction"]
     assert made_of["view_mean"] == "prob"
     assert made_of["folds"] == folds
 
@@ -211,15 +204,21 @@ def test_writing_again_renews_the_entries_and_keeps_those_of_others(
     assert manifest["sha256"] == sha256(path)
 
 
-def test_the_command_prints_the_estimate(
+def test_the_command_says_how_to_estimate_the_score_and_the_estimate_what_it_assumes(
     tmp_path: Path, unlabelled: PredictionFile, capsys: pytest.CaptureFixture[str]
 ) -> None:
     val = made(tmp_path, "val", labels=LABELS, split="val")
     out = tmp_path / "s.csv.gz"
     assert main(["submission", "write", str(unlabelled.path), "--out", str(out)]) == 0
-    line = read_json(tmp_path / "s.csv.gz.manifest.json")["estimate"]["line"]
-    assert capsys.readouterr().out == f"wrote {out}\n{line}\n"
-    assert f"on the 30 unseen photos of {val.path}" in line
+    wrote, hint = capsys.readouterr().out.splitlines()
+    assert wrote == f"wrote {out}"
+    assert hint.endswith(f": inat submission estimate {unlabelled.path}")
+    for words in ([], ["--on", str(val.path)]):
+        assert main(["submission", "estimate", str(unlabelled.path), *words]) == 0
+        first, assumption, balanced = capsys.readouterr().out.splitlines()
+        assert f"on the 30 unseen photos of {val.path}" in first
+        assert "holds if the test photos have the species mix of these photos" in assumption
+        assert "mean over species" in balanced
 
 
 # --- the score to expect ----------------------------------------------------------------------
@@ -235,9 +234,15 @@ def wrong_at(prediction: PredictionFile, k: int) -> list[int]:
 
 
 def estimated(prediction: PredictionFile, **options: Any) -> Estimate:
-    found = estimate(prediction, SPEC, **options)
-    assert isinstance(found, Estimate)
+    found = estimate_score(prediction, **options)
+    assert found.metric == "top-3 error"
     return found
+
+
+def refuses_to_estimate(prediction: PredictionFile) -> bool:
+    with pytest.raises(InputError, match="no labelled prediction of the same making"):
+        estimate_score(prediction)
+    return True
 
 
 def test_on_unseen_photos_the_estimate_is_their_mean_error(
@@ -246,22 +251,19 @@ def test_on_unseen_photos_the_estimate_is_their_mean_error(
     val = made(tmp_path, "val", labels=LABELS, split="val")
     found = estimated(unlabelled)
     errors = wrong_at(val, 3)
-    assert found.value == pytest.approx(sum(errors) / 30)
-    assert found.low is not None
-    assert found.high is not None
-    assert 0 <= found.low < found.value < found.high <= 1
-    assert (found.metric, found.photos, found.role, found.mean_over) == (
-        "top-3 error", 30, "unseen", "photos",
-    )  # fmt: skip
+    assert found.expected.value == pytest.approx(sum(errors) / 30)
+    assert 0 <= found.expected.low < found.expected.value < found.expected.high <= 1
+    assert (found.photos, found.role) == (30, "unseen")
     assert found.prediction == str(val.path)
     assert found.species_without_photo == 0
-    assert found.line() == (
-        f"expected top-3 error: {found.value:.4f} (95 % interval {found.low:.4f} to "
-        f"{found.high:.4f}), mean over photos, on the 30 unseen photos of {val.path}"
+    whole = found.expected
+    assert found.lines()[0] == (
+        f"expected top-3 error: {whole.value:.4f} (95 % interval {whole.low:.4f} to "
+        f"{whole.high:.4f}) on the 30 unseen photos of {val.path}"
     )
 
 
-def test_on_photos_held_out_of_train_it_is_the_mean_over_species(
+def test_for_a_balanced_test_it_is_the_mean_over_species(
     tmp_path: Path, unlabelled: PredictionFile
 ) -> None:
     labels = [0] * 20 + [1] * 6 + [2] * 4
@@ -269,14 +271,14 @@ def test_on_photos_held_out_of_train_it_is_the_mean_over_species(
     found = estimated(unlabelled)
     errors = wrong_at(held, 3)
     by_species = [np.mean(errors[:20]), np.mean(errors[20:26]), np.mean(errors[26:])]
-    expected = accuracy_interval(np.array(errors, bool), np.array(labels))
-    assert found.value == pytest.approx(np.mean(by_species))
-    assert expected is not None
-    assert (found.low, found.high) == (expected.low, expected.high)
-    assert found.mean_over == "species"
-    assert found.line().endswith(
+    assert found.expected.value == pytest.approx(np.mean(errors))
+    assert found.balanced == accuracy_interval(np.array(errors, bool), np.array(labels))
+    assert found.balanced is not None
+    assert found.balanced.value == pytest.approx(np.mean(by_species))
+    assert found.lines()[0].endswith(
         f"on the 30 held out photos of {held.path}; 2 species have none there"
     )
+    assert f"mean over species: {found.balanced.value:.4f} (95 %" in found.lines()[2]
 
 
 def test_a_choice_made_on_the_photos_is_told(tmp_path: Path, unlabelled: PredictionFile) -> None:
@@ -284,7 +286,7 @@ def test_a_choice_made_on_the_photos_is_told(tmp_path: Path, unlabelled: Predict
     made(tmp_path, "holdout", labels=LABELS, split="holdout", role=roles)
     found = estimated(unlabelled)
     assert found.role == "chosen on"
-    assert found.line().endswith("holdout; chosen on them, it flatters")
+    assert found.lines()[0].endswith("holdout; chosen on them, it flatters")
 
 
 def test_unseen_photos_come_before_held_out_ones_and_many_before_few(
@@ -304,7 +306,7 @@ def test_unseen_photos_come_before_held_out_ones_and_many_before_few(
 def test_a_prediction_with_labels_is_its_own_estimate(tmp_path: Path) -> None:
     labelled = made(tmp_path, "test", labels=LABELS)
     assert estimated(labelled).prediction == str(labelled.path)
-    assert estimated(labelled).value == pytest.approx(np.mean(wrong_at(labelled, 3)))
+    assert estimated(labelled).expected.value == pytest.approx(np.mean(wrong_at(labelled, 3)))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +329,7 @@ def test_no_estimate_comes_from_what_was_made_otherwise_or_says_nothing(
     made(tmp_path, "val", **{"labels": LABELS, "split": "val"} | options)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "meta.json").write_text("{")
-    assert isinstance(estimate(unlabelled, SPEC), str)
+    assert refuses_to_estimate(unlabelled)
 
 
 def test_adjusted_predictions_are_alike_whatever_file_each_was_made_of(tmp_path: Path) -> None:
@@ -343,7 +345,7 @@ def test_the_geo_prior_s_weights_and_not_its_path_make_predictions_alike(tmp_pat
 
     test = placed("test", "g1", 3)
     placed("val-other", "g2", 3, labels=LABELS)
-    assert isinstance(estimate(test, SPEC), str)
+    assert refuses_to_estimate(test)
     val = placed("val", "g1", 5, labels=LABELS)
     assert estimated(test).prediction == str(val.path)
 
@@ -357,7 +359,7 @@ def test_ensembles_are_alike_whose_members_were_made_and_weighed_alike(tmp_path:
 
     test = made(tmp_path, "test", members=members("test", 0.5), fit={"photos": 3})
     made(tmp_path, "val-1", labels=LABELS, members=members("val", 0.25))
-    assert isinstance(estimate(test, SPEC), str)
+    assert refuses_to_estimate(test)
     made(tmp_path, "val-2", labels=LABELS, members=members("val", 0.5))
     assert estimated(test).prediction == str(tmp_path / "val-2")
 
@@ -366,32 +368,28 @@ def test_the_prediction_to_estimate_on_can_be_named(
     tmp_path: Path, unlabelled: PredictionFile
 ) -> None:
     oof = made(tmp_path / "folds", "oof", labels=LABELS, role="held out", checkpoint_sha256="c9")
-    path = submission.write(unlabelled, tmp_path / "s.csv", estimate_on=oof.path)
-    assert submission.read_manifest(path)["estimate"]["prediction"] == str(oof.path)
+    assert estimate_score(unlabelled.path, on=oof.path).prediction == str(oof.path)
     with pytest.raises(InputError) as caught:
-        estimate(unlabelled, SPEC, unlabelled)
+        estimate_score(unlabelled, on=unlabelled)
     assert str(caught.value) == (
-        f"--estimate-on {unlabelled.path}: its photos have no labels, or were trained on; "
-        "predict val or holdout"
+        f"--on {unlabelled.path}: its photos have no labels, or were trained on; predict val or "
+        "holdout"
     )
     other = made(tmp_path, "other", labels=LABELS, category_ids=[1, 2, 3, 4, 5])
     with pytest.raises(InputError) as caught:
-        submission.write(unlabelled, tmp_path / "t.csv", estimate_on=other)
-    assert str(caught.value) == (
-        f"--estimate-on {other.path}: its species are not {unlabelled.path}'s"
-    )
-    assert not (tmp_path / "t.csv").exists()
+        estimate_score(unlabelled, on=other)
+    assert str(caught.value) == f"--on {other.path}: its species are not {unlabelled.path}'s"
 
 
 def test_macro_f1_is_estimated_by_scikit_learn_s_value(
     tmp_path: Path, unlabelled: PredictionFile
 ) -> None:
     val = made(tmp_path, "val", labels=LABELS, split="val")
-    found = estimate(unlabelled, find_competition("herbarium-2021-fgvc8"))
-    assert isinstance(found, Estimate)
+    found = estimate_score(unlabelled, competition="herbarium-2021-fgvc8")
     guesses = val.logits.argmax(axis=1)
     assert found.metric == "macro F1"
-    assert found.value == pytest.approx(f1_score(LABELS, guesses, average="macro"))
+    assert found.expected.value == pytest.approx(f1_score(LABELS, guesses, average="macro"))
+    assert (found.balanced, len(found.lines())) == (None, 2)
 
 
 @pytest.mark.parametrize("n_wrong", [0, 3, 30])
@@ -402,9 +400,11 @@ def test_the_estimate_of_unseen_photos_has_the_interval_that_evaluate_gives(
     logits[np.arange(30) < n_wrong] *= -1
     val = made(tmp_path, "val", logits=logits, labels=LABELS, split="val")
     found, evaluated = estimated(unlabelled), evaluate(val).top3_error_interval
-    assert found.value == pytest.approx(n_wrong / 30)
-    assert (found.low, found.high) == pytest.approx((evaluated.low, evaluated.high), abs=1e-6)
-    assert 0 <= found.low < found.high <= 1
+    assert found.expected.value == pytest.approx(n_wrong / 30)
+    assert (found.expected.low, found.expected.high) == pytest.approx(
+        (evaluated.low, evaluated.high), abs=1e-6
+    )
+    assert 0 <= found.expected.low < found.expected.high <= 1
 
 
 # --- choices, other runs and other making --------------------------------------------------------
@@ -424,8 +424,8 @@ def test_photos_that_a_tau_was_searched_on_are_chosen_on_for_the_submission_too(
     for on in (by_hand, holdout):
         found = estimated(test, on=on)
         assert found.role == "chosen on"
-        assert found.line().endswith("in history of adjustments, and so may the score")
-        assert "chosen on them, it flatters" in found.line()
+        assert found.lines()[0].endswith("in history of adjustments, and so may the score")
+        assert "chosen on them, it flatters" in found.lines()[0]
     # A part of them, and what is made of the submission's prediction later.
     rows = slice(0, 7)
     ids = holdout.ids[rows].tolist()
@@ -506,7 +506,7 @@ def test_what_is_made_otherwise_in_the_prediction_that_is_estimated_on_is_said(
     val = made(tmp_path, "val", labels=LABELS, split="val", **options)
     found = estimated(unlabelled, on=val)
     assert found.made_otherwise == (what,)
-    assert found.line().endswith(
+    assert found.lines()[0].endswith(
         f"; that prediction differs from the submitted one in {what}, and so may the score"
     )
     alike = made(tmp_path, "alike", labels=LABELS, split="val")
@@ -541,12 +541,12 @@ def test_a_csv_of_other_bytes_than_its_manifest_says_is_refused(
     b = make_prediction(tmp_path / "b", -logits, ids=ids)
     path = submission.write(a, tmp_path / name)
     of_a = path.read_bytes()
-    assert submission.check(path, world) == len(ids)
+    assert submission.check(path, world).n_rows == len(ids)
     submission.write(b, path)
     path.write_bytes(of_a)
     refused_everywhere(path, world, capsys)
     submission.manifest_path(path).unlink()
-    assert submission.check(path, world) == len(ids)
+    assert submission.check(path, world).n_rows == len(ids)
 
 
 def test_a_kill_while_a_submission_is_written_never_leaves_a_manifest_that_passes(

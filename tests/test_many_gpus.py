@@ -61,7 +61,7 @@ def test_log_and_epoch_line_say_how_long_photos_were_waited_for(
 def test_a_dry_run_says_what_network_and_loader_can_do(world: Path) -> None:
     (line,) = [
         line
-        for line in inat.dry_run(tiny_config(**{"data.root": world}))
+        for line in inat.dry_run(tiny_config(**{"data.root": world})).lines()
         if line.startswith("limits     the network takes ")
     ]
     words = line.replace(",", "").replace(":", "").split()

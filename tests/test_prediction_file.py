@@ -363,7 +363,7 @@ def test_what_is_no_folder_is_no_prediction_file(tmp_path: Path) -> None:
         "ensemble WHOLE DAMAGED --how rank --out OUT",
         "ensemble WHOLE WHOLE --fit WHOLE DAMAGED --out OUT",
         "submission write TEST --out OUT.csv",
-        "submission write WHOLE_TEST --estimate-on DAMAGED --out OUT.csv",
+        "submission estimate WHOLE_TEST --on DAMAGED",
     ],
 )
 def test_logits_that_are_not_finite_are_refused_by_whoever_reads_them(

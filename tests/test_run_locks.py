@@ -12,6 +12,7 @@ import inat
 from inat.core.errors import WorldError
 from inat.runs.folds import fold_path
 from inat.runs.run import Run, writing
+from inat.training import folds as folds_module
 from inat.training import loop
 
 
@@ -73,7 +74,7 @@ def test_a_call_for_folds_holds_their_folder_to_its_end(
     path = tmp_path / "f"
     shutil.copytree(folds, path)
     shutil.rmtree(fold_path(path, 2))
-    train, tried = loop.train, []
+    train, tried = folds_module.train, []
 
     def second(*arguments: Any, **options: Any) -> Run:
         with pytest.raises(WorldError, match="another process writes there"):

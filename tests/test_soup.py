@@ -21,7 +21,8 @@ from inat.evaluation.evaluate import evaluate
 from inat.loader.loader import build_loader, to_device
 from inat.runs.run import Run
 from inat.training import soup as soup_module
-from inat.training.soup import average_weights, has_batch_norm, soup
+from inat.training.soup import average_weights, has_batch_norm
+from inat.training.verbs import soup
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -238,7 +238,7 @@ def test_the_plan_shows_each_stage_in_turn(world: Path) -> None:
 
 
 def test_a_dry_run_takes_a_batch_of_each_stage(world: Path) -> None:
-    lines = inat.dry_run(config_of(LARGER, BALANCED, **{"data.root": str(world)}))
+    lines = inat.dry_run(config_of(LARGER, BALANCED, **{"data.root": str(world)})).lines()
     batches = [line for line in lines if line.startswith("one batch  loss ")]
     assert len(batches) == 3
 

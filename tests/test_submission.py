@@ -92,7 +92,7 @@ def test_what_is_written_passes_the_check_and_is_scored(world: Path, tmp_path: P
         category_ids=test.taxonomy.category_ids.tolist(),
     )
     path = submission.write(prediction, tmp_path / "s.csv")
-    assert submission.check(path, world) == 8
+    assert submission.check(path, world).n_rows == 8
     public, private = organisers_accuracy(path, world / "solution.csv", 3)
     expected = Score("top-3 error", 1 - public, 1 - private)
     assert submission.score(path, world / "solution.csv") == expected
@@ -133,15 +133,15 @@ def test_write_replaces_the_file_that_is_there(tmp_path: Path) -> None:
 def test_a_valid_file_passes_and_gives_its_number_of_rows(
     world: Path, tmp_path: Path, rows: list[str]
 ) -> None:
-    assert submission.check(save(tmp_path / "s.csv", rows), world) == 8
-    assert submission.check(str(save(tmp_path / "r.csv", rows[::-1])), str(world)) == 8
+    assert submission.check(save(tmp_path / "s.csv", rows), world).n_rows == 8
+    assert submission.check(str(save(tmp_path / "r.csv", rows[::-1])), str(world)).n_rows == 8
 
 
 def test_windows_line_ends_pass_as_they_do_at_the_organisers(
     world: Path, tmp_path: Path, rows: list[str]
 ) -> None:
     path = save(tmp_path / "s.csv", rows, newline="\r\n")
-    assert submission.check(path, world) == 8
+    assert submission.check(path, world).n_rows == 8
     unix = save(tmp_path / "unix.csv", rows)
     solution = world / "solution.csv"
     assert submission.score(path, solution) == submission.score(unix, solution)
@@ -152,7 +152,7 @@ def test_a_file_without_a_last_line_end_passes(
 ) -> None:
     path = save(tmp_path / "s.csv", rows)
     path.write_bytes(path.read_bytes().removesuffix(b"\n"))
-    assert submission.check(path, world) == 8
+    assert submission.check(path, world).n_rows == 8
 
 
 @pytest.mark.parametrize(
@@ -416,7 +416,7 @@ def test_a_compressed_csv_holds_the_same_text_in_the_same_bytes_each_time(
     assert first == other
     assert first[3:8] == bytes(5)  # RFC 1952: no flags, so no name; and no time
     path = tmp_path / "a" / "s.csv.gz"
-    assert submission.check(path, world) == 8
+    assert submission.check(path, world).n_rows == 8
     solution = world / "solution.csv"
     assert submission.score(path, solution) == submission.score(plain, solution)
 

@@ -52,9 +52,12 @@ def test_the_six_lines_lead_from_photos_to_a_score(
     assert per_class["hits"].sum() / 10 == pytest.approx(metrics["top1"]["value"])
     assert run("submission", "write", test, "--out", "submissions/mini_la.csv") == 0
     assert capsys.readouterr().out == (
-        "wrote submissions/mini_la.csv\n"
-        "no estimate of the score: no labelled prediction of the same making lies beside "
-        f"{test}; predict val or holdout in the same way, or name one by --estimate-on\n"
+        f"wrote submissions/mini_la.csv\nthe score to expect: inat submission estimate {test}\n"
+    )
+    assert run("submission", "estimate", test) == 2
+    assert capsys.readouterr().err == (
+        f"inat: no labelled prediction of the same making lies beside {test}; predict val or "
+        "holdout in the same way, or name one by --on\n"
     )
     assert run("submission", "check", "submissions/mini_la.csv", "--data.root", "DATA") == 0
     assert capsys.readouterr().out == "submissions/mini_la.csv: 10 rows, nothing wrong\n"

@@ -353,10 +353,11 @@ def test_photos_of_a_folder_get_three_names_and_probabilities(
     (folder / "a.jpg").write_bytes(some[0].read_bytes())
     (folder / "deep" / "b.JPG").write_bytes(some[1].read_bytes())
     (folder / "c.png").write_bytes(b"no photo")
-    guesses, unreadable = inat.predict_photos(held_out_run.path, folder)
+    found = inat.predict_photos(held_out_run, folder)
+    guesses = found.guesses
     assert [guess.path.name for guess in guesses] == ["a.jpg", "b.JPG"]
-    assert [event.path for event in unreadable] == [str(folder / "c.png")]
-    single, _ = inat.predict_photos(held_out_run.path, folder / "a.jpg")
+    assert [event.path for event in found.unreadable] == [str(folder / "c.png")]
+    single = inat.predict_photos(held_out_run.path, folder / "a.jpg").guesses
     assert [(guess.path.name, guess.names) for guess in single] == [("a.jpg", guesses[0].names)]
     for guess in guesses:
         assert guess.probabilities == sorted(guess.probabilities, reverse=True)
@@ -391,7 +392,7 @@ def test_photos_of_ones_own_are_read_through_links_under_any_name(
         f"{folder}/Ma%F1ana", f"{folder}/a.jpg", f"{folder}/linked/deep.jfif",
     ]  # fmt: skip
     assert "not read" not in told.err
-    guesses, _ = inat.predict_photos(held_out_run.path, folder)
+    guesses = inat.predict_photos(held_out_run.path, folder).guesses
     assert guesses[0].probabilities == guesses[1].probabilities
 
 
@@ -432,5 +433,5 @@ def test_a_run_of_other_species_refuses_the_data(held_out_run: Run, tmp_path: Pa
 
 def test_class_balanced_logit_adjustment_says_it_is_plain_ce(world: Path) -> None:
     draws = {"sampler.name": "class_balanced", "loss.name": "logit_adjusted"}
-    lines = inat.dry_run(tiny_config(**{"data.root": world, **draws}))
+    lines = inat.dry_run(tiny_config(**{"data.root": world, **draws})).lines()
     assert any("which is plain ce under class_balanced draws" in line for line in lines)

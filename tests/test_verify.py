@@ -115,7 +115,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sound_data_set_has_nothing_to_report(world: Path, tmp_path: Path) -> None:
     verified = verify(world, report=tmp_path / "report.json", workers=2)
     assert verified.faults() == ""
-    assert verified.line() == (
+    assert verified.lines()[0] == (
         f"{world}: 63 photos, 0 missing, 0 bad, 0 recovered, 0 mismatched, 0 slow, 0 copied; "
         f"see {tmp_path}/report.json"
     )
@@ -165,7 +165,7 @@ def test_copies_under_two_species_and_in_two_splits_are_listed_with_their_twin(
     root = copied_world(tmp_path / "data")
     expected = orjson.loads((root / "expected.json").read_bytes())
     verified = verify(root, workers=workers)
-    assert verified.line().endswith(", 9 copied; see " + str(root / "verify.json"))
+    assert verified.lines()[0].endswith(", 9 copied; see " + str(root / "verify.json"))
     assert verified.faults() == ""
     found = {row["file_name"]: row["reason"] for row in report_of(root / "verify.json")["copied"]}
     assert list(found) == sorted(name for names in expected.values() for name in names)

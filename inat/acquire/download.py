@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import requests
@@ -44,27 +44,34 @@ class Downloaded:
     complete: tuple[str, ...]
     n_files: int
 
+    def lines(self) -> list[str]:
+        """The counts, for a terminal."""
+        return [
+            f"{self.root}: {self.n_files:,} files of {len(self.fetched)} archives, "
+            f"{len(self.complete)} archives were there already"
+        ]
+
 
 def download(
     competition: str,
     root: Path | str,
     *,
-    only: str | None = None,
+    only: Literal["annotations", "train_val", "test", "locations"] | None = None,
     base_url: str | None = None,
     keep_archives: bool = False,
 ) -> Downloaded:
     """Fetches a competition's archives, checks their MD5s and unpacks them.
 
-    A call that was interrupted goes on when it is made again; what is complete, as
-    `root/download.json` has it, is neither fetched nor asked for.
+    An interrupted call resumes when it is made again; what is complete, as ROOT/download.json
+    lists it, is not requested again.
 
     Args:
-        competition: Kaggle name.
+        competition: Kaggle name: inaturalist-2018 (160 GB).
         root: folder for the data; it, train_val2018 and test2018 in it may be links to folders
-            on a larger disk. An archive that lies in it already is not fetched.
-        only: annotations, train_val, test or locations; None fetches all.
-        base_url: address of a mirror; None is the organisers'.
-        keep_archives: leave the archives beside what they held.
+            on a larger disk. An archive that is in it already is not fetched.
+        only: annotations, train_val (photos), test (photos) or locations; None: all.
+        base_url: address of a mirror; None: the organisers'.
+        keep_archives: keep the archives after unpacking them.
 
     Raises:
         InputError: an option is wrong, or a file of the same name and other content is there.

@@ -156,31 +156,32 @@ def import_folders(
     imbalance_factor: float | None = None,
     seed: int = 0,
 ) -> Imported:
-    """Makes a data set in the iNat layout from folders `train/<species>/<photo>`.
+    """Turns folders of photos, one per species, into a data set in the iNat layout.
 
-    Photos are hard-linked where the disk allows it, else copied; their format, pixels and color
-    profile stay. HEIC photos become JPEG files, where pillow-heif is installed. Which files are
-    photos is decided by their content; links are followed; hidden and system folders are not
-    searched. Category ids are 0, 1, ... in the order of the folders' names. Every file is read once
-    for its digest, which the annotations keep: photos with the same bytes stay on one side of every
-    cut.
-
-    `out` is filled only when everything is ready: an error or Ctrl-C leaves it as it was.
+    The content of a file decides whether it is a photo. Links are followed; hidden and system
+    folders are not searched. Photos are hard-linked where the disk allows it, else copied; their
+    format, pixels and color profile stay as they are. HEIC photos become JPEG with the extra heic
+    (pip install 'inat[heic]'). Whatever is skipped is counted, and listed in OUT/passed_over.csv.
+    Category ids are 0, 1, ... in the order of the folders' names. Photos with the same bytes stay
+    on one side of every cut. OUT is filled only when everything is ready: an error or Ctrl-C leaves
+    it as it was.
 
     Args:
-        train: one folder per species, named as the species; photos may lie in folders below.
-        out: the data set's folder; must not exist or be empty.
-        test: a folder of photos (test split without labels), or of species' folders as in
-            `train`: its labels then become solution.csv.
-        species: which folders are species where a folder holds only folders of photos: top, the
-            folders directly in `train`; leaf, each folder that holds photos. None refuses that.
-        val_share: share of every species' photos that becomes val, its fraction rounded up or
-            down by a draw, so that rare species are held out at the same rate; each keeps at
-            least one to train on.
-        imbalance_factor: keep n_max f^(-j/(C-1)) photos of species j, in the order of the
-            folders' names (the exponential profile of Cao et al. 2019): the first has f times
-            the photos of the last. None keeps all.
-        seed: of the val share and of the photos that an imbalance factor keeps.
+        train: folder with one folder of photos per species, named after it; photos may lie in
+            folders below.
+        out: folder of the new data set; must not exist or be empty.
+        test: folder of test photos, or of species' folders as in `train`, whose labels then go to
+            solution.csv.
+        species: which folders are species where they are nested: top: those directly in `train`;
+            leaf: each folder that holds photos. None: folders that hold only folders of photos are
+            refused.
+        val_share: share of each species' photos that becomes val; 0 makes none. A fraction is
+            rounded up or down by a draw, so that rare species are held out at the same rate; each
+            keeps at least one to train on.
+        imbalance_factor: thin the species out exponentially, in the order of the folders' names,
+            until the first has this many times the photos of the last (Cao et al. 2019); None:
+            keep all.
+        seed: seed of the val share and of the thinning.
 
     Raises:
         InputError: no class folders, folders whose species are ambiguous, a species without

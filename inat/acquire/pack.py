@@ -99,12 +99,12 @@ class Packed:
     bad: list[Finding]
     recovered: list[Finding]
 
-    def line(self) -> str:
-        """The part for a terminal."""
-        return (
+    def lines(self) -> list[str]:
+        """The part, for a terminal."""
+        return [
             f"{self.root}: part {self.part}, {self.n_photos:,} photos, {self.n_reduced:,} reduced, "
             f"{len(self.recovered):,} recovered, {self.n_bytes / 1e6:,.1f} MB"
-        )
+        ]
 
     def faults(self) -> str:
         """What is wrong with the photos, in one line; "" where nothing is."""
@@ -128,21 +128,21 @@ def pack_photos(
     workers: int | None = None,
     competition: str = "inaturalist-2018",
 ) -> Packed:
-    """Packs one part of a data set's photos; with all parts, `out` can stand for the folder.
+    """Packs the photos of a data set into large files, which every verb takes for the folder.
 
-    A photo whose short side is at most `short_side` is stored as it is, byte for byte. A larger
-    one is turned upright, shrunk and encoded as a JPEG with 4:2:0 chroma, as cameras do; EXIF
-    data and colour profiles, which no loader here uses, are left out. Bad photos are stored as
-    they are, so that reading them fails as before. Whole shards of an interrupted run are kept,
-    but for those whose missing or bad photos have changed.
+    An interrupted call resumes when it is made again; N machines each pack one part. A photo whose
+    short side is at most `short_side` is stored as it is, byte for byte. A larger one is turned
+    upright, shrunk and encoded as a JPEG with 4:2:0 chroma, as cameras do; EXIF data and color
+    profiles, which no loader here uses, are left out. Bad photos are stored as they are, so that
+    reading them fails as before.
 
     Args:
         root: folder of the data set, or a pack of it.
-        out: the pack; the annotation files are linked or copied there.
-        short_side: of the reduced photos, in pixels.
-        quality: of the reduced photos, 1..100.
-        part: "I/N": the I-th of N stretches of the sorted file names.
-        workers: threads that read, shrink and encode; 0 does it in this one; None: one a
+        out: folder of the pack; the annotation files are linked or copied there.
+        short_side: short side of the shrunk photos, in pixels.
+        quality: JPEG quality of the shrunk photos, 1 to 100.
+        part: I/N: the I-th of N equal stretches of the sorted file names.
+        workers: threads that read, shrink and encode; 0 does it in this one; None: one per
             processor. The bytes are the same for any number.
         competition: Kaggle name; it decides the names of the annotation files.
 

@@ -87,10 +87,10 @@ class Verified:
     findings: Findings
     damaged_files: list[Finding]
 
-    def line(self) -> str:
+    def lines(self) -> list[str]:
         """The counts, for a terminal."""
         counts = ", ".join(f"{len(found):,} {kind}" for kind, found in vars(self.findings).items())
-        return f"{self.root}: {self.n_photos:,} photos, {counts}; see {self.report}"
+        return [f"{self.root}: {self.n_photos:,} photos, {counts}; see {self.report}"]
 
     def faults(self) -> str:
         """What must be mended, in one line; "" where nothing must."""
@@ -113,7 +113,7 @@ def verify(
     report: Path | str | None = None,
     competition: str = "inaturalist-2018",
 ) -> Verified:
-    """Reads every distinct photo of a data set to its last byte, and writes a report.
+    """Checks every photo of a data set or pack: is it there, whole, of its size, and not a copy?
 
     Photos with the same bytes are listed where they stand under two species or in two splits; of
     a part of the data set, those within the part.
@@ -124,9 +124,9 @@ def verify(
 
     Args:
         root: folder of the data set, or a pack of it.
-        part: "I/N": the I-th of N stretches of the sorted file names.
-        workers: threads that read and decode; 0 does it in this one; None: one a processor.
-        report: the JSON; None: verify.json in `root`, or verify.part-I-of-N.json.
+        part: I/N: the I-th of N equal stretches of the sorted file names.
+        workers: threads that read and decode; 0 does it in this one; None: one per processor.
+        report: JSON file for all findings; None: verify.json in ROOT, or verify.part-I-of-N.json.
         competition: Kaggle name; it decides the names of the annotation files.
 
     Raises:

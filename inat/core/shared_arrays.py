@@ -1,9 +1,12 @@
 """Arrays that worker processes map instead of copying."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SharedArray:
@@ -20,13 +23,15 @@ class SharedArray:
         self.array = array
         self._shared: Tensor | None = None  # made once, whatever the number of workers
 
-    def __getstate__(self) -> Tensor:
+    def __getstate__(self) -> "Tensor":
         if self._shared is None:
+            import torch  # here: it is slow to import, and only worker processes need it
+
             shared = torch.from_numpy(self.array.copy())
             self._shared = shared.share_memory_()  # type: ignore[no-untyped-call]
         return self._shared
 
-    def __setstate__(self, shared: Tensor) -> None:
+    def __setstate__(self, shared: "Tensor") -> None:
         self._shared = shared
         self.array = shared.numpy()
 

@@ -95,7 +95,11 @@ class TailProfile:
 
 
 def describe(root: Path | str, *, competition: str = "inaturalist-2018") -> TailProfile:
-    """The tail profile of the data set in `root`.
+    """The tail profile of a data set: how many photos its species have.
+
+    Args:
+        root: folder of the data set.
+        competition: Kaggle name; it decides the names of the annotation files.
 
     Raises:
         InputError: the annotations are missing or broken.

@@ -123,17 +123,19 @@ def compare(
     band_edges: tuple[int, int] | None = None,
     chosen_here: bool = False,
 ) -> Comparison:
-    """Says whether the second prediction is better than the first, overall and in each shot band.
+    """Tests whether the second prediction is better than the first, and for which species.
 
-    The rows of the two may stand in different orders.
+    Both are of the same photos, in any order. A difference is claimed where its paired 95 %
+    interval excludes 0 and McNemar's p is below 0.05.
 
     Args:
         first: the prediction to compare with.
         second: the prediction that may be better.
-        solution: CSV `id,expected,usage` for photos whose labels the predictions do not know.
+        solution: the organisers' CSV id,expected,usage, for photos whose labels the predictions
+            do not know.
         bands: named band edges: literature (few < 20, many > 100) or mislas (few <= 20).
         band_edges: few has fewer training photos than the first, many has more than the second;
-            None, and no `bands`: the runs' data.band_edges.
+            None: the runs' data.band_edges.
         chosen_here: compare even on photos on which something was chosen.
 
     Raises:

@@ -180,15 +180,16 @@ def evaluate(
     band_edges: tuple[int, int] | None = None,
     chosen_here: bool = False,
 ) -> Evaluation:
-    """Scores a prediction.
+    """Measures accuracy, top-3 error, shot bands and more of a prediction.
 
     Args:
         prediction: a prediction file.
-        solution: CSV `id,expected,usage` for photos whose labels the prediction does not know.
+        solution: the organisers' CSV id,expected,usage, for photos whose labels the prediction
+            does not know.
         bands: named band edges: literature (few < 20, many > 100) or mislas (few <= 20).
         band_edges: few has fewer training photos than the first, many has more than the second;
-            None, and no `bands`: the run's data.band_edges.
-        chosen_here: evaluate even on photos on which something was chosen, and say so.
+            None: the run's data.band_edges.
+        chosen_here: evaluate even on photos on which something was chosen; a note says so.
 
     Raises:
         InputError: no labels, ids that do not match the solution's; half of the photos or more

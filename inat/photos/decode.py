@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.nn.functional import interpolate
 
 from inat.photos.jpeg import MOST_SCANS, Damaged, Scans, mended, segments, without_oddities
 from inat.photos.search import FORMATS
@@ -331,6 +329,9 @@ def _resized(pixels: Pixels, box: Box, size: int) -> Pixels:
 
 
 def _antialiased(pixels: Pixels, height: int, width: int) -> Pixels:
+    import torch  # here: help and checks of a command line never wait for it
+    from torch.nn.functional import interpolate
+
     # Seen as [1, 3, H, W] the same bytes are channels_last. On uint8 this is the vector code
     # that Pillow-SIMD brought: 4 to 6 times as fast as Pillow or OpenCV's INTER_AREA.
     images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)

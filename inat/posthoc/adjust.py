@@ -135,7 +135,7 @@ def adjust(
     _write(prediction, out, move)
     if estimated:
         move.notes.append(f"the estimated prior is in {_write_prior(prediction, out, move.prior)}")
-    return replace(read_prediction(out), notes=move.notes)
+    return read_prediction(out).with_notes(move.notes)
 
 
 def _write(prediction: PredictionFile, out: Path, move: Move) -> None:

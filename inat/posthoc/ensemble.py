@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +127,7 @@ def ensemble(
     else:
         chosen, photos = _fitted(how, members, fitted_on, given, search, from_prior)
     _write(out, how, members, chosen, photos, _choices(how, given, search, photos))
-    return replace(read_prediction(out), notes=_notes(members, chosen, photos))
+    return read_prediction(out).with_notes(_notes(members, chosen, photos))
 
 
 def _given_weights(weights: str | Sequence[float], n_members: int) -> list[float] | None:

@@ -4,7 +4,6 @@ The product rule of Mac Aodha et al. 2019, arXiv 1906.05272, eq. 1: photo and pl
 independently of one another of the species, so their probabilities are multiplied.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +75,14 @@ def add_log_presence(
         meta.adjusted = [*meta.adjusted, step]
     note = f"{(~placed).sum():,} of {len(placed):,} photos have no place and keep their own logits"
     if power is None:
-        return replace(read_prediction(out), notes=[note])
+        return read_prediction(out).with_notes([note])
     notes = [
         note,
         f"presence grows as the {power:.2f}th power of a species' training photos on the photos "
         "with a place; where these are balanced, that much of a class prior was added, which "
         "logits_prior does not count",
     ]
-    return replace(read_prediction(out), notes=notes)
+    return read_prediction(out).with_notes(notes)
 
 
 def presence_power(

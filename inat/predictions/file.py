@@ -9,7 +9,7 @@ of the photos that it was chosen on. It is written beside its place and put ther
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,10 @@ class PredictionFile:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def with_notes(self, notes: list[str]) -> "PredictionFile":
+        """The same file, just written, with what there is to say of it."""
+        return replace(self, notes=notes)
 
     def lines(self) -> list[str]:
         """The notes, and what the file holds, for a terminal."""

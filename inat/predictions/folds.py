@@ -14,8 +14,8 @@ from inat.core.priors import Prior, normalised, target_shift
 from inat.core.progress import first_few, say
 from inat.predictions.file import PredictionFile, read_prediction, store, write_prediction
 from inat.predictions.meta import Origin, PredictionMeta, read_meta
-from inat.predictions.predict import predict
 from inat.predictions.processes import this_process, wait_until_none
+from inat.predictions.verbs import predict
 from inat.runs.folds import FoldRuns, open_folds
 
 OUT_OF_FOLD = "oof"

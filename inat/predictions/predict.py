@@ -20,7 +20,7 @@ from jaxtyping import Float, Float64, Int64
 from msgspec.structs import replace
 from torch import Tensor
 
-from inat.config.schema import CheckpointName, Config, Precision, ViewMean, Weights
+from inat.config.schema import Config, Precision, ViewMean
 from inat.core.errors import InputError, WorldError
 from inat.core.files import disk_remedies, locked
 from inat.core.metrics import top_k
@@ -60,36 +60,18 @@ from inat.predictions.file import (
 )
 from inat.predictions.meta import LOG_PRESENCE, PredictionMeta, Role
 from inat.predictions.parts import PART_IMAGES, Parts, Troubles, parts_folder
-from inat.predictions.processes import Process, this_process, wait_until_none
-from inat.runs.run import Run, open_run, versions, with_root
+from inat.predictions.processes import Process, wait_until_none
+from inat.predictions.verbs import Guess
+from inat.runs.run import Run, versions
 from inat.runs.trained import (
     Checkpoint,
     TrainedModel,
-    find_checkpoint,
-    forward_batch,
     load_model,
 )
 
 
 @dataclass(frozen=True)
-class Guess:
-    """The likeliest species of one photo, best first.
-
-    Attributes:
-        path: the photo.
-        names: of the species.
-        category_ids: of the species.
-        probabilities: of the species; all species together have 1.
-    """
-
-    path: Path
-    names: list[str]
-    category_ids: list[int]
-    probabilities: list[float]
-
-
-@dataclass(frozen=True)
-class _Job:
+class Job:
     """A prediction to be made: what decides each of its logits, but for the network."""
 
     run: Run
@@ -177,129 +159,26 @@ class _Job:
             yield
 
 
-def predict(
-    run: Path | str,
-    split: str = "test",
-    *,
-    checkpoint: CheckpointName = "last",
-    weights: Weights = "auto",
-    views: str = "centre",
-    view_mean: ViewMean = "logprob",
-    name: str | None = None,
-    root: Path | str | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    precision: Precision | None = None,
-    float32: bool = False,
-    rank: int | None = None,
-    world_size: int | None = None,
-    overwrite: bool = False,
-) -> PredictionFile:
-    """Predicts every photo of a split once and writes RUN/predictions/NAME.
-
-    It is made in parts, which lie in RUN/predictions/.parts-NAME until it is whole: a call that
-    was cut off is called again and goes on after its last whole part, and the file is the same,
-    byte for byte. So it is for several processes, each of which makes its share of the parts;
-    that of rank 0 joins them.
-
-    Args:
-        run: a folder that `inat train` made.
-        split: test, val, train, holdout (what the run kept out of training) or fold:i/K.
-        checkpoint: last, or best on the held-out part.
-        weights: ema or raw; auto: the moving average where the run kept one.
-        views: of each photo, from one decode: centre, flip, five-crop, ten-crop, full, random:N,
-            scales:A,B, joined by + (`inat.loader.views`).
-        view_mean: logprob: their log-probabilities are averaged; prob: their probabilities.
-        name: of the prediction; None: the split's.
-        root: data folder, where it is another than the run's.
-        batch_size: images a forward pass, views counted; None: twice those of a process of the
-            training, at most 512.
-        workers: threads or processes that read photos; None: the run's.
-        precision: of the forward passes: fp32, bf16, fp16, or auto, what the device does best;
-            None: the run's, where the device has it.
-        float32: keep the logits as float32 instead of float16, in twice the space.
-        rank: number of this process among those that predict together; None, and no world_size:
-            RANK and WORLD_SIZE of the environment, which torchrun sets, or else the only one.
-        world_size: how many they are.
-        overwrite: replace a prediction of that name that was made with other settings.
-
-    Raises:
-        InputError: no such run, checkpoint or split; a bad spec of views, or sizes that the
-            network does not take; a prediction of that name exists; a geo prior, and the split
-            has no locations.
-        WorldError: a photo cannot be read (data.on_bad_photo stop), or too many; another process
-            makes this prediction, or never makes its share.
-    """
-    opened = open_run(run)
-    process = this_process(rank, world_size)
-    name = name or split.replace(":", "-").replace("/", "-of-")
-    if Path(name).name != name or name.startswith("."):
-        raise InputError(f"--name {name!r} is no plain name; it becomes a folder in {run}")
-    chosen = find_checkpoint(opened, checkpoint, weights)
-    config = chosen.config(with_root(opened.config, root))
-    job = _Job(
-        run=opened,
-        config=config,
-        checkpoint=chosen,
-        photos=load_split(
-            config.data.root or Path(),
-            split,
-            holdout=config.data.holdout,
-            holdout_seed=config.data.holdout_seed,
-            competition=config.data.competition,
-        ),
-        views=views,
-        view_mean=view_mean,
-        batch_size=forward_batch(opened, config) if batch_size is None else batch_size,
-        workers=config.data.workers if workers is None else workers,
-        dtype=np.float32 if float32 else np.float16,
-        precision=precision,
-    )
-    _refuse_other_species(opened, job.photos)
-    path = opened.prediction(name)
+def make_prediction(job: Job, name: str, process: Process, *, overwrite: bool) -> PredictionFile:
+    """Makes the prediction, or finds that the same one is there already; see `verbs.predict`."""
+    run = job.run
+    _refuse_other_species(run, job.photos)
+    path = run.prediction(name)
     meta = _meta(job)
     if (path / "meta.json").is_file() and not overwrite:
         return _same_or_refused(path, meta, job)
-    if opened.is_geo_prior:
+    if run.is_geo_prior:
         return _write_presence(job, path, meta, process)
     kept = "the parts made so far are whole: make room and run the same command again"
     with process.on_device(), disk_remedies(path, kept), worker_deaths(), job.machine():
         return _write(job, path, meta, process)
 
 
-def predict_photos(
-    run: Path | str,
-    photos: Path | str,
-    *,
-    k: int = 3,
-    checkpoint: CheckpointName = "last",
-    weights: Weights = "auto",
-    views: str = "centre",
-    view_mean: ViewMean = "logprob",
-    precision: Precision | None = None,
+def guess_species(
+    job: Job, found: list[FoundPhoto], k: int
 ) -> tuple[list[Guess], list[PhotoEvent]]:
-    """The k likeliest species of a photo, or of each photo in a folder and below it, and the
-    photos that were unreadable. Links are followed; hidden and system folders are not searched.
-
-    Raises:
-        InputError: no such run, photo or folder, no photo in it, or a bad spec of views.
-    """
-    opened = open_run(run)
-    found, unreadable = _own_photos(Path(photos))
-    table = _split_of_files(opened, Path(photos), found)
-    chosen = find_checkpoint(opened, checkpoint, weights)
-    config = chosen.config(opened.config)
-    job = _Job(
-        opened,
-        config,
-        chosen,
-        table,
-        views,
-        view_mean,
-        forward_batch(opened, config),
-        config.data.workers,
-        precision=precision,
-    )
+    """The k likeliest species of each photo, and the photos that cannot be decoded."""
+    table = job.photos
     loader = job.loader(table, "skip", OwnPhotos(found))
     guesses = []
     with job.machine():
@@ -316,10 +195,10 @@ def predict_photos(
                         probabilities[row].tolist(),
                     )
                 )
-    return guesses, unreadable + loader.bad_photos
+    return guesses, loader.bad_photos
 
 
-def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoEvent]]:
+def own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoEvent]]:
     """The photos at or below a path, and those that cannot be read."""
     if not path.exists():
         raise InputError(f"{readable(path)}: there is no such photo or folder")
@@ -343,7 +222,7 @@ def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoEvent]]:
     return found, unread
 
 
-def _write(job: _Job, path: Path, meta: PredictionMeta, process: Process) -> PredictionFile:
+def _write(job: Job, path: Path, meta: PredictionMeta, process: Process) -> PredictionFile:
     photo_table, chosen_keys = _photo_table(job)
     model = job.model()
     meta.precision = model.precision
@@ -372,9 +251,7 @@ def _write(job: _Job, path: Path, meta: PredictionMeta, process: Process) -> Pre
     return read_prediction(path)
 
 
-def _write_presence(
-    job: _Job, path: Path, meta: PredictionMeta, process: Process
-) -> PredictionFile:
+def _write_presence(job: Job, path: Path, meta: PredictionMeta, process: Process) -> PredictionFile:
     if process.world_size > 1:
         raise InputError(
             f"{job.run.path}: one process predicts a geo prior, in seconds, and not "
@@ -405,7 +282,7 @@ def _missing(parts: Parts, process: Process) -> list[str]:
     return [f"part {number} of rank {number % process.world_size}" for number in missing]
 
 
-def _make_parts(job: _Job, model: TrainedModel, parts: Parts, process: Process) -> None:
+def _make_parts(job: Job, model: TrainedModel, parts: Parts, process: Process) -> None:
     share = process.share(len(parts))
     pending = parts.missing(share)
     if len(pending) < len(share):
@@ -436,7 +313,7 @@ def _make_parts(job: _Job, model: TrainedModel, parts: Parts, process: Process) 
 
 
 def _part(
-    job: _Job,
+    job: Job,
     model: TrainedModel,
     batches: Iterator[Batch],
     loader: Loader,
@@ -462,7 +339,7 @@ def _part(
     return rows, Troubles(*([str(event) for event in events] for events in new))
 
 
-def _untold(job: _Job) -> Float64[np.ndarray, "classes"]:
+def _untold(job: Job) -> Float64[np.ndarray, "classes"]:
     """Logits of a photo that tells nothing: they are the prior that all logits carry, so that what
     takes it off leaves them uniform. Where it is not known, they are that of the draws, or of the
     photo counts where the draws changed during training."""
@@ -476,7 +353,7 @@ def _untold(job: _Job) -> Float64[np.ndarray, "classes"]:
 
 
 def _join(
-    job: _Job,
+    job: Job,
     parts: Parts,
     photo_table: pd.DataFrame,
     chosen_keys: Int64[np.ndarray, "chosen"],
@@ -513,7 +390,7 @@ def _tell_slow(photos: Split, events: list[str]) -> None:
         )
 
 
-def _digest(job: _Job, model: TrainedModel, meta: PredictionMeta) -> str:
+def _digest(job: Job, model: TrainedModel, meta: PredictionMeta) -> str:
     """Of all that a logit depends on to its last bit, but for the processor."""
     decides = {
         **msgspec.to_builtins(replace(meta, run="")),  # a path may be spelled in several ways
@@ -528,7 +405,7 @@ def _digest(job: _Job, model: TrainedModel, meta: PredictionMeta) -> str:
     return hashlib.sha256(orjson.dumps(decides)).hexdigest()
 
 
-def _meta(job: _Job) -> PredictionMeta:
+def _meta(job: Job) -> PredictionMeta:
     run, config, checkpoint, photos = job.run, job.config, job.checkpoint, job.photos
     meta = PredictionMeta(
         competition=config.data.competition,
@@ -558,7 +435,7 @@ def _meta(job: _Job) -> PredictionMeta:
     return meta
 
 
-def _same_or_refused(path: Path, meta: PredictionMeta, job: _Job) -> PredictionFile:
+def _same_or_refused(path: Path, meta: PredictionMeta, job: Job) -> PredictionFile:
     """The prediction that is there already, if it is the one asked for."""
     there = read_prediction(path)
     if there.meta.views != meta.views:
@@ -595,7 +472,7 @@ def _same_or_refused(path: Path, meta: PredictionMeta, job: _Job) -> PredictionF
     return there
 
 
-def _is_made(path: Path, meta: PredictionMeta, job: _Job) -> bool:
+def _is_made(path: Path, meta: PredictionMeta, job: Job) -> bool:
     if not (path / "meta.json").is_file():
         return False
     try:
@@ -605,7 +482,7 @@ def _is_made(path: Path, meta: PredictionMeta, job: _Job) -> bool:
     return True
 
 
-def _photo_table(job: _Job) -> tuple[pd.DataFrame, Int64[np.ndarray, "chosen"]]:
+def _photo_table(job: Job) -> tuple[pd.DataFrame, Int64[np.ndarray, "chosen"]]:
     """What the run's training made of each photo: unseen, trained on, held out, chosen on; and the
     keys of all photos on which something was chosen.
 
@@ -648,7 +525,8 @@ def _refuse_other_species(run: Run, photos: Split) -> None:
         )
 
 
-def _split_of_files(run: Run, root: Path, found: list[FoundPhoto]) -> Split:
+def split_of_files(run: Run, root: Path, found: list[FoundPhoto]) -> Split:
+    """The photos as a split of the run's species, without labels."""
     n_photos = len(found)
     species = run.species
     return Split(

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import torch
-
 from inat.core.errors import InputError, WorldError
 
 PATIENCE_SECONDS = 1800.0
@@ -34,7 +32,11 @@ class Process:
 
     def on_device(self) -> AbstractContextManager[object]:
         """Where several processes share a machine's GPUs, each works on one of its own."""
-        if self.world_size == 1 or not torch.cuda.is_available():
+        if self.world_size == 1:
+            return nullcontext()
+        import torch  # here: it is slow to import, and --help must not wait for it
+
+        if not torch.cuda.is_available():
             return nullcontext()
         local_rank = _whole_number("LOCAL_RANK", os.environ.get("LOCAL_RANK", str(self.rank)))
         return torch.cuda.device(local_rank % torch.cuda.device_count())

@@ -20,6 +20,13 @@ class FoldRuns:
     path: Path
     runs: tuple[Run, ...]
 
+    def lines(self) -> list[str]:
+        """What it is and what to do with it, for a terminal."""
+        return [
+            f"{self.path}: {len(self.runs)} folds trained; "
+            f"next: inat evaluate {self.path}/predictions/oof"
+        ]
+
     def prediction(self, name: str) -> Path:
         """The folder of a prediction file that the folds made together."""
         return self.path / "predictions" / name

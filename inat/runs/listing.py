@@ -48,7 +48,7 @@ def list_runs(
     reverse: bool = False,
     where: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """A row an evaluated prediction of every run in a folder; a run without any has one row.
+    """Lists the runs in a folder with their scores, one row per evaluated prediction.
 
     Columns: run (its folder), method (the loss, soup, or stage two's method), sampler, backbone,
     epochs (trained/planned), seed, held_out (last mean class accuracy on the held-out part),
@@ -56,11 +56,11 @@ def list_runs(
     medium, few, ece (shares), note (what could not be read). What is unknown is None or NaN.
 
     Args:
-        folder: that holds runs, at most three levels deep.
-        sort: a column; scores best first, the rest ascending; unknown values stand last.
-        reverse: turn the order round.
-        where: `COLUMN=PATTERN` (with * and ?), `COLUMN!=PATTERN`, `COLUMN>NUMBER` and so with >=,
-            < and <=; all must hold.
+        folder: folder that holds runs, at most three levels deep.
+        sort: a column; scores best first, the rest ascending; unknown values last.
+        reverse: reverse the order.
+        where: only rows with this: COLUMN=PATTERN (method=logit*), COLUMN!=PATTERN, COLUMN>NUMBER,
+            or with >=, <, <= (few>=0.4); of several, all must hold.
 
     Raises:
         InputError: no such folder or column, or a condition that is none.

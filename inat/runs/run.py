@@ -69,6 +69,16 @@ class Run:
             return "inat soup"
         return "inat train" if self.facts.stage_two is None else "inat stage-two"
 
+    def lines(self) -> list[str]:
+        """What it is and what to do with it, for a terminal."""
+        made, split = "trained", "val" if self.is_geo_prior else "test"
+        if self.facts.stage_two is not None:
+            made = f"{self.facts.stage_two.method} on {self.facts.stage_two.run}"
+        elif self.facts.soup is not None:
+            used = [member.run for member in self.facts.soup.runs if member.used]
+            made = f"the mean of {', '.join(used)}"
+        return [f"{self.path}: {made}; next: inat predict {self.path} --split {split}"]
+
     def checkpoint(self, name: CheckpointName) -> Path:
         """The folder of a checkpoint."""
         return self.path / "checkpoints" / name

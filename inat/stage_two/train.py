@@ -28,7 +28,6 @@ from inat.runs.run import (
     Run,
     create_run,
     new_run_folder,
-    open_run,
     with_root,
     write_species,
 )
@@ -73,93 +72,26 @@ class NewHead:
     chosen: dict[str, str] = field(default_factory=dict)
 
 
-def train_stage_two(
-    run: Path | str,
-    out: Path | str,
+def make_run(
+    opened: Run,
+    out: Path,
+    options: Options,
     *,
-    method: str,
-    epochs: int | None = None,
-    epoch_size: int | None = None,
-    batch_size: int | None = None,
-    lr_per_256: float | None = None,
-    weight_decay: float | None = None,
-    tau: float | None = None,
-    feature_views: int = 2,
-    live: bool = False,
-    seed: int | None = None,
-    checkpoint: CheckpointName = "last",
-    weights: Weights = "auto",
-    root: Path | str | None = None,
-    workers: int | None = None,
-    precision: Precision | None = None,
-    feature_batch_size: int | None = None,
-    overwrite: bool = False,
+    checkpoint: CheckpointName,
+    weights: Weights,
+    root: Path | str | None,
+    workers: int | None,
+    precision: Precision | None,
+    feature_batch_size: int | None,
+    overwrite: bool,
 ) -> Run:
-    """Gives a trained run a new head, and leaves a run that all verbs take (Kang et al. 2020);
-    or makes a geo prior of its photos' places (Mac Aodha et al. 2019), to be predicted likewise.
-
-    The backbone's weights stay as they are. Features are extracted once, with batch norm at its
-    stored statistics, and kept in RUN/features. With `live`, the published form, each step passes
-    newly augmented photos through the network in training mode, so that batch norm goes on
-    gathering statistics; the new run has those.
-
-    Args:
-        run: a folder that `inat train` made.
-        out: the new run.
-        method: crt, a new linear head on class-balanced draws; lws, one scale a species on the
-            old head's logits, trained likewise; tau_norm, the old head's weights divided by their
-            length to the power tau, without its bias; ncm, the nearest class mean; geo_prior, a
-            network that gives the presence of each species at a place and date.
-        epochs: of crt and geo_prior (None: 30) and lws (None: 5).
-        epoch_size: draws an epoch of crt and lws; None: the number of photos trained on.
-        batch_size: draws a step of crt and lws (None: 512), at most an epoch, and of geo_prior
-            (None: 1,024).
-        lr_per_256: learning rate for a batch of 256, in proportion for others: of crt and lws
-            (None: 0.1), where it falls to zero as a cosine, and of geo_prior (None: 1.25e-4),
-            where it falls by 2 % an epoch.
-        weight_decay: of crt and lws (None: 1e-4), biases and scales included.
-        tau: of tau_norm; None: the one of 0, 0.1 ... 2 with the best mean class accuracy on the
-            held-out part.
-        feature_views: features a photo for crt, lws and ncm: 1 the centre crop, 2 its mirror
-            image too, more: passes of the run's own training recipe too.
-        live: augment as crt or lws trains, and keep no features.
-        seed: of the draws and of a new head's weights; None: the run's.
-        checkpoint: last, or best on the held-out part.
-        weights: ema or raw; auto: the moving average where the run kept one.
-        root: data folder, where it is another than the run's.
-        workers: threads or processes that read photos; None: the run's.
-        precision: of the backbone's forward passes: fp32, bf16, fp16, or auto, what the device
-            does best; None: the run's, where the device has it.
-        feature_batch_size: photos a forward pass of the backbone while features are extracted or
-            the head is scored; None: twice those of a process of the training, at most 512.
-        overwrite: throw away the run that `out` holds.
-
-    Raises:
-        InputError: no such run or checkpoint, an option that the method does not take, no
-            held-out part to choose tau on, a head that the method cannot start from, no
-            locations, `out` exists.
-        WorldError: a photo cannot be read, the loss is not finite, another process writes `out`.
-    """
-    out = Path(out)
-    options = Options(
-        method=method,
-        epochs=epochs,
-        epoch_size=epoch_size,
-        batch_size=batch_size,
-        lr_per_256=lr_per_256,
-        weight_decay=weight_decay,
-        tau=tau,
-        feature_views=feature_views,
-        live=live,
-        seed=seed,
-    )
-    opened = open_run(run)
+    """Makes the run of a stage two; see `verbs.train_stage_two`."""
     _refuse_head(opened, options)
     # Whole or not at all: what is interrupted leaves nothing at `out`.
     with new_run_folder(out, [opened], overwrite=overwrite) as partial:
         start = find_checkpoint(opened, checkpoint, weights)
         config = start.config(with_root(opened.config, root))
-        if method == "geo_prior":
+        if options.method == "geo_prior":
             recipe = options.geo_recipe(config.seed)
             make_geo_run(opened, config, partial, recipe, dataclasses.asdict(options))
             return Run(out)

@@ -19,7 +19,6 @@ from inat.core.metrics import class_f1
 from inat.dataset.split import load_split
 from inat.evaluation.solution import read_solution
 from inat.predictions.file import PredictionFile, read_prediction
-from inat.submission.estimate import estimate
 from inat.submission.manifest import competition_of, refuse_other_bytes, update_manifest
 from inat.submission.provenance import provenance
 from inat.submission.rows import Wanted, read_rows
@@ -39,30 +38,34 @@ class Score:
     public: float | None
     private: float | None
 
+    def lines(self) -> list[str]:
+        """Both scores, for a terminal; – where there is none."""
+        return [
+            f"{usage} {self.metric}  {'–' if value is None else f'{value:.5f}'}"
+            for usage, value in (("public", self.public), ("private", self.private))
+        ]
 
-def write(
+
+def write_submission(
     prediction: Path | str | PredictionFile,
     out: Path | str,
     *,
     competition: str | None = None,
-    estimate_on: Path | str | PredictionFile | None = None,
 ) -> Path:
-    """Writes a prediction's best guesses in the competition's format, and a manifest beside them.
+    """Writes a prediction as the competition's CSV, and a manifest next to it.
 
     Rows are in the order of the prediction; guesses are category ids, best first; equal logits
-    go to the lower id. The manifest (`manifest_path`) says what the file was made of and which
-    score may be expected. The same prediction gives the same bytes, compressed or not.
+    go to the lower id. The manifest, NAME.manifest.json (of NAME.csv.gz:
+    NAME.csv.gz.manifest.json), states what the file was made of. The same prediction gives the
+    same bytes, compressed or not.
 
     Args:
-        prediction: of the test split.
-        out: NAME.csv, or NAME.csv.gz for a compressed one; one that is there is replaced.
+        prediction: a prediction file of the test split.
+        out: the file, NAME.csv or NAME.csv.gz; an existing one is replaced.
         competition: Kaggle name; None: the prediction's own.
-        estimate_on: labelled prediction, made in the same way, on which the score is estimated;
-            None: the best one beside the prediction.
 
     Raises:
-        InputError: `out` has another ending; no prediction, or not of the test split; no score
-            can be estimated on `estimate_on`.
+        InputError: `out` has another ending; no prediction, or not of the test split.
     """
     prediction = read_prediction(prediction)
     out = Path(out)
@@ -79,7 +82,6 @@ def write(
             f"{prediction.path}: {spec.slug} wants {spec.n_guesses} guesses a row, "
             f"and there are {prediction.n_classes} species"
         )
-    expected = estimate(prediction, spec, estimate_on)
     guesses = prediction.category_ids[prediction.top_k(spec.n_guesses)]
     with atomic_file(out) as partial:
         with _written(partial) as handle:
@@ -88,18 +90,37 @@ def write(
                 handle.write(f"{image_id},{' '.join(map(str, row))}\n")
         # Before the CSV takes its place: a kill in between leaves a manifest without a CSV, or one
         # of another CSV, which `refuse_other_bytes` finds; never a CSV without a manifest.
-        facts = provenance(out.name, sha256(partial), prediction, spec, expected)
+        facts = provenance(out.name, sha256(partial), prediction, spec)
         update_manifest(out, **facts)
     return out
 
 
-def check(submission: Path | str, root: Path | str, *, competition: str | None = None) -> int:
-    """Checks a submission against the test split of `root`; gives its number of rows.
+@dataclass(frozen=True)
+class Checked:
+    """A submission with which nothing is wrong.
+
+    Attributes:
+        csv: the file.
+        n_rows: its rows.
+    """
+
+    csv: Path
+    n_rows: int
+
+    def lines(self) -> list[str]:
+        """The result, for a terminal."""
+        return [f"{self.csv}: {self.n_rows:,} rows, nothing wrong"]
+
+
+def check_submission(
+    csv: Path | str, root: Path | str, *, competition: str | None = None
+) -> Checked:
+    """Refuses what Kaggle would refuse or silently score wrongly.
 
     Args:
-        submission: the CSV file, or CSV.gz.
-        root: the data set's folder.
-        competition: Kaggle name; None: what the manifest beside the file says, or else
+        csv: the submission, a CSV or CSV.gz file.
+        root: folder of the data set, for its test photos and categories.
+        competition: Kaggle name; None: what the manifest beside the CSV states, or else
             inaturalist-2018.
 
     Raises:
@@ -108,25 +129,27 @@ def check(submission: Path | str, root: Path | str, *, competition: str | None =
             that is no category; the text names the first offending lines.
         InputError: submission or data set cannot be read; the manifest is of another file.
     """
-    submission = Path(submission)
-    refuse_other_bytes(submission)
-    spec = competition_of(submission, competition)
+    csv = Path(csv)
+    refuse_other_bytes(csv)
+    spec = competition_of(csv, competition)
     test = load_split(root, "test", competition=spec.slug)
     wanted = Wanted("test photo", "test photos", test.image_ids, test.taxonomy.category_ids)
-    return len(read_rows(submission, spec, wanted))
+    return Checked(csv, len(read_rows(csv, spec, wanted)))
 
 
-def score(submission: Path | str, solution: Path | str, *, competition: str | None = None) -> Score:
-    """Scores a submission by the organisers' rules, apart for the Public and the Private rows.
+def score_submission(
+    csv: Path | str, solution: Path | str, *, competition: str | None = None
+) -> Score:
+    """Scores a submission by the organisers' rules, separately for the Public and Private rows.
 
     Top-k error as in visipedia/inat_comp, top_k_accuracy.py: a row is right if one of its first
     k guesses is the expected category, the score is 1 - accuracy. Macro F1 as in scikit-learn:
     the mean over the categories that are expected or guessed.
 
     Args:
-        submission: the CSV file, or CSV.gz.
-        solution: the organisers' CSV `id,expected,usage`.
-        competition: Kaggle name; None: what the manifest beside the file says, or else
+        csv: the submission, a CSV or CSV.gz file.
+        solution: the organisers' CSV id,expected,usage.
+        competition: Kaggle name; None: what the manifest beside the CSV states, or else
             inaturalist-2018.
 
     Raises:
@@ -136,13 +159,13 @@ def score(submission: Path | str, solution: Path | str, *, competition: str | No
             guesses (cut off), a guess twice in a row or one that can be no category.
         InputError: a file cannot be read; the manifest is of another file.
     """
-    submission = Path(submission)
-    refuse_other_bytes(submission)
-    spec = competition_of(submission, competition)
+    csv = Path(csv)
+    refuse_other_bytes(csv)
+    spec = competition_of(csv, competition)
     table = read_solution(solution)
     ids, expected = table["id"].to_numpy(np.int64), table["expected"].to_numpy(np.int64)
     wanted = Wanted("photo of the solution", "photos of the solution", ids, None)
-    rows = read_rows(submission, spec, wanted)
+    rows = read_rows(csv, spec, wanted)
     guesses = rows[positions(rows[:, 0], ids), 1:]
     public = (table["usage"] == "Public").to_numpy()
     return Score(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inat.core.competitions import Competition
+from inat.core.competitions import Competition, find_competition
 from inat.core.errors import InputError
 from inat.core.intervals import Interval, accuracy_interval
 from inat.core.metrics import hits_at, macro_f1
@@ -22,67 +22,81 @@ class Estimate:
 
     Attributes:
         metric: top-3 error, macro F1 ...
-        value: the score on the photos at hand.
-        low: lower end of its 95 % interval, found as `evaluate` does.
-        high: upper end.
+        expected: the score on the photos at hand with its 95 % interval, found as `evaluate` does:
+            that of a test whose photos have the species mix of these photos.
+        balanced: the same as a mean over species: that of a test with as many photos of each; None
+            for macro F1, which is a mean over species already.
         prediction: path of the prediction that was scored.
         photos: how many photos it has.
         role: what the model knew of them: unseen, held out (of train), chosen on (something was
             chosen on them, so that the estimate flatters).
-        mean_over: photos, or species where the photos were held out of train: train's long tail
-            is not the test's.
         species_without_photo: how many species have none there.
         made_otherwise: in what the prediction that was scored was made otherwise than the one that
             is submitted: run, views, history of adjustments ...
     """
 
     metric: str
-    value: float
-    low: float
-    high: float
+    expected: Interval
+    balanced: Interval | None
     prediction: str
     photos: int
     role: str
-    mean_over: str
     species_without_photo: int
     made_otherwise: tuple[str, ...] = ()
 
-    def line(self) -> str:
-        """The estimate as one sentence."""
-        flatters = "; chosen on them, it flatters" if self.role == Role.CHOSEN_ON else ""
-        lacking = (
-            f"; {self.species_without_photo} species have none there"
-            if self.species_without_photo
-            else ""
+    def lines(self) -> list[str]:
+        """The estimate, what it assumes, and that of a balanced test, for a terminal."""
+        text = (
+            f"expected {self.metric}: {_with_interval(self.expected)} on the {self.photos:,} "
+            f"{self.role} photos of {self.prediction}"
         )
-        differs = (
-            "; that prediction differs from the submitted one in "
-            f"{', '.join(self.made_otherwise)}, and so may the score"
-            if self.made_otherwise
-            else ""
-        )
-        return (
-            f"expected {self.metric}: {self.value:.4f} (95 % interval {self.low:.4f} to "
-            f"{self.high:.4f}), mean over {self.mean_over}, on the {self.photos:,} {self.role} "
-            f"photos of {self.prediction}{flatters}{lacking}{differs}"
-        )
+        if self.role == Role.CHOSEN_ON:
+            text += "; chosen on them, it flatters"
+        if self.species_without_photo:
+            text += f"; {self.species_without_photo} species have none there"
+        if self.made_otherwise:
+            text += (
+                "; that prediction differs from the submitted one in "
+                f"{', '.join(self.made_otherwise)}, and so may the score"
+            )
+        lines = [text, "  this holds if the test photos have the species mix of these photos"]
+        if self.balanced is not None:
+            lines.append(
+                f"  mean over species: {_with_interval(self.balanced)}, for a test with as many "
+                "photos of each species"
+            )
+        return lines
 
 
-def estimate(
-    prediction: PredictionFile, spec: Competition, on: Path | str | PredictionFile | None = None
-) -> Estimate | str:
-    """The score that a submission of this prediction may expect, or why nothing tells it.
+def _with_interval(score: Interval) -> str:
+    return f"{score.value:.4f} (95 % interval {score.low:.4f} to {score.high:.4f})"
+
+
+def estimate_score(
+    prediction: Path | str | PredictionFile,
+    *,
+    on: Path | str | PredictionFile | None = None,
+    competition: str | None = None,
+) -> Estimate:
+    """The score that a submission of a prediction may expect.
+
+    It is that of the same model on labeled photos, so it holds if the test photos have the same
+    mix of species; the mean over species is the score of a balanced test.
 
     Args:
-        prediction: of the test split.
-        spec: the competition.
-        on: labelled prediction; what is made otherwise in it is said. None: the prediction itself
-            if its labels are known, or else the best of those in the same folder that the same
-            checkpoint, views and adjustments made.
+        prediction: a prediction file of the test split.
+        on: a labeled prediction, of photos that were not trained on (val, holdout, oof); in what
+            it was made otherwise is stated. None: the prediction itself if its labels are known,
+            or else the best of those in the same folder that the same checkpoint, views and
+            adjustments made.
+        competition: Kaggle name; None: the prediction's own.
 
     Raises:
-        InputError: `on` has other species, lacks labels, or was trained on.
+        InputError: there is no such prediction; `on` has other species, lacks labels, or was
+            trained on.
     """
+    prediction = read_prediction(prediction)
+    spec = find_competition(competition or prediction.meta.competition)
     if on is None:
         found = [
             (other, role)
@@ -90,9 +104,9 @@ def estimate(
             if (role := _role(other, prediction)) is not None
         ]
         if not found:
-            return (
+            raise InputError(
                 f"no labelled prediction of the same making lies beside {prediction.path}; predict "
-                "val or holdout in the same way, or name one by --estimate-on"
+                "val or holdout in the same way, or name one by --on"
             )
         best = min(found, key=lambda one: (one[1].rank, -len(one[0])))
         return _score(*best, spec)
@@ -100,11 +114,11 @@ def estimate(
     role = _role(source, prediction)
     if role is None:
         raise InputError(
-            f"--estimate-on {source.path}: its photos have no labels, or were trained on; predict "
-            "val or holdout"
+            f"--on {source.path}: its photos have no labels, or were trained on; predict val or "
+            "holdout"
         )
     if not np.array_equal(source.category_ids, prediction.category_ids):
-        raise InputError(f"--estimate-on {source.path}: its species are not {prediction.path}'s")
+        raise InputError(f"--on {source.path}: its species are not {prediction.path}'s")
     otherwise = dict.fromkeys(differences(prediction.meta, source.meta, "same config"))
     return _score(source, role, spec, tuple(otherwise))
 
@@ -141,25 +155,21 @@ def _score(
     source: PredictionFile, role: Role, spec: Competition, made_otherwise: tuple[str, ...] = ()
 ) -> Estimate:
     labels, guesses = source.labels, source.top_k(spec.n_scored)
-    over = "photos" if role == Role.UNSEEN else "species"
-    interval: Interval | None
+    balanced = None
     if spec.metric == "macro F1":
-        over, interval = "species", macro_f1(guesses[:, 0], labels)
+        expected = macro_f1(guesses[:, 0], labels)
     else:
         errors = ~hits_at(guesses, labels, spec.n_scored)
-        interval = accuracy_interval(
-            errors, labels, over="images" if over == "photos" else "classes"
-        )
-    assert interval is not None
+        expected = accuracy_interval(errors, labels, over="images")
+        balanced = accuracy_interval(errors, labels, over="classes")
+    assert expected is not None
     return Estimate(
         metric=spec.metric_name,
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
+        expected=expected,
+        balanced=balanced,
         prediction=str(source.path),
         photos=len(source),
         role=role,
-        mean_over=over,
         species_without_photo=source.n_classes - len(np.unique(labels)),
         made_otherwise=made_otherwise,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from inat.core.errors import InputError, WorldError, one_line
 from inat.core.files import sha256
 from inat.core.progress import progress_bar, say
-from inat.submission.csv_file import check
+from inat.submission.csv_file import check_submission
 from inat.submission.kaggle_client import KaggleClient, KaggleFault, Submission
 from inat.submission.manifest import competition_of, manifest_path
 from inat.submission.uploads import content_mark, note_upload, read_uploads
@@ -20,8 +20,8 @@ POLL_SECONDS = 5.0
 MOST_LISTED = 5
 
 
-def upload(
-    submission: Path | str,
+def upload_submission(
+    csv: Path | str,
     root: Path | str,
     *,
     message: str,
@@ -29,30 +29,30 @@ def upload(
     again: bool = False,
     wait: float = 10.0,
 ) -> Submission:
-    """Checks a CSV, sends it to Kaggle once, and waits for its score.
+    """Checks a CSV, sends it to Kaggle once, waits for its score, and notes that in its manifest.
 
-    Kaggle keeps no checksum of what it was sent, so a mark of the content, `[sha256 ...]`, is put
-    behind the message: by it the same bytes are known again, whoever sent them from wherever, and
-    a submission whose answer was lost is found. What comes of it stands in the manifest beside
-    the CSV, in `uploads`.
+    Nothing is ever asked. The credentials are those of the kaggle client: a token from
+    https://www.kaggle.com/settings/api in ~/.kaggle/access_token. Kaggle keeps no checksum of what
+    it was sent, so a mark of the content, `[sha256 ...]`, is appended to the message: it identifies
+    the same bytes, whoever sent them, and a submission whose answer was lost.
 
     Args:
-        submission: the CSV file.
-        root: folder of the data set, to check the file against.
-        message: description that Kaggle shows beside the submission.
+        csv: the submission, a CSV or CSV.gz file.
+        root: folder of the data set, for its test photos and categories.
+        message: description that Kaggle shows; a mark of the content is appended.
         competition: Kaggle name; None: the manifest's, or else inaturalist-2018.
         again: send it although the same bytes were sent before.
-        wait: minutes to wait for the score; 0 leaves without.
+        wait: minutes to wait for the score; 0: do not wait.
 
     Raises:
         FaultsFound: the check found faults; nothing was sent.
         InputError: no message, the same bytes were sent before, no usable credentials.
         WorldError: it was not sent, Kaggle found an error in it, or the score did not come.
     """
-    path = Path(submission)
+    path = Path(csv)
     _check_options(message, wait)
     slug = competition_of(path, competition).slug
-    n_rows = check(path, root, competition=slug)
+    n_rows = check_submission(path, root, competition=slug).n_rows
     digest = sha256(path)
     say(f"{path}: {n_rows:,} rows, nothing wrong; sha256 {digest}")
     with KaggleClient() as client:
@@ -67,20 +67,20 @@ def upload(
         return _scored(client, path, slug, digest, made, wait) if wait else made
 
 
-def status(
-    submission: Path | str | None = None, *, competition: str | None = None
+def submission_status(
+    csv: Path | str | None = None, *, competition: str | None = None
 ) -> list[Submission]:
-    """What Kaggle knows of the own submissions to a competition, the newest first.
+    """Lists your submissions to a competition with their scores, newest first.
 
     Args:
-        submission: a CSV: only its own uploads, and what came of them is put into its manifest.
+        csv: list only the uploads of this submission, and bring its manifest up to date.
         competition: Kaggle name; None: the manifest's, or else inaturalist-2018.
 
     Raises:
         InputError: nothing is known of an upload of that file; no usable credentials.
         WorldError: Kaggle gave no answer.
     """
-    path = None if submission is None else Path(submission)
+    path = None if csv is None else Path(csv)
     slug = competition_of(path, competition).slug
     with KaggleClient() as client:
         try:

@@ -54,8 +54,12 @@ class Submission:
     private_score: float | None
     error: str
 
+    def lines(self) -> list[str]:
+        """What a person wants to know of it, for a terminal."""
+        return [self.line()]
+
     def line(self) -> str:
-        """What a person wants to know of it; – stands for a score that is not there."""
+        """The same as one line; – stands for a score that is not there."""
         public, private = (
             "–" if score is None else f"{score:.5f}"
             for score in (self.public_score, self.private_score)

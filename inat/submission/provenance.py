@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from inat.core.priors import is_uniform
 from inat.predictions.file import CHOSEN_ON, FILES, PredictionFile, read_prediction
 from inat.predictions.meta import Origin
 from inat.runs.run import versions
-from inat.submission.estimate import Estimate
 
 MADE_BY = ("run", "checkpoint", "checkpoint_sha256", "weights", "weights_source", "views",
            "view_mean", "folds", "adjusted", "chosen", "config_digest", "versions", "how",
@@ -28,7 +26,6 @@ def provenance(
     digest: str,
     prediction: PredictionFile,
     spec: Competition,
-    expected: Estimate | str,
 ) -> dict[str, Any]:
     """What the manifest says of a submission.
 
@@ -37,7 +34,6 @@ def provenance(
         digest: SHA-256 of its bytes.
         prediction: what it was made of.
         spec: the competition.
-        expected: the estimate of its score, or why there is none.
     """
     meta = msgspec.to_builtins(prediction.meta)
     made_of = {
@@ -54,16 +50,9 @@ def provenance(
         "rows": len(prediction),
         "prediction": made_of,
         "members": [_member(member, prediction) for member in prediction.meta.members],
-        "estimate": _told(expected),
         "versions": versions(),
         "git_commit": _git_commit(),
     }
-
-
-def _told(expected: Estimate | str) -> dict[str, Any]:
-    if isinstance(expected, str):
-        return {"value": None, "line": f"no estimate of the score: {expected}"}
-    return {**asdict(expected), "line": expected.line()}
 
 
 def _member(origin: Origin, ensemble: PredictionFile) -> dict[str, Any]:

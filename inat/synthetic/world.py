@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -121,11 +121,18 @@ class World:
     n_test: int
     n_photo_files: int
 
+    def lines(self) -> list[str]:
+        """The counts, for a terminal."""
+        return [
+            f"{self.root}: {self.n_species:,} species, {self.n_train:,} train, "
+            f"{self.n_val:,} val, {self.n_test:,} test, {self.n_photo_files:,} photo files"
+        ]
+
 
 def synth(
-    out: Path,
+    out: Path | str,
     *,
-    profile: str = "small",
+    profile: Literal["tiny", "small", "inat2018"] = "small",
     seed: int = 0,
     photos: int | None = None,
     workers: int | None = None,
@@ -138,12 +145,13 @@ def synth(
 
     Args:
         out: folder of the world; other files in it are left alone.
-        profile: one of PROFILES.
-        seed: 0..2**32 - 1; another seed is another world.
-        photos: photo files that the rows of profile inat2018 share (2,000 when None). They
-            show the row's species or a relative: that profile is for scale, not for learning.
-        workers: rendering processes; None is one a core, 0 renders in this process. The bytes
-            are the same for any number.
+        profile: tiny (36 species, 256 px), small (64 species, 800 px) or inat2018 (8,142 species,
+            the real competition's shape).
+        seed: seed of everything in the world, 0 to 2**32 - 1.
+        photos: number of photo files that the rows of inat2018 share; None: 2,000. They show the
+            row's species or a relative: that profile is for scale, not for learning.
+        workers: processes that draw; 0 draws in this one; None: one per processor. The bytes are
+            the same for any number.
 
     Raises:
         InputError: an option is wrong, or `out` is a file or holds another world.

@@ -14,12 +14,11 @@ from inat.predictions.folds import predict_out_of_fold
 from inat.predictions.processes import this_process
 from inat.runs.folds import FoldRuns, fold_path, holds_folds
 from inat.runs.run import writing
-from inat.training.loop import dry_run, resolved, train
-from inat.training.plan import make_plan
+from inat.training.verbs import dry_run, resolved, train
 
 
 def train_folds(
-    config: Path | str | Config,
+    config: Config | Path | str,
     folds: int,
     run: Path | str | None = None,
     *,
@@ -27,24 +26,23 @@ def train_folds(
     resume: bool = False,
     overwrite: bool = False,
 ) -> FoldRuns:
-    """Trains RUN/fold_1 ... RUN/fold_K and predicts each photo by the run that had held it out.
+    """Trains RUN/fold_1 ... RUN/fold_K and predicts each photo by the run that held it out.
 
-    A fold that is trained already is not trained again.
+    A fold that is trained already is not trained again. The options not listed here are those of
+    `train`.
 
     Args:
-        config: a YAML file of `configs/`, or a Config; its data.holdout gives way to the folds.
-        folds: how many.
-        run: the folder of the runs and of predictions/oof; None: runs/ and the config file's
-            name.
-        overrides: dotted fields laid over the config, {"optim.lr_per_256": 1e-3}.
-        resume: go on from the last whole checkpoint of a fold of the same config.
-        overwrite: throw away what the folder holds.
+        config: a YAML file of `configs/`, or a Config; the folds take the place of data.holdout.
+        folds: number of runs; each holds out another fold of train.
+        run: folder of the runs and of predictions/oof; None: runs/ and the config file's name.
 
     Raises:
         InputError: anything wrong with config or data; a folder that is in use.
         WorldError: the loss is not finite, a photo cannot be read, or another process writes the
             folder or one of its runs.
     """
+    from inat.training.plan import make_plan  # here: it imports torch, and help must not wait
+
     config, path = resolved(config, run, overrides)
     if resume and overwrite:
         raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")

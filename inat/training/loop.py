@@ -2,18 +2,14 @@
 
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from inat.config.reading import build, read_config
 from inat.config.schema import MAY_DIFFER, Config
-from inat.config.values import merge
 from inat.core.errors import InputError, WorldError
 from inat.core.files import (
     atomic_file,
@@ -65,32 +61,8 @@ SMALLER_BATCHES = (
 )
 
 
-def train(
-    config: Path | str | Config,
-    run: Path | str | None = None,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> Run:
-    """Trains what a config says and leaves a run folder.
-
-    Args:
-        config: a YAML file of `configs/`, or a Config.
-        run: the run folder; None: runs/ and the config file's name.
-        overrides: dotted fields laid over the config, {"optim.lr_per_256": 1e-3}.
-        resume: go on from the last whole checkpoint of a run of the same config.
-        overwrite: throw away what the run folder holds.
-
-    Raises:
-        InputError: anything wrong with config or data; a run folder that holds something else.
-        WorldError: the loss is not finite, a photo cannot be read, the disk is full, or another
-            training works in the run folder.
-        Stopped: SIGINT or SIGTERM came to any of the processes; the checkpoint is written.
-    """
-    config, path = resolved(config, run, overrides)
-    if resume and overwrite:
-        raise InputError("--resume keeps a run and --overwrite throws it away; give one of them")
+def train_run(config: Config, path: Path, *, resume: bool, overwrite: bool) -> Run:
+    """Trains a config and leaves a run folder; see `verbs.train`."""
     kept = "the checkpoint before is whole; make room and go on with --resume"
     with silence(this_process(None, None).rank > 0), others_alive(), disk_remedies(path, kept):
         plan = make_plan(config)
@@ -129,12 +101,8 @@ def _train(
         _run_epochs(trainer, plan, Run(path))
 
 
-def dry_run(
-    config: Path | str | Config, *, overrides: Mapping[str, Any] | None = None
-) -> list[str]:
-    """The plan of a training in lines, with the peak memory that one batch of it took, and one of
-    each of its later stages."""
-    config, _ = resolved(config, None, overrides)
+def try_run(config: Config) -> list[str]:
+    """The plan of a training in lines, with what one batch of each stage took."""
     plan = make_plan(config)
     with (
         others_alive(),
@@ -198,19 +166,6 @@ def _limits(trainer: Trainer, plan: Plan) -> str:
         f"limits     the network takes {network:.0f} photos/s, the loader gives {loader:.0f}: "
         f"about {hours:.1f} hours in all"
     )
-
-
-def resolved(
-    config: Path | str | Config, run: Path | str | None, overrides: Mapping[str, Any] | None
-) -> tuple[Config, Path]:
-    if isinstance(config, Config):
-        built = (
-            build(merge(config.to_dict(), overrides or {}), "overrides") if overrides else config
-        )
-        if run is None:
-            run = Path("runs") / built.digest
-        return built, Path(run)
-    return read_config(config, overrides), Path(run or Path("runs") / Path(config).stem)
 
 
 def _is_finished(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> bool:

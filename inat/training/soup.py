@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from inat.config.schema import CheckpointName, Config, Precision, SoupRecipe, Weights
-from inat.core.errors import InputError, unknown_name
+from inat.core.errors import InputError
 from inat.core.metrics import Validation
 from inat.core.priors import same_prior
 from inat.core.progress import say
@@ -33,7 +32,6 @@ from inat.runs.run import (
     Run,
     create_run,
     new_run_folder,
-    open_run,
     with_root,
     write_species,
 )
@@ -150,53 +148,20 @@ class Kitchen:
         )
 
 
-def soup(
-    runs: Sequence[Path | str],
-    out: Path | str,
+def make_soup(
+    opened: Sequence[Run],
+    out: Path,
     *,
-    how: str = "uniform",
-    checkpoint: CheckpointName = "last",
-    weights: Weights = "auto",
-    root: Path | str | None = None,
-    workers: int | None = None,
-    precision: Precision | None = None,
-    batch_size: int | None = None,
-    overwrite: bool = False,
+    how: SoupRecipe,
+    checkpoint: CheckpointName,
+    weights: Weights,
+    root: Path | str | None,
+    workers: int | None,
+    precision: Precision | None,
+    batch_size: int | None,
+    overwrite: bool,
 ) -> Run:
-    """Averages the weights of runs of one architecture, and leaves a run that all verbs take.
-
-    Tensors of numbers are averaged; integer ones (batch norm's counters) are the first run's.
-    The mean of batch norm's statistics is not the statistics of the mean, so these are gathered
-    anew, where the runs' backbones differ, from some 10,000 draws of the first run's training, as
-    stochastic weight averaging does (Izmailov et al. 2018, section 3.2).
-
-    Args:
-        runs: two or more, trained on the same photos.
-        out: the new run; its settings are the first run's.
-        how: uniform, all of them; greedy (Wortsman et al. 2022, recipe 1), from the one that is
-            best on the held-out part on, each of the others where it does not lower the soup's
-            mean class accuracy there.
-        checkpoint: last, or best on the held-out part.
-        weights: ema or raw; auto: the moving average where a run kept one.
-        root: data folder, where it is another than the first run's.
-        workers: threads or processes that read photos; None: the first run's.
-        precision: of the forward passes: fp32, bf16, fp16, or auto, what the device does best;
-            None: the first run's, where the device has it.
-        batch_size: photos a forward pass; None: twice those of a process of the first run's
-            training, at most 512.
-        overwrite: throw away the run that `out` holds.
-
-    Raises:
-        InputError: no such run or checkpoint, other architectures, species or training photos, a
-            run twice, no held-out part to be greedy on, `out` exists.
-        WorldError: a photo cannot be read, or another process writes `out`.
-    """
-    out = Path(out)
-    if how not in get_args(SoupRecipe):
-        raise InputError(unknown_name("--how", how, get_args(SoupRecipe)))
-    if len(runs) < 2:
-        raise InputError(f"a soup has two runs or more, and {len(runs)} was given")
-    opened = [open_run(run) for run in runs]
+    """Averages runs; see `verbs.soup`."""
     runtime = opened[0].config.runtime
     with (
         new_run_folder(out, opened, overwrite=overwrite) as partial,

@@ -79,6 +79,7 @@ context.set_forkserver_preload(
         "inat.predictions.predict",
         "inat.submission",
         "inat.training.folds",
+        "inat.training.loop",
         "inat.training.soup",
         "timm",
     ]

@@ -1,0 +1,190 @@
+"""`predict` and `predict_photos`. torch is imported when one of them is called, not before."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inat.config.schema import CheckpointName, Precision, ViewMean, Weights
+from inat.core.errors import InputError
+from inat.dataset.split import load_split
+from inat.photos.search import readable
+from inat.predictions.file import PredictionFile
+from inat.predictions.processes import this_process
+from inat.runs.run import Run, open_run, with_root
+
+if TYPE_CHECKING:
+    from inat.loader.loader import PhotoEvent
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The likeliest species of one photo, best first.
+
+    Attributes:
+        path: the photo.
+        names: of the species.
+        category_ids: of the species.
+        probabilities: of the species; those of all species sum to 1.
+    """
+
+    path: Path
+    names: list[str]
+    category_ids: list[int]
+    probabilities: list[float]
+
+    def line(self) -> str:
+        """The photo and its species, as a terminal shows them."""
+        likely = zip(self.names, self.probabilities, strict=True)
+        return f"{readable(self.path)}: " + ", ".join(f"{who} {share:.1%}" for who, share in likely)
+
+
+@dataclass(frozen=True)
+class PhotoGuesses:
+    """What `predict_photos` found.
+
+    Attributes:
+        guesses: one for each photo that could be read.
+        unreadable: the other photos, each with the reason.
+    """
+
+    guesses: list[Guess]
+    unreadable: list["PhotoEvent"]
+
+    def lines(self) -> list[str]:
+        """A line for each photo that could be read."""
+        return [guess.line() for guess in self.guesses]
+
+
+def predict(
+    run: Run | Path | str,
+    split: str = "test",
+    *,
+    checkpoint: CheckpointName = "last",
+    weights: Weights = "auto",
+    views: str = "centre",
+    view_mean: ViewMean = "logprob",
+    name: str | None = None,
+    root: Path | str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    precision: Precision | None = None,
+    float32: bool = False,
+    rank: int | None = None,
+    world_size: int | None = None,
+    overwrite: bool = False,
+) -> PredictionFile:
+    """Predicts every photo of a split and writes the prediction file RUN/predictions/NAME.
+
+    An interrupted call resumes when it is made again, and the file is the same, byte for byte:
+    finished parts are kept in RUN/predictions/.parts-NAME until the file is complete. Several
+    processes share the work in the same way; that of rank 0 joins the parts.
+
+    Args:
+        run: the run to predict with, a folder that `inat train` made.
+        split: test, val, train, holdout (what the run kept out of training) or fold:i/K.
+        checkpoint: last, or best on the held-out part of train.
+        weights: ema (moving average) or raw; auto: ema where the run kept one.
+        views: test-time augmentation: the views of each photo that are averaged, all from one
+            decode. Parts are joined by +. Crops add up: centre, five-crop (corners and centre),
+            full (the whole photo, squeezed), random:N (of seed:S). flip adds the mirror image of
+            each, scales:A,B shows each in each size; ten-crop is five-crop+flip. Examples: flip;
+            ten-crop; scales:224,256,288+flip; full+random:8+seed:1.
+        view_mean: what is averaged over the views: logprob (log-probabilities) or prob
+            (probabilities).
+        name: name of the prediction; None: the split's.
+        root: folder of the data set, if it is not the run's.
+        batch_size: images per forward pass, views counted; None: twice those of a process of the
+            training, at most 512.
+        workers: threads or processes that read photos; None: the run's.
+        precision: precision of the forward passes; auto: what the device does best; None: the
+            run's, if the device has it.
+        float32: keep the logits as float32 instead of float16, in twice the space.
+        rank: number of this process among several that predict together, from 0; None: RANK and
+            WORLD_SIZE of the environment, which torchrun sets, or else the only one.
+        world_size: number of processes that predict together.
+        overwrite: replace a prediction of that name that was made with other settings.
+
+    Raises:
+        InputError: no such run, checkpoint or split; views that cannot be parsed, or sizes that
+            the network does not take; a prediction of that name exists; a geo prior, and the
+            split has no locations.
+        WorldError: a photo cannot be read (data.on_bad_photo stop), or too many; another process
+            makes this prediction, or never makes its share.
+    """
+    from inat.predictions.predict import Job, make_prediction
+    from inat.runs.trained import find_checkpoint, forward_batch
+
+    opened = open_run(run)
+    process = this_process(rank, world_size)
+    name = name or split.replace(":", "-").replace("/", "-of-")
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(f"--name {name!r} is no plain name; it becomes a folder in {opened.path}")
+    chosen = find_checkpoint(opened, checkpoint, weights)
+    config = chosen.config(with_root(opened.config, root))
+    job = Job(
+        run=opened,
+        config=config,
+        checkpoint=chosen,
+        photos=load_split(
+            config.data.root or Path(),
+            split,
+            holdout=config.data.holdout,
+            holdout_seed=config.data.holdout_seed,
+            competition=config.data.competition,
+        ),
+        views=views,
+        view_mean=view_mean,
+        batch_size=forward_batch(opened, config) if batch_size is None else batch_size,
+        workers=config.data.workers if workers is None else workers,
+        dtype=np.float32 if float32 else np.float16,
+        precision=precision,
+    )
+    return make_prediction(job, name, process, overwrite=overwrite)
+
+
+def predict_photos(
+    run: Run | Path | str,
+    photos: Path | str,
+    *,
+    k: int = 3,
+    checkpoint: CheckpointName = "last",
+    weights: Weights = "auto",
+    views: str = "centre",
+    view_mean: ViewMean = "logprob",
+    precision: Precision | None = None,
+) -> PhotoGuesses:
+    """The k likeliest species of a photo, or of each photo in a folder and below it.
+
+    Links are followed; hidden and system folders are not searched. The options not listed here
+    are those of `predict`.
+
+    Args:
+        run: the run to predict with.
+        photos: a photo, or a folder of photos.
+        k: number of species per photo.
+
+    Raises:
+        InputError: no such run, photo or folder, no photo in it, or views that cannot be parsed.
+    """
+    from inat.predictions.predict import Job, guess_species, own_photos, split_of_files
+    from inat.runs.trained import find_checkpoint, forward_batch
+
+    opened = open_run(run)
+    found, unreadable = own_photos(Path(photos))
+    chosen = find_checkpoint(opened, checkpoint, weights)
+    config = chosen.config(opened.config)
+    job = Job(
+        run=opened,
+        config=config,
+        checkpoint=chosen,
+        photos=split_of_files(opened, Path(photos), found),
+        views=views,
+        view_mean=view_mean,
+        batch_size=forward_batch(opened, config),
+        workers=config.data.workers,
+        precision=precision,
+    )
+    guesses, bad = guess_species(job, found, k)
+    return PhotoGuesses(guesses, unreadable + bad)

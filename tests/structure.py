@@ -1,0 +1,69 @@
+"""Measures of the kit's shape, counted in its source with `ast`.
+
+python tests/structure.py [FOLDER]    prints them, of the checkout in FOLDER if one is given
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def options_documented_twice(root: Path = ROOT) -> list[str]:
+    """verb.option for each option that is explained in the command line's code and again in the
+    docstring of a function that the verb calls."""
+    others: dict[str, set[str]] = {}
+    verbs = []
+    for path in sorted((root / "inat").rglob("*.py")):
+        is_cli = "cli" in (path.parent.name, path.stem)
+        for function in functions_of(path):
+            if is_cli:
+                verbs.append(function)
+            else:
+                others.setdefault(function.name, set()).update(explained(function))
+    return [
+        f"{verb.name}.{option}"
+        for verb in verbs
+        for option in sorted(explained(verb))
+        if any(option in others.get(name, ()) for name in names_called(verb))
+    ]
+
+
+def functions_of(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            yield node
+
+
+def names_called(function: ast.FunctionDef) -> set[str]:
+    """What is imported in the body of a function, and the attributes that it asks for."""
+    found = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+    return found
+
+
+def explained(function: ast.FunctionDef) -> set[str]:
+    """The parameters that a docstring explains, in Google's or NumPy's style."""
+    lines = (ast.get_docstring(function) or "").splitlines()
+    found, section = set(), ""
+    for line, below in zip_longest(lines, lines[1:], fillvalue=""):
+        if (title := re.fullmatch(r"(\w+):?", line)) and (line[-1] == ":" or set(below) == {"-"}):
+            section = title[1]
+        elif section == "Args" and (entry := re.match(r" {4}(\w+): ", line)):
+            found.add(entry[1])
+        elif section == "Parameters" and re.fullmatch(r"\w+", line):
+            found.add(line)
+    return found
+
+
+if __name__ == "__main__":
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
+    print(f"options documented twice  {len(options_documented_twice(root))}")
