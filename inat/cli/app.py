@@ -21,139 +21,57 @@ GROUPS = {
     "submission": "Write, check, score, estimate and upload Kaggle's submission files.",
 }
 
-COMMANDS = {
-    "demo": Command(
-        "inat.demo:run_demo",
-        "inat.run_demo",
-        "The whole road in five minutes: a synthetic world, two models, a scored submission.",
-        n_positional=0,
-    ),
-    "data download": Command(
-        "inat.acquire.download:download",
-        "inat.download",
-        "Fetch a competition's data, check it and unpack it.",
-    ),
-    "data synth": Command(
-        "inat.synthetic.world:synth",
-        "inat.synth",
-        "Write a synthetic species world with known truth, in the iNat layout.",
-        n_positional=0,
-    ),
-    "data import": Command(
-        "inat.acquire.import_folders:import_folders",
-        "inat.import_folders",
-        "Turn folders of photos, one per species, into a data set in the iNat layout.",
-        n_positional=0,
-    ),
-    "data describe": Command(
-        "inat.cli.verbs:describe",
-        "inat.describe",
-        "Print the tail profile of a data set and draw it to a PNG.",
-        extends=("inat.dataset.profile:describe",),
-    ),
-    "data pack": Command(
-        "inat.acquire.pack:pack_photos",
-        "inat.pack_photos",
-        "Pack the photos of a data set into large files, which every verb takes for the folder.",
-    ),
-    "data verify": Command(
-        "inat.acquire.verify:verify",
-        "inat.verify",
-        "Check every photo of a data set or pack: is it there, whole, of its size, and not a copy?",
-    ),
-    "train": Command(
+COMMANDS = (
+    Command("demo", "inat.demo:run_demo", n_positional=0),
+    Command("data download", "inat.acquire.download:download"),
+    Command("data synth", "inat.synthetic.world:synth", n_positional=0),
+    Command("data import", "inat.acquire.import_folders:import_folders", n_positional=0),
+    Command("data describe", "inat.cli.verbs:describe", "inat.dataset.profile:describe"),
+    Command("data pack", "inat.acquire.pack:pack_photos"),
+    Command("data verify", "inat.acquire.verify:verify"),
+    Command(
+        "train",
         "inat.cli.verbs:train",
-        "inat.train, inat.train_folds, inat.dry_run",
-        "Train what a config says, and leave a run folder.",
-        extends=("inat.training.verbs:train", "inat.training.folds:train_folds"),
+        *("inat.training.verbs:train", "inat.training.folds:train_folds"),
         only_python=("overrides",),
     ),
-    "stage-two": Command(
-        "inat.stage_two.verbs:train_stage_two",
-        "inat.train_stage_two",
-        "Give a trained run a new head, in a run of its own that every verb takes.",
-        parameters=DATA_ROOT,
-    ),
-    "soup": Command(
-        "inat.training.verbs:soup",
-        "inat.soup",
-        "Average the weights of runs of one architecture into a run that every verb takes.",
-        parameters=DATA_ROOT,
-    ),
-    "predict": Command(
+    Command("stage-two", "inat.stage_two.verbs:train_stage_two", parameters=DATA_ROOT),
+    Command("soup", "inat.training.verbs:soup", parameters=DATA_ROOT),
+    Command(
+        "predict",
         "inat.cli.verbs:predict",
-        "inat.predict, inat.predict_photos; inat.predict_folds, inat.predict_out_of_fold",
-        "Predict a split into RUN/predictions/NAME, or print the likeliest species of photos.",
+        *("inat.predictions.verbs:predict", "inat.predictions.verbs:predict_photos"),
         parameters=DATA_ROOT,
-        extends=("inat.predictions.verbs:predict", "inat.predictions.verbs:predict_photos"),
         only_python=("k",),
     ),
-    "adjust": Command(
-        "inat.posthoc.adjust:adjust",
-        "inat.adjust",
-        "Move a prediction's logits to another class prior (post-hoc logit adjustment).",
-    ),
-    "ensemble": Command(
+    Command("adjust", "inat.posthoc.adjust:adjust"),
+    Command(
+        "ensemble",
         "inat.posthoc.ensemble:ensemble",
-        "inat.ensemble",
-        "Average the predictions of several models.",
         parameters={"fit": Parameter(consume_multiple=True)},
     ),
-    "evaluate": Command(
+    Command(
+        "evaluate",
         "inat.cli.verbs:evaluate",
-        "inat.evaluate, and inat.write_report for the page",
-        "Print accuracy, top-3 error and shot bands of predictions, and save every measure.",
+        *("inat.evaluation.evaluate:evaluate", "inat.evaluation.report:write_report"),
         parameters=DATA_ROOT,
-        extends=("inat.evaluation.evaluate:evaluate", "inat.evaluation.report:write_report"),
         only_python=("evaluations", "path"),
     ),
-    "compare": Command(
-        "inat.cli.verbs:compare",
-        "inat.compare",
-        "Test whether the second prediction is better than the first, and for which species.",
-        n_positional=2,
-        extends=("inat.evaluation.compare:compare",),
+    Command("compare", "inat.cli.verbs:compare", "inat.evaluation.compare:compare", n_positional=2),
+    Command("runs", "inat.cli.verbs:runs", "inat.runs.listing:list_runs"),
+    Command(
+        "submission write", "inat.cli.verbs:write", "inat.submission.csv_file:write_submission"
     ),
-    "runs": Command(
-        "inat.cli.verbs:runs",
-        "inat.list_runs",
-        "List the runs in a folder with their scores, one row per evaluated prediction.",
-        extends=("inat.runs.listing:list_runs",),
-    ),
-    "submission write": Command(
-        "inat.cli.verbs:write",
-        "inat.write_submission",
-        "Write a prediction as the competition's CSV, and a manifest next to it.",
-        extends=("inat.submission.csv_file:write_submission",),
-    ),
-    "submission check": Command(
-        "inat.submission.csv_file:check_submission",
-        "inat.check_submission",
-        "Refuse what Kaggle would refuse or silently score wrongly.",
-        parameters=DATA_ROOT,
-    ),
-    "submission score": Command(
-        "inat.submission.csv_file:score_submission",
-        "inat.score_submission",
-        "Score a submission as Kaggle does, public and private.",
-    ),
-    "submission estimate": Command(
-        "inat.submission.estimate:estimate_score",
-        "inat.estimate_score",
-        "Estimate the score of a prediction on labeled photos.",
-    ),
-    "submission upload": Command(
+    Command("submission check", "inat.submission.csv_file:check_submission", parameters=DATA_ROOT),
+    Command("submission score", "inat.submission.csv_file:score_submission"),
+    Command("submission estimate", "inat.submission.estimate:estimate_score"),
+    Command(
+        "submission upload",
         "inat.submission.kaggle:upload_submission",
-        "inat.upload_submission",
-        "Check a CSV, send it to Kaggle, wait for its score, and note all that in its manifest.",
         parameters={**DATA_ROOT, "message": Parameter(alias="-m")},
     ),
-    "submission status": Command(
-        "inat.submission.kaggle:submission_status",
-        "inat.submission_status",
-        "List your submissions to a competition with their scores, newest first.",
-    ),
-}
+    Command("submission status", "inat.submission.kaggle:submission_status"),
+)
 
 
 def build_app(words: Sequence[str]) -> App:
@@ -170,13 +88,13 @@ def build_app(words: Sequence[str]) -> App:
         help_format="plaintext" if list(words) in ([], ["--help"]) else None,
     )
     groups = {name: App(name=name, help=text) for name, text in GROUPS.items()}
-    for name, command in COMMANDS.items():
-        *group, verb = name.split()
+    for command in COMMANDS:
+        *group, verb = name = command.name.split()
         parent = groups[group[0]] if group else app
-        if list(words[: 1 + len(group)]) == name.split():
+        if list(words[: len(name)]) == name:
             parent.command(command.load(), name=verb)
         else:
-            parent.command(App(name=verb, help=command.summary))
+            parent.command(App(name=verb, help=command.summary()))
     for each in groups.values():
         app.command(each)
     return app

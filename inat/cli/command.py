@@ -4,7 +4,6 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -12,34 +11,48 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from cyclopts import Parameter
 from docstring_parser.google import parse
 
+PACKAGE = Path(__file__).parents[1]
 DATA_ROOT = {"root": Parameter(name="--data.root")}
 
 
-@dataclass(frozen=True)
 class Command:
     """A verb of the command line.
 
-    Attributes:
+    Args:
+        name: what is typed, with that of its group.
         function: "module:function", imported when the verb is used.
-        python: what the help calls it in Python.
-        summary: its line in the list of verbs.
+        extends: more of them: the options that the function takes as `**options`, with their help.
         n_positional: parameters given without a flag; all others have one.
-        parameters: spellings that differ from the rule: --name-of-the-parameter.
-        extends: further functions, "module:function": the options in `**options` of the first,
-            with their help.
+        parameters: spellings that differ from the rule, --name-of-the-parameter.
         only_python: parameters that the command line does not have.
     """
 
-    function: str
-    python: str
-    summary: str
-    n_positional: int = 1
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    extends: Sequence[str] = ()
-    only_python: Sequence[str] = ()
+    def __init__(
+        self,
+        name: str,
+        function: str,
+        *extends: str,
+        n_positional: int = 1,
+        parameters: Mapping[str, Parameter] | None = None,
+        only_python: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.function = function
+        self.extends = extends
+        self.n_positional = n_positional
+        self.parameters = parameters or {}
+        self.only_python = only_python
+
+    def summary(self) -> str:
+        """The first line of the function's docstring, read without importing it."""
+        module, _, name = self.function.partition(":")
+        source = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text()
+        found = re.search(rf'^def {name}\(.*?"""(.*?)$', source, re.DOTALL | re.MULTILINE)
+        assert found is not None, self.function
+        return found[1]
 
     def load(self) -> Callable[..., Any]:
-        """The function with the signature and the docstring that the parser reads."""
+        """The function, with the signature and the docstring that the parser reads."""
         main, *others = map(_imported, (self.function, *self.extends))
         found: dict[str, inspect.Parameter] = {}
         helps: dict[str, str] = {}
@@ -62,7 +75,8 @@ class Command:
             return main(arguments, **options) if gathers else main(*arguments, **options)
 
         text, _, _ = (inspect.getdoc(main) or "").partition("\n\nArgs:")
-        call.__doc__ = f"{text}\n\nFrom Python: {self.python}."
+        named = ", ".join(f"inat.{one.__name__}" for one in others or [main])
+        call.__doc__ = f"{text}\n\nFrom Python: {named}."
         call.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in made}
         return call

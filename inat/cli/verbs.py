@@ -69,7 +69,8 @@ def predict(run: Path, *, split: str = "test", photos: Path | None = None, **opt
 
     if photos is not None:
         shared = ("checkpoint", "weights", "views", "view_mean", "precision")
-        found = predict_photos(run, photos, **{name: options[name] for name in shared})
+        given = {name: options[name] for name in shared if name in options}
+        found = predict_photos(run, photos, **given)
         show(found)
         for event in found.unreadable:
             print_line(f"not read: {event}", file=sys.stderr)
