@@ -61,7 +61,7 @@ from inat.photos.pack import PackedPhotos
 from inat.photos.sources import open_photos
 from inat.predictions.file import read_prediction
 from inat.runs.run import open_run
-from inat.submission.csv_file import check, score, write
+from inat.submission import check, score, write
 from inat.submission.manifest import manifest_path, read_manifest
 from inat.training.checkpoint import LoopState, load_checkpoint, save_checkpoint
 

@@ -11,7 +11,7 @@ from tiny_runs import tiny_config, train_tiny
 import inat
 from inat.acquire.import_folders import import_folders
 from inat.core.errors import InputError
-from inat.submission.csv_file import write
+from inat.submission import write
 
 
 def data_of(tmp_path: Path, n_species: int, n_photos: int, val_share: float) -> Path:

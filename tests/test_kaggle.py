@@ -2,12 +2,16 @@
 
 import base64
 import hashlib
+import io
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +35,13 @@ from inat.cli.app import main
 from inat.core.errors import InputError, WorldError
 from inat.core.files import read_json, write_json
 from inat.dataset.split import load_split
-from inat.submission import Submission, kaggle, kaggle_client
-from inat.submission.kaggle_client import KaggleClient
+from inat.submission import Submission, kaggle, kaggle_child, kaggle_client
 from inat.submission.manifest import manifest_path, read_manifest, update_manifest
 
 REF = 40_000_001
-LISTED = Fault(503, "down")  # what never passes is sent once for each try
-TRIES = 2
+LISTED = Fault(503, "down")
 START = "StartSubmissionUpload"
+RUN_CHILD = kaggle_client.run_child
 BASIC = base64.b64encode(f"{USER}:{KEY}".encode()).decode()
 CHECKED = f"s.csv: checked, but the upload to {SLUG} failed: "
 
@@ -49,30 +52,33 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(home: Path) -> Iterator[tuple[KaggleServer, KaggleClient]]:
-    """A server, and one client for all tests: loading it takes half a second."""
+def running(home: Path) -> Iterator[KaggleServer]:
     with pytest.MonkeyPatch.context() as patch, serving() as server:
         lead_client_to(server.url, str(home), patch)
         patch.setenv("KAGGLE_USERNAME", USER)
         patch.setenv("KAGGLE_KEY", KEY)
-        with KaggleClient() as client:
-            yield server, client
+        yield server
 
 
 @pytest.fixture
-def server(
-    running: tuple[KaggleServer, KaggleClient], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[KaggleServer]:
-    """Without faults yet; no pauses."""
-    server, client = running
-    server.reset()
-    monkeypatch.setattr(KaggleClient, "__exit__", lambda *_: None)
-    monkeypatch.setattr(kaggle, "KaggleClient", lambda: client)
-    monkeypatch.setattr(kaggle_client, "PAUSES", (0.0,) * (TRIES - 1))
+def server(running: KaggleServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[KaggleServer]:
+    """Without faults yet. The client is loaded once, in this process: that takes half a second."""
+    running.reset()
+    monkeypatch.setattr(kaggle_client, "run_child", answered_here)
     monkeypatch.setattr(kaggle, "POLL_SECONDS", 0.0)
-    yield server
-    server.released.set()
+    yield running
+    running.released.set()
     monkeypatch.undo()
+
+
+def answered_here(call: str, _: float, options: dict[str, Any]) -> dict[str, Any]:
+    with (
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        return json.loads(json.dumps(kaggle_child.answer(call, **options)))
 
 
 @pytest.fixture
@@ -278,43 +284,25 @@ NETWORK = f"no connection to Kaggle ({ENDED}); try again when there is a network
 REFUSED = {
     "401": (
         Fault(401, "no"),
-        1,
         f"Kaggle refuses the credentials of KAGGLE_USERNAME, status 401: no {HIDDEN}; {TOKEN}",
     ),
-    "403": (Fault(403, "closed"), 1, f"Kaggle refuses, status 403: closed {HIDDEN}; {RULES}"),
+    "403": (Fault(403, "closed"), f"Kaggle refuses, status 403: closed {HIDDEN}; {RULES}"),
     "404": (
         Fault(404, "what?"),
-        1,
         f"Kaggle knows no such thing, status 404: what? {HIDDEN}; {STILL}",
     ),
-    "400": (Fault(400, "bad"), 1, f"Kaggle refuses, status 400: bad {HIDDEN}; see its page"),
+    "400": (Fault(400, "bad"), f"Kaggle refuses, status 400: bad {HIDDEN}; see its page"),
     "429": (
         Fault(429, "slow"),
-        TRIES,
         f"too many requests for Kaggle, status 429: slow {HIDDEN}; {LATER}",
     ),
-    "429 with Retry-After": (
-        Fault(429, "slow", {"Retry-After": "3600"}),
-        1,
-        f"too many requests for Kaggle, status 429: slow {HIDDEN}; try again in 3600 s",
-    ),
-    "503": (
-        Fault(503, "down"),
-        TRIES,
-        f"Kaggle is out of order, status 503: down {HIDDEN}; {LATER}",
-    ),
-    "503 with Retry-After": (
-        Fault(503, "down", {"Retry-After": "90"}),
-        1,
-        f"Kaggle is out of order, status 503: down {HIDDEN}; try again in 90 s",
-    ),
-    "HTML": (Fault(html=True), 1, PROXY),
+    "503": (Fault(503, "down"), f"Kaggle is out of order, status 503: down {HIDDEN}; {LATER}"),
+    "HTML": (Fault(html=True), PROXY),
     "HTML and 502": (
         Fault(502, html=True),
-        TRIES,
         f"Kaggle is out of order, status 502: Bad Gateway; {LATER}",
     ),
-    "dropped": (Fault(how="drop"), TRIES, NETWORK),
+    "dropped": (Fault(how="drop"), NETWORK),
 }
 
 
@@ -322,11 +310,11 @@ REFUSED = {
 def test_before_the_upload_a_fault_leaves_nothing_behind(
     name: str, place: Path, server: KaggleServer, run: Callable[..., Told]
 ) -> None:
-    fault, tries, text = REFUSED[name]
-    server.faults["ListSubmissions"] = [fault] * TRIES
+    fault, text = REFUSED[name]
+    server.faults["ListSubmissions"] = [fault]
     told = send(run)
     assert (told.status, told.out, told.last) == (1, "", CHECKED + text)
-    assert server.fired == ["ListSubmissions"] * tries
+    assert server.fired == ["ListSubmissions"]
     assert set(server.log) == {"ListSubmissions"}
     assert sorted(path.name for path in place.iterdir()) == ["DATA", "s.csv"]
 
@@ -336,7 +324,7 @@ def test_before_the_upload_a_fault_leaves_nothing_behind(
 def test_a_refused_upload_is_not_sent_twice_and_stands_in_the_manifest(
     name: str, method: str, place: Path, server: KaggleServer, run: Callable[..., Told]
 ) -> None:
-    fault, _, text = REFUSED[name]
+    fault, text = REFUSED[name]
     server.faults[method] = [fault]
     told = send(run)
     assert (told.status, told.out, told.last) == (1, "", CHECKED + text)
@@ -382,7 +370,7 @@ def test_what_cannot_be_found_out_is_said(
 
     def later_dead(method: str, asked: dict[str, Any]) -> dict[str, Any]:
         if method == "CreateSubmission":
-            server.faults["ListSubmissions"] = [LISTED] * TRIES
+            server.faults["ListSubmissions"] = [LISTED]
         return good(method, asked)
 
     server.do = later_dead  # type: ignore[method-assign]
@@ -392,7 +380,7 @@ def test_what_cannot_be_found_out_is_said(
         1,
         f"{CHECKED}{NETWORK}; whether Kaggle has it is not known, inat submission status will tell",
     )
-    assert server.fired == ["CreateSubmission"] + ["ListSubmissions"] * TRIES
+    assert server.fired == ["CreateSubmission", "ListSubmissions"]
     assert (uploads()[0]["ref"], uploads()[0]["status"]) == (0, "unknown")
     told = run("status", "s.csv")
     assert (told.status, told.out.split()[0]) == (0, str(REF))
@@ -410,30 +398,6 @@ def test_an_answer_without_a_reference_is_no_success(
     )
 
 
-def test_retry_after_is_waited_for_when_it_is_short(
-    place: Path,
-    server: KaggleServer,
-    run: Callable[..., Told],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(kaggle_client.time, "sleep", pauses.append)
-    server.faults["ListSubmissions"] = [Fault(429, "slow", {"Retry-After": "7"})]
-    told = send(run)
-    assert told.status == 0
-    assert pauses == [7.0]
-    assert server.fired == ["ListSubmissions"]
-    assert "try again in 7 s (this is done in 7 s)\n" in told.err
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [("0", 0.0), ("12", 12.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0), ("soon", None)],
-)
-def test_retry_after_is_seconds_or_a_date(header: str, seconds: float | None) -> None:
-    assert kaggle_client._seconds(header) == seconds
-
-
 # --- the file on its way -------------------------------------------------------------------------
 
 
@@ -445,21 +409,6 @@ def test_a_connection_that_drops_in_the_put_once_is_mended(
     assert server.fired == ["PUT"]
     assert server.log.count("PUT") == 2
     assert list(server.files.values()) == [Path("s.csv").read_bytes()]
-
-
-def test_a_put_that_always_drops_ends_by_our_time_out(
-    place: Path,
-    server: KaggleServer,
-    run: Callable[..., Told],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(kaggle_client, "UPLOAD_SECONDS", 0.5)
-    server.faults["PUT"] = [Fault(how="drop")] * 20
-    told = send(run)
-    assert (told.status, told.last) == (1, f"{CHECKED}no answer within 0.5 s; {LATER}")
-    assert server.fired[:2] == ["PUT", "PUT"]
-    assert "CreateSubmission" not in server.log
-    assert uploads()[0]["status"] == "failed"
 
 
 @pytest.mark.parametrize("status", [403, 503])
@@ -474,19 +423,43 @@ def test_a_put_that_is_refused_is_no_success(
     assert "CreateSubmission" not in server.log
 
 
-def test_a_silent_server_is_left_after_our_time_out(
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [("import time; time.sleep(60)", "no answer within 0.3 s"),
+     ("raise SystemExit(3)", "the kaggle client ended early")],
+)  # fmt: skip
+def test_a_client_that_is_silent_or_dies_while_it_sends_leaves_the_upload_in_doubt(
+    program: str,
+    why: str,
     place: Path,
     server: KaggleServer,
     run: Callable[..., Told],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert run("status").status == 0  # the client is loaded: what is timed is the server
-    monkeypatch.setattr(kaggle_client, "ANSWER_SECONDS", 0.4)
-    server.faults["ListSubmissions"] = [Fault(how="hang")]
-    monkeypatch.setattr(kaggle_client, "PAUSES", ())
+    child = place / "child.py"
+    child.write_text(program)
+    really = subprocess.run
+
+    def started(command: list[str], *, timeout: float, **options: Any) -> Any:
+        seconds = 0.3 if program.startswith("import") else timeout
+        return really([command[0], str(child)], timeout=seconds, **options)
+
+    def answered(call: str, seconds: float, options: dict[str, Any]) -> dict[str, Any]:
+        if call != "submit":
+            server.faults["ListSubmissions"] = [] if call == "list" and not tried else [LISTED]
+            return answered_here(call, seconds, options)
+        tried.append(call)
+        return run_child(call, 0.3, options)
+
+    tried: list[str] = []
+    run_child = RUN_CHILD
+    monkeypatch.setattr(kaggle_client.subprocess, "run", started)
+    monkeypatch.setattr(kaggle_client, "run_child", answered)
     told = send(run)
-    assert (told.status, told.last) == (1, f"{CHECKED}no answer within 0.4 s; {LATER}")
-    assert server.fired == ["ListSubmissions"]
+    assert told.status == 1
+    assert told.last.startswith(f"{CHECKED}{why}; {LATER}; whether Kaggle has it is not known")
+    assert tried == ["submit"]
+    assert (uploads()[0]["ref"], uploads()[0]["status"]) == (0, "unknown")
 
 
 # --- the score -----------------------------------------------------------------------------------
@@ -593,9 +566,9 @@ def test_status_of_a_file_that_was_never_sent_and_of_a_dead_server(
         2,
         f"s.csv: neither {SLUG} nor s.manifest.json knows an upload of it",
     )
-    server.faults["ListSubmissions"] = [LISTED] * TRIES
+    server.faults["ListSubmissions"] = [LISTED]
     told = run("status")
-    assert (told.status, told.last) == (1, f"{SLUG}: {REFUSED['503'][2]}")
+    assert (told.status, told.last) == (1, f"{SLUG}: {REFUSED['503'][1]}")
 
 
 # --- a client of its own -------------------------------------------------------------------------
@@ -610,7 +583,6 @@ def fresh(
     with pytest.MonkeyPatch.context() as patch:
         (tmp_path / "home" / ".kaggle").mkdir(parents=True)
         lead_client_to(server.url, str(tmp_path / "home"), patch)
-        patch.setattr(kaggle_client, "PAUSES", ())
         yield server
         monkeypatch.undo()  # before the environment below it is put back
 
@@ -658,8 +630,9 @@ def test_malformed_credentials_are_named_by_their_file_alone(
     path = tmp_path / "home" / ".kaggle" / name
     path.write_text(content)
     text = refused_credentials(world, tmp_path)
-    where = str(path) if name == "kaggle.json" else f"~/.kaggle/{name}"
-    assert text == f"no usable Kaggle credentials: what is in {where} is malformed or expired"
+    assert text == (
+        f"no usable Kaggle credentials: what is in ~/.kaggle/{name} is malformed or expired"
+    )
     assert fresh.log == []
 
 

@@ -22,7 +22,7 @@ from inat.posthoc.ensemble import ensemble
 from inat.predictions import file as prediction_file
 from inat.predictions.file import read_prediction, store, write_prediction
 from inat.predictions.meta import PredictionMeta
-from inat.submission.csv_file import write
+from inat.submission import write
 
 PARTS = {"logits.npy", "ids.npy", "labels.npy", "species.parquet", "photos.parquet", "meta.json"}
 LOGITS = np.random.default_rng(0).normal(0, 4, (5, 4)).astype(np.float32)

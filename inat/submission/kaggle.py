@@ -2,22 +2,29 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from inat.core.errors import InputError, WorldError, one_line
 from inat.core.files import sha256
 from inat.core.progress import progress_bar, say
 from inat.submission.csv_file import check_submission
-from inat.submission.kaggle_client import KaggleClient, KaggleFault, Submission
-from inat.submission.manifest import competition_of, manifest_path
-from inat.submission.uploads import content_mark, note_upload, read_uploads
+from inat.submission.kaggle_client import (
+    KaggleFault,
+    Submission,
+    get_submission,
+    list_submissions,
+    submit,
+)
+from inat.submission.manifest import competition_of, manifest_path, read_manifest, update_manifest
 
-POLL_SECONDS = 5.0
+POLL_SECONDS = 10.0
 MOST_LISTED = 5
+KEYS = {"competition", "sha256", "ref", "date", "status"}
 
 
 def upload_submission(
@@ -49,22 +56,26 @@ def upload_submission(
         InputError: no message, the same bytes were sent before, no usable credentials.
         WorldError: it was not sent, Kaggle found an error in it, or the score did not come.
     """
+    if not message.strip():
+        raise InputError("message: is empty; say in a few words what this submission is")
+    if not 0 <= wait < math.inf:
+        raise InputError(f"wait: {wait:g} minutes; give 0 or more")
     path = Path(csv)
-    _check_options(message, wait)
     slug = competition_of(path, competition).slug
     n_rows = check_submission(path, root, competition=slug).n_rows
-    digest = sha256(path)
-    say(f"{path}: {n_rows:,} rows, nothing wrong; sha256 {digest}")
-    with KaggleClient() as client:
-        with _naming(path, slug):
-            listed = client.list_submissions(slug)
-        _tell(slug, listed)
-        if not again:
-            _refuse_twice(path, slug, digest, listed)
-        with _naming(path, slug):
-            made = _send(client, path, slug, digest, message, listed)
-        say(f"{path}: uploaded to {slug} as submission {made.ref}")
-        return _scored(client, path, slug, digest, made, wait) if wait else made
+    sending = _Sending(path, slug, sha256(path))
+    say(f"{path}: {n_rows:,} rows, nothing wrong; sha256 {sending.digest}")
+    with sending.naming_faults():
+        listed = list_submissions(slug)
+    say(f"{slug}: submissions so far: {len(listed)}")
+    for submission in listed[:MOST_LISTED]:
+        say(f"  {submission.lines()[0]}")
+    if not again:
+        sending.refuse_twice(listed)
+    with sending.naming_faults():
+        made = sending.send(f"{message} {sending.mark}", listed)
+    say(f"{path}: uploaded to {slug} as submission {made.ref}")
+    return sending.scored(made, wait) if wait else made
 
 
 def submission_status(
@@ -80,143 +91,168 @@ def submission_status(
         InputError: nothing is known of an upload of that file; no usable credentials.
         WorldError: Kaggle gave no answer.
     """
-    path = None if csv is None else Path(csv)
-    slug = competition_of(path, competition).slug
-    with KaggleClient() as client:
-        try:
-            listed = client.list_submissions(slug)
-            return listed if path is None else _own(client, path, slug, listed)
-        except WorldError as fault:
-            raise WorldError(f"{slug}: {fault}") from None
-
-
-def _check_options(message: str, wait: float) -> None:
-    if not message.strip():
-        raise InputError("message: is empty; say in a few words what this submission is")
-    if not 0 <= wait < math.inf:
-        raise InputError(f"wait: {wait:g} minutes; give 0 or more")
-
-
-@contextmanager
-def _naming(path: Path, slug: str) -> Iterator[None]:
-    """Puts before a fault what could not be done, and where the checked file lies."""
+    slug = competition_of(csv, competition).slug
     try:
-        yield
-    except (WorldError, InputError) as fault:
-        kind = InputError if isinstance(fault, InputError) else WorldError
-        raise kind(f"{path}: checked, but the upload to {slug} failed: {fault}") from None
-
-
-def _tell(slug: str, listed: Sequence[Submission]) -> None:
-    say(f"{slug}: submissions so far: {len(listed)}")
-    for submission in listed[:MOST_LISTED]:
-        say(f"  {submission.line()}")
-
-
-def _refuse_twice(path: Path, slug: str, digest: str, listed: Sequence[Submission]) -> None:
-    """Refuses bytes that Kaggle's list or the manifest (the list ends somewhere) knows as sent."""
-    earlier = [(s.ref, s.date) for s in listed if content_mark(digest) in s.description] or [
-        (entry["ref"], entry["date"])
-        for entry in read_uploads(path, slug)
-        if entry["sha256"] == digest and entry["ref"]
-    ]
-    if earlier:
-        ref, date = earlier[0]
-        raise InputError(
-            f"{path}: the same bytes were sent to {slug} before, as submission {ref} of {date}; "
-            "--again sends them again"
-        )
-
-
-def _send(
-    client: KaggleClient,
-    path: Path,
-    slug: str,
-    digest: str,
-    message: str,
-    listed: Sequence[Submission],
-) -> Submission:
-    """Sends a file; the manifest tells of it from before to after."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    description = f"{message} {content_mark(digest)}"
-    made = Submission(0, now, path.name, description, "sending", None, None, "")
-    # A manifest that cannot be written is found out while that costs nothing.
-    note_upload(path, slug, digest, made)
-    try:
-        ref = _submit(client, path, description, slug, listed)
-    except (WorldError, InputError) as fault:
-        lost = isinstance(fault, KaggleFault) and fault.in_doubt
-        made = replace(made, status="unknown" if lost else "failed", error=str(fault))
-        note_upload(path, slug, digest, made)
-        raise
-    made = replace(made, status="pending", ref=ref)
-    note_upload(path, slug, digest, made)
-    return made
-
-
-def _submit(
-    client: KaggleClient, path: Path, description: str, slug: str, listed: Sequence[Submission]
-) -> int:
-    """Kaggle's number for the file; where its answer was lost, the list tells.
-
-    Raises:
-        KaggleFault: `in_doubt` where the list was not to be had either.
-        WorldError: the file is not in the list.
-    """
-    try:
-        return client.submit(path, description, slug)
-    except KaggleFault as fault:
-        if not fault.in_doubt:
-            raise
-        lost = fault
-    say(f"{lost}; looking whether Kaggle has it")
-    known = {submission.ref for submission in listed}
-    try:
-        listed = client.list_submissions(slug)
-    except WorldError:
-        raise KaggleFault(
-            f"{lost}; whether Kaggle has it is not known, inat submission status will tell",
-            passing=True,
-            in_doubt=True,
-        ) from None
-    for submission in listed:
-        if submission.ref not in known and submission.description == description:
-            return submission.ref
-    raise WorldError(str(lost))
-
-
-def _scored(
-    client: KaggleClient, path: Path, slug: str, digest: str, made: Submission, wait: float
-) -> Submission:
-    """The submission with its score, noted in the manifest."""
-    try:
-        known = _wait(client, made, 60 * wait)
+        listed = list_submissions(slug)
+        return listed if csv is None else _of_file(Path(csv), slug, listed)
     except WorldError as fault:
-        raise WorldError(
-            f"{path}: uploaded as submission {made.ref}, but its score cannot be had: {fault}"
-        ) from None
-    note_upload(path, slug, digest, known)
-    if known.status == "error":
-        raise WorldError(
-            f"{path}: Kaggle could not score submission {known.ref}: "
-            f"{one_line(known.error) or 'it gives no reason'}"
-        )
-    if known.status == "pending":
-        raise WorldError(
-            f"{path}: uploaded as submission {known.ref}, which has no score after {wait:g} "
-            f"minutes; inat submission status {path} asks again"
-        )
-    return known
+        raise WorldError(f"{slug}: {fault}") from None
 
 
-def _wait(client: KaggleClient, made: Submission, seconds: float) -> Submission:
+def _of_file(path: Path, slug: str, listed: list[Submission]) -> list[Submission]:
+    """The uploads of a file, found by its mark or in its manifest, which then knows them all."""
+    sending = _Sending(path, slug, sha256(path))
+    refs = {entry["ref"] for entry in sending.uploads()} - {0}
+    found = [s for s in listed if sending.mark in s.description or s.ref in refs]
+    older = sorted(refs - {submission.ref for submission in found}, reverse=True)
+    found += [get_submission(ref) for ref in older]
+    if not found:
+        raise InputError(f"{path}: neither {slug} nor {manifest_path(path)} knows an upload of it")
+    for submission in reversed(found):
+        sending.note(submission)
+    return found
+
+
+@dataclass(frozen=True)
+class _Sending:
+    """A file on its way to a competition. What became of its uploads is in `uploads` of its
+    manifest: each entry has the competition, the sha256 of what was sent, and the fields of
+    `Submission`; its status may also be sending, failed (nothing arrived) or unknown, with the
+    reason in `error` and 0 as `ref`."""
+
+    path: Path
+    slug: str
+    digest: str
+
+    @property
+    def mark(self) -> str:
+        return f"[sha256 {self.digest[:12]}]"
+
+    @contextmanager
+    def naming_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (WorldError, InputError) as fault:
+            kind = InputError if isinstance(fault, InputError) else WorldError
+            raise kind(
+                f"{self.path}: checked, but the upload to {self.slug} failed: {fault}"
+            ) from None
+
+    def uploads(self) -> list[dict[str, Any]]:
+        """The uploads to the competition, the last one last."""
+        return [entry for entry in self._all_uploads() if entry["competition"] == self.slug]
+
+    def _all_uploads(self) -> list[dict[str, Any]]:
+        uploads = read_manifest(self.path).get("uploads", [])
+        if not isinstance(uploads, list) or not all(
+            isinstance(entry, dict) and entry.keys() >= KEYS for entry in uploads
+        ):
+            raise InputError(
+                f"{manifest_path(self.path)}: uploads is not what an upload writes; take it out "
+                "of the file"
+            )
+        return uploads
+
+    def note(self, submission: Submission) -> None:
+        """Writes what is known of an upload now, in place of what was known of it before."""
+        entry = {"competition": self.slug, "sha256": self.digest, **asdict(submission)}
+        uploads = self._all_uploads()
+        places = [i for i, known in enumerate(uploads) if known["ref"] == submission.ref] or [
+            i for i, known in enumerate(uploads) if known["status"] in ("sending", "unknown")
+        ]
+        if not places:
+            uploads.append(entry)
+        else:
+            known = uploads[places[0]]
+            # The file may have been written again since then: what was sent stays what it was.
+            kept = {"sha256": known["sha256"]} if submission.ref and known["ref"] else {}
+            uploads[places[0]] = entry | kept
+        update_manifest(self.path, uploads=uploads)
+
+    def refuse_twice(self, listed: list[Submission]) -> None:
+        """Refuses bytes that Kaggle's list or the manifest (the list ends somewhere) knows."""
+        earlier = [(s.ref, s.date) for s in listed if self.mark in s.description] or [
+            (entry["ref"], entry["date"])
+            for entry in self.uploads()
+            if entry["sha256"] == self.digest and entry["ref"]
+        ]
+        if earlier:
+            ref, date = earlier[0]
+            raise InputError(
+                f"{self.path}: the same bytes were sent to {self.slug} before, as submission {ref} "
+                f"of {date}; --again sends them again"
+            )
+
+    def send(self, description: str, listed: list[Submission]) -> Submission:
+        """Sends the file; the manifest tells of it from before to after."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        made = Submission(0, now, self.path.name, description, "sending", None, None, "")
+        # A manifest that cannot be written is found out while that costs nothing.
+        self.note(made)
+        try:
+            made = replace(made, status="pending", ref=self._submit(description, listed))
+        except (WorldError, InputError) as fault:
+            lost = isinstance(fault, KaggleFault) and fault.in_doubt
+            self.note(replace(made, status="unknown" if lost else "failed", error=str(fault)))
+            raise
+        self.note(made)
+        return made
+
+    def _submit(self, description: str, listed: list[Submission]) -> int:
+        """Kaggle's number for the file; where its answer was lost, the list tells. Nothing is sent
+        twice: the fault stays `in_doubt` where the list was not to be had either."""
+        try:
+            return submit(self.path, description, self.slug)
+        except KaggleFault as fault:
+            if not fault.in_doubt:
+                raise
+            lost = fault
+        say(f"{lost}; looking whether Kaggle has it")
+        try:
+            listed_now = list_submissions(self.slug)
+        except WorldError:
+            raise KaggleFault(
+                f"{lost}; whether Kaggle has it is not known, inat submission status will tell",
+                passing=True,
+                in_doubt=True,
+            ) from None
+        known = {submission.ref for submission in listed}
+        for submission in listed_now:
+            if submission.ref not in known and submission.description == description:
+                return submission.ref
+        raise WorldError(str(lost))
+
+    def scored(self, made: Submission, wait: float) -> Submission:
+        """The submission with its score, noted in the manifest."""
+        try:
+            known = _waited_for(made, 60 * wait)
+        except WorldError as fault:
+            raise WorldError(
+                f"{self.path}: uploaded as submission {made.ref}, but its score cannot be had: "
+                f"{fault}"
+            ) from None
+        self.note(known)
+        if known.status == "error":
+            raise WorldError(
+                f"{self.path}: Kaggle could not score submission {known.ref}: "
+                f"{one_line(known.error) or 'it gives no reason'}"
+            )
+        if known.status == "pending":
+            raise WorldError(
+                f"{self.path}: uploaded as submission {known.ref}, which has no score after "
+                f"{wait:g} minutes; inat submission status {self.path} asks again"
+            )
+        return known
+
+
+def _waited_for(made: Submission, seconds: float) -> Submission:
     """The submission as soon as it is no longer pending, or as it is when the time is over."""
     known, began, shown = made, time.monotonic(), 0
     with progress_bar(f"score of submission {made.ref}", math.ceil(seconds), "") as bar:
         while True:
             note = "pending"
             try:
-                known = client.get_submission(made.ref)
+                known = get_submission(made.ref)
             except KaggleFault as fault:
                 if not fault.passing:
                     raise
@@ -227,19 +263,3 @@ def _wait(client: KaggleClient, made: Submission, seconds: float) -> Submission:
             bar.advance(int(gone) - shown, note)
             shown = int(gone)
             time.sleep(min(POLL_SECONDS, seconds - gone))
-
-
-def _own(
-    client: KaggleClient, path: Path, slug: str, listed: Sequence[Submission]
-) -> list[Submission]:
-    """The uploads of a file, found by its mark or in its manifest, which then knows them all."""
-    digest = sha256(path)
-    refs = {entry["ref"] for entry in read_uploads(path, slug)} - {0}
-    found = [s for s in listed if content_mark(digest) in s.description or s.ref in refs]
-    older = sorted(refs - {submission.ref for submission in found}, reverse=True)
-    found += [client.get_submission(ref) for ref in older]
-    if not found:
-        raise InputError(f"{path}: neither {slug} nor {manifest_path(path)} knows an upload of it")
-    for submission in reversed(found):
-        note_upload(path, slug, digest, submission)
-    return found

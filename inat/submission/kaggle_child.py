@@ -1,83 +1,66 @@
-"""The `kaggle` client, alone in a process: reads a request a line, writes an answer a line.
+"""One call of the `kaggle` client, in a process of its own.
 
 Importing the client logs in, makes a folder, prints, and swallows its own exit; its calls have no
-time-outs, and its errors can show addresses that are secrets. In a process of its own it can be
-killed, its output goes nowhere, and only what `fault_of` picks out leaves. This file is run by its
-path and imports nothing of the kit, which would take longer to load than the client does.
+time-outs. Here it can be killed and its output goes nowhere. This file is run by its path, with the
+call as JSON; it prints what came of it as JSON, and imports nothing of the kit.
 """
 
-import base64
 import http.client
 import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-TOKEN_FILES = ("~/.kaggle/access_token", "~/.kaggle/access_token.txt")
-OAUTH_FILE = "~/.kaggle/credentials.json"
-HIDDEN = "***"
 
 
 def main() -> None:
-    """Answers each line of standard input; a line is written for a line read."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    for line in sys.stdin:
-        print(json.dumps(answer(**json.loads(line))), file=answers, flush=True)
+    """Prints {"value": ...}, or why there is none: {"fault": ..., "said": ...}."""
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    print(json.dumps(answer(**json.loads(sys.argv[1]))), file=output)
 
 
-def answer(call: str, **options: Any) -> Any:
-    """What a call gives as {"value": ...}, or why it gave nothing as {"fault": {"kind": ...}}."""
+def answer(call: str, **options: Any) -> dict[str, Any]:
+    """What a call gives, or the kind of its fault, what may be said of it, and the HTTP status."""
+    logged_in = False
     try:
-        told = {"value": CALLS[call](**options)}
+        import kaggle
+
+        kaggle.api.authenticate()  # the import has tried this, and kept its failure to itself
+        logged_in = True
+        return {"value": CALLS[call](kaggle.api, **options)}
     except (Exception, SystemExit) as error:
-        told = {"fault": fault_of(error, logging_in=call == "log_in")}
-    # A server may well repeat what it was sent.
-    return without(secrets(), told)
+        kind, said, status = fault_of(error)
+        if kind == "unreadable" and not logged_in:
+            kind = "credentials"
+        return {"fault": kind, "said": said, "status": status}
 
 
-def log_in() -> None:
-    import kaggle
-
-    # The import has tried this already and kept its failure to itself.
-    kaggle.api.authenticate()
-
-
-def list_submissions(competition: str) -> list[dict[str, Any]]:
-    """The newest hundred."""
-    import kaggle
-
-    listed = kaggle.api.competition_submissions(competition, page_size=100) or []
+def list_submissions(api: Any, competition: str) -> list[dict[str, Any]]:
+    listed = api.competition_submissions(competition, page_size=100) or []
     return [as_dict(submission) for submission in listed if submission is not None]
 
 
-def submit(path: str, message: str, competition: str) -> dict[str, Any]:
-    import kaggle
-
-    made = kaggle.api.competition_submit(path, message, competition, quiet=True)
-    failed = kaggle.api.COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE
-    return {"stored": made.message != failed, "said": made.message, "ref": made.ref}
+def submit(api: Any, path: str, message: str, competition: str) -> dict[str, Any]:
+    made = api.competition_submit(path, message, competition, quiet=True)
+    stored = made.message != api.COMPETITION_SUBMIT_UPLOAD_FAILED_MESSAGE
+    return {"stored": stored, "said": made.message, "ref": made.ref}
 
 
-def get_submission(ref: int) -> dict[str, Any]:
-    import kaggle
+def get_submission(api: Any, ref: int) -> dict[str, Any]:
     from kagglesdk.competitions.types.competition_api_service import ApiGetSubmissionRequest
 
     request = ApiGetSubmissionRequest()
     request.ref = ref
-    with kaggle.api.build_kaggle_client() as client:
+    with api.build_kaggle_client() as client:
         return as_dict(client.competitions.competition_api_client.get_submission(request))
 
 
 CALLS: dict[str, Callable[..., Any]] = {
-    "log_in": log_in,
-    "list_submissions": list_submissions,
+    "list": list_submissions,
     "submit": submit,
-    "get_submission": get_submission,
+    "get": get_submission,
 }
 
 
@@ -94,110 +77,42 @@ def as_dict(submission: Any) -> dict[str, Any]:
     }
 
 
-def fault_of(error: BaseException, *, logging_in: bool) -> dict[str, Any]:
-    """The kind of a fault and what is safe to tell of it."""
+def fault_of(error: BaseException) -> tuple[str, str, int]:
+    """The kind of a fault, what may be said of it, and the HTTP status. The text of an exception
+    may hold an address, which is signed here: it is never said."""
     if isinstance(error, ImportError):
-        return {"kind": "import", "said": str(error)}
+        return "import", str(error), 0
     from requests import RequestException
     from requests.exceptions import InvalidHeader
 
-    response = getattr(error, "response", None)
-    if response is not None:
-        return http_fault(response)
+    if (response := getattr(error, "response", None)) is not None:
+        return "http", *refusal(response)
     if isinstance(error, json.JSONDecodeError):
-        return {"kind": "unreadable", "said": "no JSON"}
-    # A token or key with a line break or a letter that no header can hold is met only on sending.
-    if logging_in and not isinstance(error, OSError):
-        return {"kind": "credentials", "sources": sources()}
+        return "unreadable", "no JSON", 0
+    # A token with a line break or a letter that no header can hold is met only on sending.
     if isinstance(error, InvalidHeader | UnicodeEncodeError):
-        return {"kind": "credentials", "sources": sources()}
+        return "credentials", "", 0
+    cause = error
+    while inner := cause.__cause__ or cause.__context__:
+        cause = inner
+    said = getattr(cause, "strerror", None) or type(cause).__name__
+    if isinstance(cause, http.client.HTTPException):
+        said = str(cause)
     if isinstance(error, RequestException):
-        return {"kind": "network", "said": root_cause(error)}
+        return "network", said, 0
     if isinstance(error, OSError):
-        return {"kind": "disk", "said": f"{error.strerror}: {error.filename}"}
-    return {"kind": "unreadable", "said": type(error).__name__}
+        return "disk", f"{error.strerror}: {error.filename}", 0
+    return "unreadable", type(error).__name__, 0
 
 
-def http_fault(response: Any) -> dict[str, Any]:
+def refusal(response: Any) -> tuple[str, int]:
     try:
-        body = response.json()
-    except ValueError:
-        body = None
-    body = body if isinstance(body, dict) else {}
-    code = body.get("code")
-    return {
-        "kind": "http",
-        # The client takes a code in the body for an error, whatever the status line says.
-        "status": code if isinstance(code, int) else response.status_code,
-        "said": str(body.get("message") or response.reason or ""),
-        "retry_after": response.headers.get("Retry-After"),
-        "sources": sources(),
-    }
-
-
-def root_cause(error: BaseException) -> str:
-    """The innermost error, in the system's words; those of the layers above show addresses."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    if isinstance(error, http.client.HTTPException):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return type(error).__name__
-
-
-def sources() -> list[str]:
-    """Where there are credentials, usable or not, in the order in which the client takes them."""
-    found = [name for name in ("KAGGLE_API_TOKEN",) if os.environ.get(name)]
-    found += [name for name in TOKEN_FILES if content(name).strip()]
-    found += [name for name in ("KAGGLE_USERNAME", "KAGGLE_KEY") if os.environ.get(name)]
-    key_file = getattr(client_api(), "config", "")
-    found += [name for name in (key_file, OAUTH_FILE) if name and content(name).strip()]
-    return found
-
-
-def without(hidden: list[str], told: Any) -> Any:
-    """The same with *** in place of the texts to hide."""
-    if isinstance(told, dict):
-        return {name: without(hidden, value) for name, value in told.items()}
-    if isinstance(told, list):
-        return [without(hidden, value) for value in told]
-    if isinstance(told, str):
-        for text in hidden:
-            told = told.replace(text, HIDDEN)
-    return told
-
-
-def secrets() -> list[str]:
-    """The keys and tokens of this machine, the longest first."""
-    config = config_values()
-    user, key = config.get("username"), config.get("key")
-    found = [key, config.get("token"), base64.b64encode(f"{user}:{key}".encode()).decode()]
-    token = os.environ.get("KAGGLE_API_TOKEN", "")  # the token, or the path of its file
-    found += [token, *(content(name).strip() for name in (*TOKEN_FILES, token))]
-    try:
-        oauth = json.loads(content(OAUTH_FILE))
-        found += [oauth["access_token"], oauth["refresh_token"]]
-    except (ValueError, TypeError, KeyError):
-        pass
-    return sorted((text for text in found if isinstance(text, str) and text), key=len, reverse=True)
-
-
-def content(name: str) -> str:
-    try:
-        return Path(name).expanduser().read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def config_values() -> dict[str, Any]:
-    values = getattr(client_api(), "config_values", None)
-    return values if isinstance(values, dict) else {}
-
-
-def client_api() -> Any:
-    """The client, or None where its import failed."""
-    return getattr(sys.modules.get("kaggle"), "api", None)
+        body = dict(response.json())
+    except (ValueError, TypeError):
+        body = {}
+    code = body.get("code")  # the client takes it for an error, whatever the status line says
+    status = code if isinstance(code, int) else response.status_code
+    return str(body.get("message") or response.reason or ""), status
 
 
 if __name__ == "__main__":
