@@ -27,7 +27,7 @@ def jaxtyped_arrays(*, typechecker: Any) -> Callable[[Any], Any]:
 def speaks_of_arrays(hint: Any) -> bool:
     """Whether a shape stands anywhere in a hint; of one in quotes, whether it might."""
     if isinstance(hint, str):
-        return "[" in hint
+        return "[" in hint or "shapes." in hint
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return True
     parts = hint if isinstance(hint, list) else get_args(hint)  # Callable[[A, B], C]

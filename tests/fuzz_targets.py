@@ -48,7 +48,6 @@ from inat.acquire.pack import pack_photos
 from inat.acquire.unpacking import unpack
 from inat.config.reading import read_config
 from inat.config.schema import Config
-from inat.config.stages import lay_stages
 from inat.core.competitions import Archive
 from inat.core.errors import InatError
 from inat.core.files import sha256
@@ -118,7 +117,7 @@ def configs(folder: Path) -> tuple[Damaged, Read]:
         )
     ]
     path = folder / "config.yaml"
-    return st.one_of(contents), _then(path, lambda: lay_stages(read_config(path)))
+    return st.one_of(contents), _then(path, lambda: read_config(path).all_stages)
 
 
 def submissions(folder: Path) -> tuple[Damaged, Read]:

@@ -90,7 +90,8 @@ def test_train_help_documents_every_field() -> None:
     )
     text = shown.stdout
     n_fields = 0
-    for name, hint in get_type_hints(Config).items():
+    hints = get_type_hints(Config)
+    for name, hint in ((field.name, hints[field.name]) for field in dataclasses.fields(Config)):
         names = [name]
         if dataclasses.is_dataclass(hint):
             names = [f"{name}.{field.name}" for field in dataclasses.fields(hint)]

@@ -208,14 +208,14 @@ def test_a_value_of_the_wrong_type_is_refused_with_file_and_field(
     ("text", "sentence"),
     [
         ("loss: {name: hinge}",
-         "FILE: loss.name takes one of ce, logit_adjusted, balanced_softmax, ldam, focal, "
-         "seesaw, balanced_bce, not 'hinge'"),
+         "FILE: loss.name takes one of balanced_bce, ce, logit_adjusted, balanced_softmax, focal, "
+         "ldam, seesaw, not 'hinge'"),
         ("loss: {class_weights: effective}",
          "FILE: loss.class_weights takes one of none, effective_number, inverse, not "
          "'effective'; did you mean effective_number?"),
         ("sampler: {name: balanced}",
-         "FILE: sampler.name takes one of instance, class_balanced, class_balanced_cycling, "
-         "square_root, progressive, effective_number, repeat_factor, not "
+         "FILE: sampler.name takes one of class_balanced, square_root, progressive, "
+         "effective_number, instance, class_balanced_cycling, repeat_factor, not "
          "'balanced'; did you mean class_balanced?"),
         ("data: {on_bad_photo: skp}",
          "FILE: data.on_bad_photo takes one of stop, skip, not 'skp'; did you mean skip?"),
@@ -331,7 +331,7 @@ def test_crop_pad_takes_a_test_photo_whole(tmp_path: Path) -> None:
 
 def test_a_range_must_be_positive_and_ascending_and_a_scale_at_most_one(tmp_path: Path) -> None:
     assert fault(tmp_path, "transforms: {ratio: [2, 1]}") == (
-        "FILE: transforms.ratio: 2 1 is no range; give two numbers above 0, the smaller first"
+        "FILE: transforms.ratio: 2 1 is not a range; give two numbers above 0, the smaller first"
     )
     assert fault(tmp_path, "transforms: {scale: [0.5, 1.2]}") == (
         "FILE: transforms.scale: 1.2 is not within 0 and 1"
@@ -346,7 +346,7 @@ def test_two_fields_that_contradict_each_other_are_both_named_with_the_remedy(
         "lower the first or raise the second"
     )
     assert fault(tmp_path, "loss: {name: ldam}") == (
-        "FILE: loss.name ldam puts its margins on cosines, and model.head linear has none; "
+        "FILE: loss.name ldam needs model.head cosine, and model.head is linear; "
         "set model.head cosine"
     )
     assert fault(tmp_path, "loss: {name: seesaw}\ntransforms: {cutmix: 1}") == (
@@ -703,7 +703,7 @@ def test_a_shipped_config_parses_and_says_source_cost_expectation_and_command(pa
         ),
         (
             "data: {band_edges: [100, 20]}",
-            "data.band_edges: 100 20 are no edges; give two numbers above 0, the smaller first",
+            "data.band_edges: 100 20 is not a range; give two numbers above 0, the smaller first",
         ),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 KIT = Path(__file__).parents[1] / "inat"
 
 ROOMS = (
-    "core", "config", "photos", "synthetic", "dataset", "acquire", "losses", "samplers", "loader",
+    "core", "losses", "samplers", "config", "photos", "synthetic", "dataset", "acquire", "loader",
     "models", "runs", "geo", "predictions", "training", "stage_two", "posthoc", "evaluation",
     "submission", "demo", "cli", "__main__",
 )  # fmt: skip
@@ -111,6 +111,7 @@ def test_the_reader_of_imports_sees_what_points_up(name: str, line: str, wrong: 
 
 def test_importing_leaves_out_what_is_slow_and_not_needed() -> None:
     modules = {
+        "numpy": ["inat.losses", "inat.samplers", "inat.config.schema"],
         "torch": ["inat", "inat.evaluation", "inat.posthoc.ensemble", "inat.submission"],
         "torchvision": ["inat.loader.loader"],
     }

@@ -34,7 +34,8 @@ from inat.loader.loader import (
 )
 from inat.loader.transforms import EpochDraws, TrainTransform
 from inat.photos.sources import PhotoFiles
-from inat.samplers.samplers import SAMPLERS, build_sampler, epoch_order
+from inat.samplers import SAMPLERS, build_sampler
+from inat.samplers.base import epoch_order
 
 SIZE = 16
 

@@ -1,6 +1,7 @@
 """The losses against loops that a reader can check by eye."""
 
 import math
+import pickle
 from functools import partial
 from typing import Any, get_args, get_type_hints
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from inat import losses
 from inat.config.schema import LossConfig
 from inat.core.errors import InputError
 from inat.core.priors import Prior, uniform_prior
-from inat.losses.losses import LOSSES, Loss, build_loss
+from inat.losses import LOSSES, build_loss
+from inat.losses.base import Loss
 
 COUNTS = np.array([70, 20, 6, 4])
 PRIOR = COUNTS / COUNTS.sum()
@@ -173,7 +176,7 @@ def test_a_mixed_target_costs_the_mix_of_the_costs(name: str) -> None:
 
 def test_seesaw_takes_no_soft_targets_and_the_config_knows_it() -> None:
     logits, _ = a_batch()
-    assert {name for name in NAMES if LossConfig(name=name).takes_soft_targets} == set(SOFT)  # type: ignore[arg-type]
+    assert {name for name in NAMES if LOSSES[name].takes_soft_targets} == set(SOFT)
     with pytest.raises(InputError) as caught:
         loss_of("seesaw")(logits, soft_targets())
     assert str(caught.value) == (
@@ -503,10 +506,8 @@ def test_every_name_that_a_config_may_say_has_a_loss() -> None:
 
 
 def test_an_unknown_name_lists_the_valid_ones() -> None:
-    config = LossConfig()
-    object.__setattr__(config, "name", "logit_adjust")
     with pytest.raises(InputError) as caught:
-        build_loss(config, prior=PRIOR, counts=COUNTS)
+        LossConfig(name="logit_adjust")
     assert str(caught.value) == (
         "loss.name: unknown name 'logit_adjust'; did you mean logit_adjusted? "
         "valid: balanced_bce, balanced_softmax, ce, focal, ldam, logit_adjusted, seesaw"
@@ -522,3 +523,38 @@ def test_balanced_bce_of_one_species_is_refused_and_the_other_losses_are_finite(
                 make()
         else:
             assert torch.isfinite(make()(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64)))
+
+
+# --- in anybody's loop -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("ce", lambda: losses.CrossEntropyLoss(label_smoothing=0.1)),
+        ("logit_adjusted", lambda: losses.LogitAdjustedLoss(PRIOR, tau=1.0, label_smoothing=0.1)),
+        ("balanced_softmax", lambda: losses.BalancedSoftmaxLoss(COUNTS, label_smoothing=0.1)),
+        ("focal", lambda: losses.FocalLoss(2.0, label_smoothing=0.1)),
+        ("ldam", lambda: losses.LDAMLoss(COUNTS, 0.5, HEAD_SCALE, label_smoothing=0.1)),
+        ("seesaw", lambda: losses.SeesawLoss(4)),
+        ("balanced_bce", lambda: losses.BalancedBCELoss(PRIOR, label_smoothing=0.1)),
+    ],
+)
+def test_a_loss_made_by_plain_arguments_is_the_one_of_a_config(name: str, plain: Any) -> None:
+    logits, labels = a_batch()
+    made, smoothing = plain(), 0.1 if name in SOFT else 0.0
+    assert isinstance(made, torch.nn.Module)
+    assert type(made) is LOSSES[name]
+    configured = loss_of(name, label_smoothing=smoothing)
+    assert made(logits, labels).item() == configured(logits, labels).item()
+
+
+def test_a_loss_survives_a_pickle() -> None:
+    logits, labels = a_batch()
+    loss = losses.LDAMLoss(COUNTS)
+    assert pickle.loads(pickle.dumps(loss))(logits, labels) == loss(logits, labels)
+
+
+def test_a_face_of_the_losses_has_no_other_names() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'HingeLoss'"):
+        _ = losses.HingeLoss

@@ -17,7 +17,7 @@ from inat.config.schema import Config
 from inat.config.values import merge
 from inat.core.errors import InputError
 from inat.core.files import read_json
-from inat.losses.losses import Loss
+from inat.losses.base import Loss
 from inat.runs.run import Run
 from inat.training.plan import StagePlan, make_plan
 

@@ -5,11 +5,14 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
+from inat import samplers
 from inat.config.schema import SamplerConfig
 from inat.core.errors import InputError
-from inat.samplers.samplers import SAMPLERS, Sampler, build_sampler, epoch_order, stream
+from inat.samplers import SAMPLERS, build_sampler
+from inat.samplers.base import Sampler, epoch_order, stream
 from inat.synthetic.world import PROFILES, train_counts
 
 COUNTS = (40, 12, 5, 0, 2, 1)  # of species 3 there is no photo
@@ -330,7 +333,7 @@ def test_an_unknown_sampler_lists_the_valid_ones() -> None:
     with pytest.raises(InputError) as caught:
         build_sampler("class_balance", LABELS, 6)
     assert str(caught.value) == (
-        "sampler: unknown name 'class_balance'; did you mean class_balanced? "
+        "sampler.name: unknown name 'class_balance'; did you mean class_balanced? "
         "valid: class_balanced, class_balanced_cycling, effective_number, instance, progressive, "
         "repeat_factor, square_root"
     )
@@ -368,3 +371,31 @@ def test_draws_that_change_end_with_the_training() -> None:
         "that; give more epochs"
     )
     assert len(order("square_root", N, epoch=EPOCHS)) == N
+
+
+# --- in anybody's loop -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("class_balanced", lambda: samplers.ClassBalancedSampler(LABELS, seed=3)),
+        ("square_root", lambda: samplers.SquareRootSampler(LABELS, seed=3)),
+        ("progressive", lambda: samplers.ProgressiveSampler(LABELS, EPOCHS, seed=3)),
+        ("repeat_factor", lambda: samplers.RepeatFactorSampler(LABELS, 0.001, seed=3)),
+    ],
+)
+def test_a_sampler_made_by_plain_arguments_serves_a_data_loader(name: str, plain: Any) -> None:
+    made = plain()
+    assert type(made) is SAMPLERS[name]
+    for epoch in (0, 4):
+        made.set_epoch(epoch)
+        loader = torch.utils.data.DataLoader(np.arange(N), batch_size=7, sampler=made)
+        assert len(loader) == -(-len(made) // 7)
+        drawn = torch.cat(list(loader)).tolist()
+        assert drawn == order(name, len(made), seed=3, epoch=epoch).tolist()
+
+
+def test_build_sampler_gives_back_a_sampler_that_is_one_already() -> None:
+    made = samplers.SquareRootSampler(LABELS)
+    assert build_sampler(made, LABELS, 6) is made

@@ -13,7 +13,6 @@ from worlds import make_world
 import inat
 from inat.config.reading import read_config
 from inat.config.schema import Config, ModelConfig
-from inat.config.stages import lay_stages
 from inat.config.strict_yaml import parse_yaml
 from inat.core.files import read_json
 from inat.models.backbone import PACKAGES, build_backbone
@@ -114,13 +113,13 @@ def test_it_takes_two_steps_of_each_stage(path: Path, small_photos: Path, tmp_pa
     config = read_config(path)
     overrides = {**in_two_steps(config), "data.root": small_photos}
     run = inat.train(path, tmp_path / "run", overrides=overrides)
-    n_stages = len(lay_stages(config))
+    n_stages = len(config.all_stages)
     state = read_json(run.checkpoint("last") / "state.json")
     assert (state["epoch"], state["step"]) == (n_stages, 2 * n_stages)
     # All else is as it ships.
     for section in ("loss", "sampler"):
         shipped, used = vars(getattr(config, section)), vars(getattr(run.config, section))
         assert {**shipped, "epoch_size": 0} == {**used, "epoch_size": 0}
-    assert [stage.new_head for stage in lay_stages(run.config)] == [
-        stage.new_head for stage in lay_stages(config)
+    assert [stage.new_head for stage in run.config.all_stages] == [
+        stage.new_head for stage in config.all_stages
     ]

@@ -27,7 +27,8 @@ from inat.models.heads import build_head
 from inat.predictions.file import PredictionFile, store
 from inat.runs.run import Run
 from inat.runs.trained import find_checkpoint, load_model
-from inat.samplers.samplers import FEATURE_VIEWS, build_sampler, epoch_order, stream
+from inat.samplers import build_sampler
+from inat.samplers.base import FEATURE_VIEWS, epoch_order, stream
 from inat.stage_two import features as features_module
 from inat.stage_two import lws
 from inat.stage_two.body import Body, take_body

@@ -15,7 +15,6 @@ import inat
 from inat.cli.app import main
 from inat.config.reading import read_config
 from inat.config.schema import Config, SamplerConfig
-from inat.config.stages import lay_stages, stage_config
 from inat.core.errors import InputError
 from inat.core.files import read_json
 from inat.core.priors import count_prior
@@ -23,7 +22,8 @@ from inat.dataset.split import load_split
 from inat.models.backbone import build_backbone, frozen
 from inat.models.heads import build_head
 from inat.runs.run import Run
-from inat.samplers.samplers import ORDER, build_sampler, epoch_order, stream
+from inat.samplers import build_sampler
+from inat.samplers.base import ORDER, epoch_order, stream
 from inat.training import loop
 from inat.training.plan import make_plan
 from inat.training.trainer import build_trainer, engine, next_trainer
@@ -60,7 +60,7 @@ def trained(world: Path, run: Path, *stages: dict[str, Any], **fields: Any) -> R
 
 
 def test_each_stage_is_laid_over_the_one_before() -> None:
-    stages = lay_stages(config_of(LARGER, BALANCED))
+    stages = config_of(LARGER, BALANCED).all_stages
     seen = [
         (
             stage.config.epochs,
@@ -82,18 +82,18 @@ def test_each_stage_is_laid_over_the_one_before() -> None:
 
 
 def test_a_config_without_stages_is_one_stage_of_itself() -> None:
-    (stage,) = lay_stages(config_of())
+    (stage,) = config_of().all_stages
     assert stage.config == config_of()
     assert not stage.new_head
 
 
 def test_a_checkpoint_of_a_stage_that_the_config_does_not_have_is_refused() -> None:
     config = config_of(LARGER, BALANCED)
-    stages = [stage_config(config, number) for number in (1, 2, 3)]
-    assert stages == [stage.config for stage in lay_stages(config)]
+    stages = [config.stage(number).config for number in (1, 2, 3)]
+    assert stages == [stage.config for stage in config.all_stages]
     for number in (0, 4):
         with pytest.raises(InputError, match=f"is of stage {number}, .* train again"):
-            stage_config(config, number)
+            config.stage(number)
 
 
 def test_a_stage_is_kept_as_what_it_changes_however_it_was_written(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ FIXED = (
          "stage 3: optim.warmup_epochs (1) must be less than epochs (1); "
          "lower the first or raise the second"),
         ("[{epochs: 2, loss: {name: ldam}}]",
-         "stage 2: loss.name ldam puts its margins on cosines, and model.head linear has none; "
+         "stage 2: loss.name ldam needs model.head cosine, and model.head is linear; "
          "set model.head cosine"),
     ],
 )  # fmt: skip
@@ -458,7 +458,7 @@ def test_a_soup_of_runs_of_several_stages_is_as_their_last(whole: Run, tmp_path:
     save_file(moved, other.checkpoint("last") / "model.safetensors")
     restate(other)  # with its checksums
     made = inat.soup([whole.path, other.path], tmp_path / "soup", weights="raw")
-    assert made.config == lay_stages(whole.config)[-1].config
+    assert made.config == whole.config.all_stages[-1].config
     assert inat.predict(made.path, "val").meta.views[0]["size"] == 48
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from inat.cli.show import print_line, show
-from inat.config.reading import with_canonical_stages
 from inat.config.schema import Config
 from inat.core.errors import InputError, WorldError
 
@@ -35,7 +34,6 @@ def train(
     from inat.training.folds import fold_config
 
     speaks = os.environ.get("RANK", "0") == "0"  # one of several processes prints
-    settings = with_canonical_stages(settings, str(config))
     if dry_run:
         plan = training.dry_run(settings if folds is None else fold_config(settings, 1, folds))
         if speaks:

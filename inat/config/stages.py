@@ -1,25 +1,25 @@
 """Training in stages: the config of each, from what it changes in the one before."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from inat.config.schema import Config
-from inat.config.strict_yaml import parse_yaml
-from inat.config.values import build_config, merge
+from inat.config.values import merge
 from inat.core.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from inat.config.schema import Config
 
 KEYS = ("epochs", "batch_size", "new_head", "sampler", "transforms", "model", "loss", "optim")
 """What a stage may say."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of a training.
+class Stage(str):
+    """A part of a training: what it changes, as a line of YAML, and what that comes to.
+
+    A flag gives the line, and a run keeps it; a `Config` lays it over the stage before.
 
     Attributes:
         config: of this stage, as if it were all; its `stages` are empty.
@@ -27,97 +27,72 @@ class Stage:
     """
 
     config: Config
-    new_head: bool = False
+    new_head: bool
+
+    @classmethod
+    def first(cls, config: Config) -> Stage:
+        """The stage that a config describes before its `stages`."""
+        return _stage("", config, new_head=False)
+
+    @classmethod
+    def over(cls, before: Config, changes: Any, name: str) -> Stage:
+        """The stage that is laid over the config of the one before.
+
+        Args:
+            before: that config.
+            changes: what the stage changes: YAML, or what was read from it.
+            name: of the stage, for messages.
+
+        Raises:
+            InputError: a stage without epochs, with an unknown key or a field that holds for the
+                whole training, or of fields that contradict each other; the text names stage and
+                field.
+        """
+        from inat.config.strict_yaml import parse_yaml  # yaml costs 20 ms, which --help can save
+
+        text = changes if isinstance(changes, str) else stage_text(changes)
+        try:
+            tree = parse_yaml(text)
+        except InputError as error:
+            raise InputError(f"{name}: not a stage: {error}") from None
+        if not isinstance(tree, Mapping) or tree.get("epochs") is None:
+            raise InputError(f"{name}: {text!r:.60} has no epochs; give it its own, epochs: N")
+        for key in tree:
+            if key not in KEYS:
+                raise InputError(f"{name}: {unknown_name('key', str(key), KEYS)}")
+        new_head = tree.get("new_head", False)
+        if not isinstance(new_head, bool):
+            raise InputError(f"{name}: new_head takes true or false, not {new_head!r:.40}")
+        fields = _dotted({key: value for key, value in tree.items() if key != "new_head"})
+        after = before.from_tree(merge(before.to_dict(), fields), name)
+        # What really changes, however it was written.
+        old, new = _dotted(before.to_dict()), _dotted(after.to_dict())
+        changed = {key: value for key, value in new.items() if value != old[key]}
+        for field in changed:
+            if field == "optim.ema_decay" or (
+                field.startswith("model.") and field != "model.freeze"
+            ):
+                raise InputError(
+                    f"{name}: {field} cannot change between stages, since the same network and "
+                    "moving average go on; set it once, outside stages"
+                )
+        head = {"new_head": True} if new_head else {}
+        text = stage_text({"epochs": after.epochs} | head | merge({}, changed))
+        return _stage(text, after, new_head=new_head)
 
 
-def lay_stages(config: Config) -> tuple[Stage, ...]:
-    """The stages of a training, at least one; each is laid over the one before.
-
-    Raises:
-        InputError: a stage without epochs, with an unknown key or a field that holds for the whole
-            training, or of fields that contradict each other; the text names stage and field.
-    """
-    stages = [Stage(replace(config, stages=()))]
-    for number, text in enumerate(config.stages, start=2):
-        stages.append(_next_stage(stages[-1].config, text, f"stage {number}"))
-    return tuple(stages)
+def _stage(text: str, config: Config, *, new_head: bool) -> Stage:
+    stage = Stage(text)
+    stage.config, stage.new_head = config, new_head
+    return stage
 
 
-def stage_config(config: Config, number: int) -> Config:
-    """The config of a stage of the training, counted from 1.
+def stage_text(changes: Any) -> str:
+    """What a stage changes, as a line of YAML."""
+    import yaml
 
-    Raises:
-        InputError: the training has no such stage.
-    """
-    stages = lay_stages(config)
-    if not 1 <= number <= len(stages):
-        raise InputError(
-            f"the checkpoint is of stage {number}, and the config has {len(stages)}; train again"
-        )
-    return stages[number - 1].config
-
-
-def canonical_stages(config: Config) -> tuple[str, ...]:
-    """`config.stages` as what really changes, however it was written; `none` alone is no stage."""
-    if config.stages == ("none",):
-        return ()
-    stages = lay_stages(config)
-    return tuple(
-        stage_text(
-            {"epochs": stage.config.epochs}
-            | ({"new_head": True} if stage.new_head else {})
-            | _changes(before.config, stage.config)
-        )
-        for before, stage in pairwise(stages)
-    )
-
-
-def _next_stage(before: Config, text: str, name: str) -> Stage:
-    try:
-        changes = parse_yaml(text)
-    except InputError as error:
-        raise InputError(f"{name}: not a stage: {error}") from None
-    if not isinstance(changes, Mapping) or changes.get("epochs") is None:
-        raise InputError(f"{name}: {text!r:.60} has no epochs; give it its own, epochs: N")
-    for key in changes:
-        if key not in KEYS:
-            raise InputError(f"{name}: {unknown_name('key', str(key), KEYS)}")
-    new_head = changes.get("new_head", False)
-    if not isinstance(new_head, bool):
-        raise InputError(f"{name}: new_head takes true or false, not {new_head!r:.40}")
-    fields = {key: value for key, value in changes.items() if key != "new_head"}
-    after = build_config(merge(before.to_dict(), _dotted(fields)), name)
-    _refuse_fixed(_dotted(_changes(before, after)), name)
-    return Stage(after, new_head)
-
-
-def stage_text(changes: Mapping[str, Any]) -> str:
-    """One of `stages` as a line of YAML."""
     line = yaml.safe_dump(changes, default_flow_style=True, sort_keys=False, width=math.inf)
-    return str(line).strip()
-
-
-def _refuse_fixed(changed: Mapping[str, Any], name: str) -> None:
-    for field in changed:
-        of_network = field.startswith("model.") and field != "model.freeze"
-        if of_network or field == "optim.ema_decay":
-            raise InputError(
-                f"{name}: {field} cannot change between stages, since the same network and moving "
-                "average go on; set it once, outside stages"
-            )
-
-
-def _changes(before: Config, after: Config) -> dict[str, Any]:
-    """The fields of `after` that differ, nested as in a YAML."""
-    old, new = before.to_dict(), after.to_dict()
-    changed: dict[str, Any] = {}
-    for dotted, value in _dotted(new).items():
-        section, _, key = dotted.partition(".")
-        if key and value != old[section][key]:
-            changed.setdefault(section, {})[key] = value
-        elif not key and value != old[section]:
-            changed[section] = value
-    return changed
+    return str(line).removesuffix("...\n").strip()
 
 
 def _dotted(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,46 +2,37 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from inat.config.schema import Config
 from inat.core.errors import InputError
 
 BOOLS = {"true": True, "false": False}
 
 
-def build_config(tree: Mapping[str, Any], source: str) -> Config:
-    """Builds the config that nested plain values describe; its stages stay as they are written.
-
-    Raises:
-        InputError: an unknown key, a value of the wrong type, or fields that contradict each
-            other; the text names `source`, the field and what would be right.
-    """
-    values = typed_values(tree, source)
-    try:
-        sections = {name: hint(**values.pop(name, {})) for name, hint in _sections().items()}
-        return Config(**{**sections, **values})
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
-
-
-def typed_values(tree: Mapping[str, Any], source: str) -> dict[str, Any]:
+def typed_values(tree: Mapping[str, Any], root: type, source: str) -> dict[str, Any]:
     """`tree` with each value in the type of its field; an empty section is left out.
+
+    Args:
+        tree: nested plain values.
+        root: dataclass whose fields they are; those of dataclasses are its sections.
+        source: where the tree is from, for messages.
 
     Raises:
         InputError: an unknown key, with the nearest valid one, or a value of the wrong type.
     """
     typed: dict[str, Any] = {}
     for key, value in tree.items():
-        hint = _hint(key, "", Config, source)
-        if key not in _sections():
+        hint = _hint(key, "", root, root, source)
+        if key not in sections(root):
             typed[key] = _typed(value, hint, f"{source}: {key}")
         elif isinstance(value, Mapping):
             typed[key] = {
-                name: _typed(inner, _hint(name, f"{key}.", hint, source), f"{source}: {key}.{name}")
+                name: _typed(
+                    inner, _hint(name, f"{key}.", hint, root, source), f"{source}: {key}.{name}"
+                )
                 for name, inner in value.items()
             }
         elif value is not None:  # None: all its fields are commented out
@@ -68,29 +59,26 @@ def merge(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 
 @cache
 def _hints(section: Any) -> dict[str, Any]:
-    return get_type_hints(section)
+    hints = get_type_hints(section)
+    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
 
 
-def _sections() -> dict[str, Any]:
-    return {key: hint for key, hint in _hints(Config).items() if dataclasses.is_dataclass(hint)}
+def sections(root: type) -> dict[str, Any]:
+    """The fields of a dataclass that are dataclasses themselves."""
+    return {key: hint for key, hint in _hints(root).items() if dataclasses.is_dataclass(hint)}
 
 
-def _hint(key: Any, prefix: str, section: Any, source: str) -> Any:
+def _hint(key: Any, prefix: str, section: Any, root: type, source: str) -> Any:
     hints = _hints(section)
-    if key not in hints:
-        raise InputError(f"{source}: {_unknown_key(prefix, str(key), hints)}")
-    return hints[key]
-
-
-def _unknown_key(prefix: str, key: str, valid: Iterable[str]) -> str:
-    names = list(valid)
+    if key in hints:
+        return hints[key]
     # A key of another section, written in the wrong place, is as likely as a slip of the pen.
-    for name, hint in _sections().items():
+    for name, hint in sections(root).items():
         if not prefix and key in _hints(hint):
-            return f"unknown key {key}; did you mean {name}.{key}?"
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint_text = f"did you mean {prefix}{near[0]}?" if near else f"valid keys: {', '.join(names)}"
-    return f"unknown key {prefix}{key}; {hint_text}"
+            raise InputError(f"{source}: unknown key {key}; did you mean {name}.{key}?")
+    near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
+    remedy = f"did you mean {prefix}{near[0]}?" if near else f"valid keys: {', '.join(hints)}"
+    raise InputError(f"{source}: unknown key {prefix}{key}; {remedy}")
 
 
 def _typed(value: Any, hint: Any, place: str) -> Any:

@@ -14,7 +14,7 @@ from inat.core.errors import WorldError
 from inat.core.progress import Bar, progress_bar, say
 from inat.geo.network import GeoPrior
 from inat.runs.metrics_log import MetricsLog
-from inat.samplers.samplers import stream
+from inat.samplers.base import stream
 
 EPOCHS = 30
 BATCH_SIZE = 1024
@@ -25,7 +25,7 @@ LR_FACTOR = 0.98
 MOST_PER_SPECIES = 100
 EPSILON = 1e-5
 GEO_PHOTOS = 80
-"""What a random stream is for, beside those of `inat.samplers.samplers`."""
+"""What a random stream is for, beside those of `inat.samplers.base`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import Sampler as TorchSampler
 
-from inat.config.schema import SamplerConfig, TransformConfig
+from inat.config.schema import TransformConfig
 from inat.core.errors import InputError, WorldError
 from inat.core.files import MORE_FILES
 from inat.core.shared_arrays import SharedArray
@@ -33,7 +33,8 @@ from inat.loader.transforms import EpochDraws, EvalTransform, TrainTransform
 from inat.loader.views import ViewTransform, parse_views
 from inat.photos.decode import SLOW_SECONDS, BadPhoto, Crop, Crops
 from inat.photos.sources import PhotoSource, open_photos
-from inat.samplers.samplers import Sampler, build_sampler, epoch_order
+from inat.samplers import SamplerConfig, build_sampler
+from inat.samplers.base import Sampler, epoch_order
 
 WorkerKind = Literal["auto", "threads", "processes"]
 Batch = dict[str, Tensor]
@@ -486,7 +487,7 @@ def build_loader(
     batch_size: int,
     workers: int | None = None,
     seed: int = 0,
-    sampler: str | SamplerConfig = "instance",
+    sampler: str | SamplerConfig | Sampler = "instance",
     epoch_size: int | None = None,
     epochs: int | None = None,
     first_epoch: int = 0,

@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from inat.config.schema import TransformConfig
 from inat.photos.decode import BadPhoto, Box, Crop, Pixels, read_crop
-from inat.samplers.samplers import CROPS, TRANSFORM_SEEDS, stream
+from inat.samplers.base import CROPS, TRANSFORM_SEEDS, stream
 
 BLOCK = 1024
 BLOCKS_KEPT = 4  # threads that read ahead stand in neighbouring blocks

@@ -3,15 +3,13 @@
 A species without photos has weight 0: nothing is drawn of it, and no photo is of it.
 """
 
-import numpy as np
-from jaxtyping import Float64, Int64
+from __future__ import annotations
 
-from inat.config.schema import LossConfig
-
-Weights = Float64[np.ndarray, "classes"]
+from inat.core.lazy import np
+from inat.losses.base import shapes
 
 
-def effective_number_weights(counts: Int64[np.ndarray, "classes"], beta: float) -> Weights:
+def effective_number_weights(counts: shapes.Counts, beta: float) -> shapes.Prior:
     """(1 - beta) / (1 - beta^n): one over the effective number of n photos (Cui et al. 2019,
     arXiv 1901.05555, proposition 1); 1 at beta 0, 1/n in the limit of beta 1."""
     weights = np.zeros(len(counts))
@@ -19,25 +17,18 @@ def effective_number_weights(counts: Int64[np.ndarray, "classes"], beta: float) 
     return weights
 
 
-def inverse_weights(counts: Int64[np.ndarray, "classes"]) -> Weights:
-    """1 / n."""
-    weights = np.zeros(len(counts))
-    np.divide(1, counts, out=weights, where=counts > 0)
-    return weights
-
-
-def class_weights(config: LossConfig, counts: Int64[np.ndarray, "classes"]) -> Weights | None:
-    """The weights that `loss.class_weights` names; None where it names none.
+def class_weights(counts: shapes.Counts, kind: str, beta: float) -> shapes.Prior | None:
+    """The weights that `loss.class_weights` names, 1 / n for `inverse`; None for `none`.
 
     They are scaled to a mean of 1 over the species that have photos, so they sum to C where all
     have some (Cui et al. 2019, sec. 4).
     """
-    if config.class_weights == "none":
+    if kind == "none":
         return None
-    weights = (
-        inverse_weights(counts)
-        if config.class_weights == "inverse"
-        else effective_number_weights(counts, config.beta)
-    )
-    scaled: Weights = weights * (np.count_nonzero(counts) / weights.sum())
+    weights = np.zeros(len(counts))
+    if kind == "inverse":
+        np.divide(1, counts, out=weights, where=counts > 0)
+    else:
+        weights = effective_number_weights(counts, beta)
+    scaled: shapes.Prior = weights * (np.count_nonzero(counts) / weights.sum())
     return scaled

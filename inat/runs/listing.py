@@ -12,7 +12,6 @@ import orjson
 import pandas as pd
 from rich.table import Table
 
-from inat.config.stages import lay_stages
 from inat.core.bands import BANDS
 from inat.core.errors import InputError, shown, unknown_name
 from inat.core.files import leads_out, read_file, read_json
@@ -139,7 +138,7 @@ def _settings(run: Run) -> dict[str, Any]:
             method = "soup"
     state = run.checkpoint("last") / "state.json"
     done = read_checkpoint_facts(state).epoch if state.is_file() else 0
-    planned = sum(stage.config.epochs for stage in lay_stages(config))
+    planned = sum(stage.config.epochs for stage in config.all_stages)
     return {
         "run": str(run.path),
         "method": method,

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from inat.config.schema import CheckpointName, Config, Precision, Weights
-from inat.config.stages import stage_config
 from inat.core.errors import InputError, WorldError, one_line
 from inat.core.files import (
     CHECKSUMS,
@@ -91,7 +90,7 @@ class Checkpoint:
 
     def config(self, run_config: Config) -> Config:
         """The run's config as it is in the stage that the checkpoint is of."""
-        return stage_config(run_config, self.facts.stage)
+        return run_config.stage(self.facts.stage).config
 
     def load_weights(self) -> Mapping[str, Tensor]:
         """The weights: those of exactly the bytes that have the digest.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from inat.core.priors import Prior
-from inat.samplers.samplers import FEATURE_VIEWS, build_sampler, epoch_order, stream
+from inat.samplers import build_sampler
+from inat.samplers.base import FEATURE_VIEWS, epoch_order, stream
 from inat.stage_two.body import Body
 from inat.stage_two.features import Features
 

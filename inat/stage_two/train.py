@@ -10,11 +10,12 @@ import torch
 from msgspec import structs
 from torch import nn
 
-from inat.config.schema import CheckpointName, Config, LossConfig, Precision, Weights
+from inat.config.schema import CheckpointName, Config, Precision, Weights
 from inat.core.errors import InputError
 from inat.core.priors import Prior, same_prior
 from inat.core.progress import first_few, say
 from inat.geo.run import make_geo_run
+from inat.losses import LossConfig
 from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import put_classifier
 from inat.runs.facts import (

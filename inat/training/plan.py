@@ -3,23 +3,16 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inat.config.schema import Config, LossConfig, ModelConfig
-from inat.config.stages import Stage, lay_stages
+from inat.config.schema import Config, ModelConfig
+from inat.config.stages import Stage
 from inat.core.competitions import find_competition
 from inat.core.errors import InputError
 from inat.core.files import sha256
-from inat.core.priors import (
-    Prior,
-    count_prior,
-    is_uniform,
-    normalised,
-    prior_left,
-    read_prior,
-    same_prior,
-)
+from inat.core.priors import Prior, count_prior, read_prior, same_prior
 from inat.dataset.split import Split, count_mates, cut_holdout, load_split
-from inat.losses.class_weights import class_weights
-from inat.samplers.samplers import build_sampler
+from inat.losses import LossConfig
+from inat.losses.base import Tail
+from inat.samplers import build_sampler
 
 LARGE_SHARE = 0.1
 """decay^steps from which a moving average is said to be longer than its training."""
@@ -82,9 +75,14 @@ class StagePlan:
         """Optimiser steps of the stage."""
         return self.steps_per_epoch * self.config.epochs
 
+    @property
+    def tail(self) -> Tail:
+        """What the loss knows of the photos."""
+        return Tail(self.trained.class_counts, self.loss_prior, self.draws_prior)
+
     def describe(self) -> list[str]:
-        """Lines for a person: draws, loss, optimiser, steps."""
-        config, optim = self.config, self.config.optim
+        """Lines for a person: draws, loss, optimizer, steps."""
+        config, loss, optim = self.config, self.config.loss, self.config.optim
         head = f", classifier x{optim.head_lr_factor:g}" if optim.head_lr_factor != 1 else ""
         weights = config.model.weights if self.number == 1 else "of the stage before"
         anew = ", new classifier" if self.new_head else ""
@@ -93,7 +91,7 @@ class StagePlan:
             f"model      {config.model.backbone} at {config.transforms.image_size} px, "
             f"weights {weights}{anew}",
             *_describe_freeze(config.model),
-            f"loss       {self._describe_loss()}",
+            f"loss       {loss.method.describe(loss, self.tail, str(config.sampler))}",
             f"optimiser  {optim.name}, peak learning rate {self.learning_rate:.3g} "
             f"({optim.lr_per_256:g} per 256, {optim.lr_scaling}, batch {self.global_batch}){head}",
             f"steps      {config.epochs} epochs x {self.steps_per_epoch} = {self.n_steps} steps, "
@@ -125,23 +123,6 @@ class StagePlan:
             f"prior      changes in this stage, and {why} to measure it by: it will be unknown, so "
             "adjust will need --from-prior"
         ]
-
-    def _describe_loss(self) -> str:
-        loss = self.config.loss
-        text: str = loss.name
-        prior = f"prior of {'the ' if loss.prior in ('draws', 'counts') else ''}{loss.prior}"
-        if loss.name == "logit_adjusted":
-            text += f" (tau {loss.tau:g}, {prior})"
-        elif loss.takes_prior_off:
-            text += f" ({prior})"
-        if loss.class_weights != "none":
-            begin = "" if loss.after is None else f" after {loss.after}"
-            text += f", class weights {loss.class_weights}{begin}"
-        # A softmax that is adjusted by a uniform prior is plain cross-entropy.
-        takes_uniform = self.loss_prior is not None and is_uniform(self.loss_prior)
-        if loss.name in ("logit_adjusted", "balanced_softmax") and takes_uniform:
-            text += f", which is plain ce under {self.config.sampler} draws"
-        return text
 
 
 @dataclass(frozen=True)
@@ -215,7 +196,7 @@ def make_plan(config: Config) -> Plan:
         trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
     digest = " ".join(map(sha256, loss_prior_files(config))) or None
     stages: list[StagePlan] = []
-    for stage in lay_stages(config):
+    for stage in config.all_stages:
         first_epoch = stages[-1].end_epoch if stages else 0
         planned = _plan_stage(stage, len(stages) + 1, first_epoch, trained, held_out, digest)
         stages.append(_after(stages[-1], planned) if stages else planned)
@@ -263,7 +244,7 @@ def loss_prior_files(config: Config) -> list[Path]:
     Raises:
         InputError: one is not there.
     """
-    losses = [stage.config.loss for stage in lay_stages(config)]
+    losses = [stage.config.loss for stage in config.all_stages]
     found = [_loss_prior_file(loss) for loss in losses if loss.takes_prior_off]
     return list(dict.fromkeys(path for path in found if path is not None))
 
@@ -285,7 +266,9 @@ def _plan_stage(
             f"an epoch of {epoch_size} photos is less than one global batch of {global_batch}; "
             "lower batch_size or raise sampler.epoch_size"
         )
-    loss_prior = _loss_prior(config.loss, sampler.prior, trained)
+    loss = config.loss
+    tail = Tail(trained.class_counts, _loss_prior(loss, sampler.prior, trained), sampler.prior)
+    changes = sampler.prior is None or loss.after is not None
     return StagePlan(
         number=number,
         config=config,
@@ -298,9 +281,9 @@ def _plan_stage(
         steps_per_epoch=epoch_size // global_batch,
         learning_rate=config.optim.learning_rate(global_batch),
         draws_prior=sampler.prior,
-        loss_prior=loss_prior,
+        loss_prior=tail.prior,
         loss_prior_sha256=loss_prior_sha256,
-        logits_prior=_logits_prior(config.loss, sampler.prior, loss_prior, trained),
+        logits_prior=None if changes else loss.method.logits_prior(loss, tail),
     )
 
 
@@ -333,18 +316,3 @@ def _loss_prior_file(loss: LossConfig) -> Path | None:
             "category_id,prior"
         )
     return path
-
-
-def _logits_prior(
-    loss: LossConfig, draws: Prior | None, taken_off: Prior | None, trained: Split
-) -> Prior | None:
-    """What is left of the draws' prior in the logits, where a formula says it: not for margins,
-    focal, seesaw or sigmoids, nor for draws or class weights that change during training."""
-    if draws is None or loss.after is not None:
-        return None
-    if loss.name == "ce":
-        weights = class_weights(loss, trained.class_counts)
-        return draws if weights is None else normalised(draws * weights)
-    if loss.name in ("logit_adjusted", "balanced_softmax"):
-        return prior_left(draws, taken_off, loss.tau)
-    return None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from inat.loader.loader import Batch, to_device
-from inat.samplers.samplers import BATCHES, stream
+from inat.samplers.base import BATCHES, stream
 from inat.training.checkpoint import LoopState
 from inat.training.mixing import erased, mixed
 from inat.training.processes import average_statistics, summed

@@ -22,7 +22,8 @@ from inat.core.errors import InputError, one_line
 from inat.core.metrics import Validation
 from inat.core.progress import say
 from inat.loader.loader import Batch, Loader, build_loader
-from inat.losses.losses import Loss, build_loss
+from inat.losses import build_loss
+from inat.losses.base import Loss
 from inat.models.backbone import (
     Backbone,
     build_backbone,

@@ -22,7 +22,6 @@ from worlds import make_world
 
 import inat
 from inat.config.reading import read_config
-from inat.config.stages import lay_stages
 from inat.runs.trained import find_checkpoint, load_model
 
 IMAGE_SIZE, LATER_SIZE = 64, 96
@@ -55,7 +54,7 @@ def main(folder: Path) -> None:
             seconds = time.monotonic() - began
             lines = [orjson.loads(line) for line in run.metrics_path.read_bytes().splitlines()]
             steps = [line for line in lines if line["kind"] == "train"]
-            assert len(steps) == 2 * len(lay_stages(run.config))
+            assert len(steps) == 2 * len(run.config.all_stages)
             network = load_model(run, find_checkpoint(run)).network
             millions = sum(weight.numel() for weight in network.parameters()) / 1e6
             losses = ", ".join(f"{line['loss']:.2f}" for line in steps)

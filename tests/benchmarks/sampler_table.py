@@ -13,7 +13,9 @@ from inat.config.schema import SamplerConfig, switch_epoch
 from inat.core.bands import BANDS
 from inat.core.metrics import shot_bands
 from inat.core.priors import Prior
-from inat.samplers.samplers import IndependentSampler, build_sampler, epoch_order
+from inat.samplers import build_sampler
+from inat.samplers.base import epoch_order
+from inat.samplers.independent import IndependentSampler
 from inat.synthetic.world import PROFILES, train_counts
 
 EPOCHS = 10

@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from inat.config.schema import LossConfig
 from inat.core.priors import count_prior
-from inat.losses.losses import LOSSES, Loss, build_loss
+from inat.losses import LOSSES, build_loss
+from inat.losses.base import Loss
 from inat.synthetic.world import PROFILES, train_counts
 
 BATCH = 256

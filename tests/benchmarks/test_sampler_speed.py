@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from contestants import spread
 
-from inat.samplers.samplers import build_sampler, epoch_order
+from inat.samplers import build_sampler
+from inat.samplers.base import epoch_order
 from inat.synthetic.world import PROFILES, train_counts
 
 N_DRAWS = 437_513
