@@ -362,7 +362,7 @@ def test_the_history_tells_how_the_prior_was_estimated(
         shifted.logits, WORLD.source, held_out=(held_out.logits, held_out.labels)
     )
     assert found.check is not None
-    check = ShiftCheck(found.check.distance, found.check.unexplained, found.check.by_chance)
+    check = ShiftCheck(found.check.unexplained, found.check.by_chance)
     assert made.meta.adjusted == [
         Adjustment(
             of=str(shifted.path),

@@ -22,13 +22,8 @@ from inat.core.priors import (
     temper,
     uniform_prior,
 )
-from inat.posthoc.calibration_photos import (
-    calibrated_how,
-    calibration_logits,
-    check_calibration_photos,
-)
-from inat.posthoc.label_shift import estimate_label_shift
-from inat.posthoc.label_shift_notes import as_adjustment, notes
+from inat.posthoc.calibration_photos import calibration_logits, check_calibration_photos
+from inat.posthoc.label_shift import LabelShift, estimate_label_shift
 from inat.posthoc.product_rule import add_log_presence
 from inat.posthoc.tau_search import choose_tau, refuse_other_model
 from inat.predictions.file import (
@@ -38,7 +33,7 @@ from inat.predictions.file import (
     store,
     write_prediction,
 )
-from inat.predictions.meta import Adjustment, Role
+from inat.predictions.meta import Adjustment, Role, ShiftCheck
 from inat.predictions.same_model import told_of_fit
 
 ESTIMATED_PRIOR = "estimated_prior.csv"
@@ -47,25 +42,15 @@ ESTIMATED_PRIOR = "estimated_prior.csv"
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """What becomes of the logits z: z / temperature + shift.
-
-    Attributes:
-        shift: what is added.
-        prior: what the moved logits carry.
-        step: for the history in meta.json.
-        temperature: what they are divided by.
-        notes: sentences about it.
-        chosen: what was chosen for it, and by what on which photos.
-        chosen_on: those photos.
-    """
+    """What becomes of the logits z: z / temperature + shift."""
 
     shift: Float64[np.ndarray, "classes"]
-    prior: Prior
-    step: Adjustment
+    prior: Prior  # that the moved logits carry
+    step: Adjustment  # for the history in meta.json
     temperature: float = 1.0
     notes: list[str] = field(default_factory=list)
-    chosen: dict[str, str] = field(default_factory=dict)
-    chosen_on: PredictionFile | None = None
+    chosen: dict[str, str] = field(default_factory=dict)  # what was, and by what on which photos
+    chosen_on: PredictionFile | None = None  # those photos
 
 
 def adjust(
@@ -126,15 +111,27 @@ def adjust(
     refuse_place(out, [prediction, fit or prediction], "adjust", overwrite=overwrite)
     if estimated:
         move = _estimated_move(prediction, fit, from_prior)
-    elif tau == "search":
-        move = _searched_move(prediction, fit, from_prior)
-    elif tau is not None:
-        move = _tau_move(carried_prior(prediction, from_prior), tau)
     else:
-        move = _target_move(prediction, str(target), from_prior)
+        prior = carried_prior(prediction, from_prior)
+        if tau == "search":
+            move = _searched_move(prediction, prior, fit, from_prior)
+        elif tau is not None:
+            move = _tau_move(prior, tau)
+        else:
+            wanted = _named_prior(prediction, str(target))
+            move = Move(target_shift(prior, wanted), wanted, Adjustment(target=str(target)))
+        if np.ptp(move.shift) < 1e-6:
+            move.notes.append(
+                "this changes nothing: the logits carry a uniform prior already"
+                if is_uniform(prior)
+                else "this changes nothing: the shift is the same for all species"
+            )
     _write(prediction, out, move)
     if estimated:
-        move.notes.append(f"the estimated prior is in {_write_prior(prediction, out, move.prior)}")
+        table = pd.DataFrame({"category_id": prediction.category_ids, "prior": move.prior})
+        with atomic_file(out / ESTIMATED_PRIOR) as partial:
+            table.to_csv(partial, index=False)
+        move.notes.append(f"the estimated prior is in {out / ESTIMATED_PRIOR}")
     return read_prediction(out).with_notes(move.notes)
 
 
@@ -148,7 +145,9 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
     )
     photos, chosen_keys = prediction.photos, [prediction.chosen_keys]
     if move.chosen_on is not None:
-        photos = _marked(photos, move.chosen_on)
+        here = photos["key"].isin(move.chosen_on.photos["key"])
+        here &= photos["role"] != Role.TRAINED_ON
+        photos = photos.assign(role=photos["role"].mask(here, Role.CHOSEN_ON.value))
         chosen_keys += [move.chosen_on.chosen_keys, move.chosen_on.photos["key"].to_numpy()]
     with write_prediction(
         out,
@@ -165,50 +164,20 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
             rows[chunk] = store(moved + move.shift, rows.dtype)
 
 
-def _marked(photos: pd.DataFrame, chosen_on: PredictionFile) -> pd.DataFrame:
-    """The table of photos with the role of those that something was chosen on."""
-    here = photos["key"].isin(chosen_on.photos["key"])
-    here &= photos["role"] != Role.TRAINED_ON
-    return photos.assign(role=photos["role"].mask(here, Role.CHOSEN_ON.value))
-
-
-def _write_prior(prediction: PredictionFile, out: Path, prior: Prior) -> Path:
-    table = pd.DataFrame({"category_id": prediction.category_ids, "prior": prior})
-    with atomic_file(out / ESTIMATED_PRIOR) as partial:
-        table.to_csv(partial, index=False)
-    return out / ESTIMATED_PRIOR
-
-
 def _tau_move(prior: Prior, tau: float) -> Move:
     """Away from the prior that the logits carry."""
     if not 0 <= tau <= 10:
         raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
-    move = Move(tau_shift(prior, tau), temper(prior, 1 - tau), Adjustment(tau=tau))
-    return _noting_none(move, prior)
-
-
-def _target_move(prediction: PredictionFile, target: str, from_prior: Path | str | None) -> Move:
-    """To a prior that is known."""
-    prior = carried_prior(prediction, from_prior)
-    wanted = _named_prior(prediction, target)
-    return _noting_none(Move(target_shift(prior, wanted), wanted, Adjustment(target=target)), prior)
-
-
-def _noting_none(move: Move, prior: Prior) -> Move:
-    if np.ptp(move.shift) < 1e-6:
-        move.notes.append(
-            "this changes nothing: the logits carry a uniform prior already"
-            if is_uniform(prior)
-            else "this changes nothing: the shift is the same for all species"
-        )
-    return move
+    return Move(tau_shift(prior, tau), temper(prior, 1 - tau), Adjustment(tau=tau))
 
 
 def _searched_move(
-    prediction: PredictionFile, fit: PredictionFile | None, from_prior: Path | str | None
+    prediction: PredictionFile,
+    prior: Prior,
+    fit: PredictionFile | None,
+    from_prior: Path | str | None,
 ) -> Move:
     """Away from the prior, as far as suits photos that were held out."""
-    prior = carried_prior(prediction, from_prior)
     fit_prior = prior
     if fit is not None:
         fit_prior = carried_prior(fit, from_prior)
@@ -217,21 +186,19 @@ def _searched_move(
     fit_path = str(choice.photos.path)
     told = told_of_fit(prediction.meta, choice.photos.meta, fit_path)
     move = _tau_move(prior, choice.tau)
+    before = prediction.meta.chosen
     return replace(
         move,
         step=structs.replace(move.step, fit=fit_path, never_held_out=choice.never_held_out),
-        notes=[*choice.notes(), *([f"tau was chosen on {told}"] if told else []), *move.notes],
-        chosen=choice.added_to(prediction.meta.chosen),
+        notes=[*choice.notes(), *([f"tau was chosen on {told}"] if told else [])],
+        chosen={"tau": (f"{before['tau']}, then " if "tau" in before else "") + choice.how},
         chosen_on=choice.photos,
     )
 
 
 def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
-    """The prior that a prediction's logits carry, or the one to assume where it does not know.
-
-    Args:
-        prediction: the prediction file.
-        from_prior: uniform, counts, or a CSV; None: what the file says.
+    """The prior that a prediction's logits carry, or the one to assume where it does not know:
+    uniform, counts, or a CSV.
 
     Raises:
         InputError: neither says it, they disagree, or a species' prior is 0.
@@ -307,12 +274,65 @@ def _estimated_move(
             f"{held_out.path}: {(found.source <= 0).sum()} species have probability 0 on all of "
             "its photos, which no prior can move; adjust the prediction that it was made from"
         )
+    chosen = {}
+    if held_out is not None:
+        by = f"negative log-likelihood on the {len(held_out)} photos of {held_out.path}"
+        chosen["calibration"] = by
     return Move(
         shift=found.calibration.bias + target_shift(found.source, found.prior),
         prior=found.prior,
-        step=as_adjustment(found, n_photos, held_out),
+        step=_adjustment(found, n_photos, held_out),
         temperature=found.calibration.temperature,
-        notes=notes(found, n_photos, held_out),
-        chosen={} if held_out is None else {"calibration": calibrated_how(held_out)},
+        notes=_notes(found, n_photos, held_out),
+        chosen=chosen,
         chosen_on=held_out,
     )
+
+
+def _adjustment(found: LabelShift, n_photos: int, held_out: PredictionFile | None) -> Adjustment:
+    step = Adjustment(
+        target="estimated",
+        temperature=found.calibration.temperature,
+        pseudo_counts=found.pseudo_counts,
+        iterations=found.n_iterations,
+        gain=found.gain,
+        shift=found.shift,
+        spread=found.spread,
+        warnings=found.warnings(n_photos),
+    )
+    if held_out is not None:
+        step.calibrated_on = str(held_out.path)
+        step.not_held_out = held_out.absent_species["category_id"].tolist()
+    if found.check is not None:
+        step.bbse = ShiftCheck(found.check.unexplained, found.check.by_chance)
+    return step
+
+
+def _notes(found: LabelShift, n_photos: int, held_out: PredictionFile | None) -> list[str]:
+    """What was done, then the warnings."""
+    said = []
+    if held_out is None:
+        said.append(
+            "not calibrated, and not checked by BBSE: that takes labelled photos that were not "
+            "trained on (--fit HOLDOUT)"
+        )
+    else:
+        calibration, names = found.calibration, held_out.absent_species["name"].tolist()
+        said.append(
+            f"calibrated on the {len(held_out):,} photos of {held_out.path}: temperature "
+            f"{calibration.temperature:.2f}, negative log-likelihood "
+            f"{calibration.nll_before:.3f} -> {calibration.nll:.3f}"
+        )
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            said.append(
+                f"{len(names)} of {held_out.n_classes} species have no photo there, so their "
+                f"calibration rests on those of the others: {', '.join(names[:3])}{more}"
+            )
+    strength = found.pseudo_counts
+    smoothing = f"smoothed as by {strength:g} photos a species" if strength else "not smoothed"
+    said.append(
+        f"estimated by {found.n_iterations} steps of EM, {smoothing}: {found.shift:.1%} of the "
+        f"prior is moved, ±{found.spread:.1%} by the choice of photos"
+    )
+    return said + [f"warning: {sentence}" for sentence in found.warnings(n_photos)]

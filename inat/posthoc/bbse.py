@@ -1,10 +1,9 @@
 """Black box shift estimation (BBSE): what hard predictions and a confusion matrix say of a shift.
 
 C_ij = P(predicted i, true j) on held-out photos, mu_i the share of the target's photos that are
-predicted i. Where only the species' shares p have moved, mu = C w with w_j = p_j / pi_j.
-
-Sources: Lipton et al. 2018 (arXiv 1802.03916); the ridge, Azizzadenesheli et al. 2019 (RLLS, arXiv
-1903.09734). Everything is float64.
+predicted i. Where only the species' shares p have moved, mu = C w with w_j = p_j / pi_j (Lipton et
+al. 2018, arXiv 1802.03916). EM's estimate must solve that equation too, as far as chance allows.
+Everything is float64.
 """
 
 from dataclasses import dataclass
@@ -13,31 +12,21 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Float64, Int64
-from scipy.sparse.linalg import lsqr
 
-from inat.core.priors import Prior, normalised, total_variation
+from inat.core.priors import Prior
 from inat.posthoc.calibration import Calibration, row_blocks
 
-WEIGHT_SPREAD = 10.0
-"""Standard deviation around 1 that BBSE's weights are given before any photo is seen."""
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class BbseCheck:
-    """BBSE beside another estimate of the same prior.
+    """How far an estimated prior is from solving BBSE's equation.
 
     Attributes:
-        prior: BBSE's own estimate.
-        distance: total variation between the two; it can be large by chance alone, since a C of
-            many classes is close to singular. So the two are compared by what follows.
-        unexplained: how far the other estimate is from solving BBSE's equation: by how much C w
-            exceeds mu, summed over the classes where it does.
+        unexplained: by how much C w exceeds mu, summed over the classes where it does.
         by_chance: what `unexplained` hardly ever exceeds where only the species' shares have
             moved: its mean under the errors of C and mu, and four standard deviations.
     """
 
-    prior: Prior
-    distance: float
     unexplained: float
     by_chance: float
 
@@ -73,33 +62,6 @@ def confusion_matrix(
     return sp.csr_array((shares, (predicted, labels)), shape=(n_classes, n_classes))
 
 
-def bbse_weights(
-    confusion: Any,
-    predicted_shares: Float64[np.ndarray, "classes"],
-    n_photos: tuple[float, float] = (np.inf, np.inf),
-) -> Float64[np.ndarray, "classes"]:
-    """w = C^-1 mu, the weight p_j / pi_j of each class; negative ones are set to 0.
-
-    Args:
-        confusion: C.
-        predicted_shares: mu.
-        n_photos: held-out and target photos behind C and mu. It is the ridge solution: each row
-            is divided by its sampling error, and w - 1 is held to `WEIGHT_SPREAD`, so that a
-            singular C (a species never held out or never predicted) gives w = 1 where photos say
-            nothing. Infinite: C and mu are exact, and C is regular.
-    """
-    total: Float64[np.ndarray, classes] = np.asarray(confusion.sum(axis=1)).ravel()
-    n_held, n_target = n_photos
-    noise = np.sqrt(total / n_held + predicted_shares / n_target)
-    # An empty row has no error to divide by, and nothing to say.
-    noise[noise == 0] = 1
-    rows = sp.diags_array(1 / noise) @ confusion
-    damp = 1 / WEIGHT_SPREAD if np.isfinite(n_held) else 0.0
-    excess = lsqr(rows, (predicted_shares - total) / noise, damp=damp, atol=1e-12, btol=1e-12)[0]
-    weights: Float64[np.ndarray, classes] = np.maximum(1 + excess, 0)
-    return weights
-
-
 def explained_shares(
     confusion: Any, prior: Prior, n_held: int
 ) -> tuple[Float64[np.ndarray, "classes"], Float64[np.ndarray, "classes"]]:
@@ -118,41 +80,27 @@ def explained_shares(
 
 def check_by_bbse(
     prior: Prior,
-    source: Prior,
     held: tuple[Int64[np.ndarray, "held"], Int64[np.ndarray, "held"]],
     predicted: Int64[np.ndarray, "images"],
 ) -> BbseCheck:
-    """BBSE beside an estimate of the target's prior.
+    """Checks an estimate of the target's prior.
 
     Args:
         prior: the estimate.
-        source: the prior of the held-out photos.
         held: hard predictions and labels of the held-out photos.
         predicted: hard predictions of the target's photos.
     """
     n_held, n_target, n_classes = len(held[1]), len(predicted), len(prior)
-    confusion = confusion_matrix(*held, n_classes)
     mu = np.bincount(predicted, minlength=n_classes) / n_target
-    weights = bbse_weights(confusion, mu, (n_held, n_target))
-    own = normalised(weights * source)
-    explained, variance = explained_shares(confusion, prior, n_held)
+    explained, variance = explained_shares(confusion_matrix(*held, n_classes), prior, n_held)
     error = np.sqrt(np.maximum(variance, 0) + mu * (1 - mu) / n_target)
+    # Half the sum of |x|, each x ~ N(0, s^2): |x| has mean s sqrt(2 / pi) and variance
+    # s^2 (1 - 2 / pi). Three deviations are exceeded now and then by a pure shift towards species
+    # of a few held-out photos, whose errors are far from normal.
+    mean, deviation = np.sqrt(2 / np.pi) * error.sum(), np.sqrt((1 - 2 / np.pi) * (error**2).sum())
     return BbseCheck(
-        prior=own,
-        distance=float(total_variation(own, prior)),
         # What is predicted of the classes that are not held out nobody knows: it can only add to
         # mu. Where all are, this is the total variation between mu and C w.
         unexplained=float(np.maximum(explained - mu, 0).sum()),
-        by_chance=_likely_variation(error),
+        by_chance=float(mean + 4 * deviation) / 2,
     )
-
-
-def _likely_variation(error: Float64[np.ndarray, "classes"]) -> float:
-    """Mean plus four standard deviations of a total variation whose differences are normal.
-
-    |x| of x ~ N(0, s^2) has mean s sqrt(2 / pi) and variance s^2 (1 - 2 / pi). Three deviations
-    are exceeded now and then by a pure shift towards species of a few held-out photos, whose
-    errors are far from normal.
-    """
-    mean = np.sqrt(2 / np.pi) * error.sum()
-    return float(mean + 4 * np.sqrt((1 - 2 / np.pi) * (error**2).sum())) / 2

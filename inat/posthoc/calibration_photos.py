@@ -37,11 +37,6 @@ def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFil
         )
 
 
-def calibrated_how(held_out: PredictionFile) -> str:
-    """What the calibration was chosen by, for `chosen` in meta.json."""
-    return f"negative log-likelihood on the {len(held_out)} photos of {held_out.path}"
-
-
 def calibration_logits(
     prediction: PredictionFile, held_out: PredictionFile
 ) -> Float[np.ndarray, "held classes"]:

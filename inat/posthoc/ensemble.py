@@ -4,20 +4,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int64
 
 from inat.config.schema import EnsembleRule, WeightSearch
-from inat.core.errors import InputError
+from inat.core.errors import InputError, unknown_name
 from inat.core.priors import uniform_prior
 from inat.core.progress import first_few, progress_bar
 from inat.core.threads import in_order, usable_processors
 from inat.posthoc.ensemble_fit_table import read_fit_table
-from inat.posthoc.ensemble_fitting import Fit, Gain, cross_fitted, fit, refuse_search
+from inat.posthoc.ensemble_fitting import Fit, Gain, cross_fitted, fit
 from inat.posthoc.ensemble_members import Member, align
-from inat.posthoc.ensemble_rules import pool, refuse_rule
+from inat.posthoc.ensemble_rules import pool
 from inat.predictions.file import (
     PredictionFile,
     read_prediction,
@@ -34,13 +35,7 @@ CHUNK_BYTES = 4_000_000
 
 @dataclass(frozen=True, eq=False)
 class FitPhotos:
-    """The held-out photos that temperatures and weights were chosen on.
-
-    Attributes:
-        members: their predictions.
-        ids: image ids.
-        gain: what the ensemble gains there.
-    """
+    """The held-out photos that temperatures and weights were chosen on."""
 
     members: list[Member]
     ids: Int64[np.ndarray, "photos"]
@@ -102,8 +97,14 @@ def ensemble(
     """
     out = Path(out)
     opened = [*map(read_prediction, predictions)]
-    refuse_rule(how)
-    refuse_search(search, how)
+    for option, name, valid in (("--how", how, EnsembleRule), ("--search", search, WeightSearch)):
+        if name not in get_args(valid):
+            raise InputError(unknown_name(option, name, get_args(valid)))
+    if search == "convex" and how == "rank":
+        raise InputError(
+            "--search convex minimises a log loss, which --how rank has none of; "
+            "use --search greedy"
+        )
     if len(opened) < 2:
         raise InputError(f"an ensemble has two members or more, and {len(opened)} was given")
     given = _given_weights(weights, len(opened))
@@ -121,12 +122,16 @@ def ensemble(
             "leave it away"
         )
     members = align(opened, from_prior)
-    if fit is None:
-        chosen = Fit([1.0] * len(members), given or [])
-        photos = None
-    else:
+    chosen, photos = Fit([1.0] * len(members), given or []), None
+    choices = {}
+    if fit is not None:
         chosen, photos = _fitted(how, members, fitted_on, given, search, from_prior)
-    _write(out, how, members, chosen, photos, _choices(how, given, search, photos))
+        if how != "rank":
+            choices["temperatures"] = f"class-mean log loss on {photos}"
+    if given is None:
+        by = "mean class accuracy" if search == "greedy" else "class-mean log loss"
+        choices["weights"] = f"{by} ({search}) on {photos}"
+    _write(out, how, members, chosen, photos, choices)
     return read_prediction(out).with_notes(_notes(members, chosen, photos))
 
 
@@ -208,29 +213,6 @@ def _refuse_unfit(held_out: list[Member], members: list[Member]) -> None:
             )
 
 
-def _fit_notes(members: list[Member], held_out: list[Member]) -> list[str]:
-    """A sentence for each member that was fitted on what another model, or other views, made."""
-    notes = []
-    for place, (member, one) in enumerate(zip(members, held_out, strict=True), 1):
-        photos = one.prediction
-        if told := told_of_fit(member.prediction.meta, photos.meta, str(photos.path)):
-            notes.append(f"member {place} was fitted on {told}")
-    return notes
-
-
-def _choices(
-    how: str, given: list[float] | None, search: str, photos: FitPhotos | None
-) -> dict[str, str]:
-    """What was chosen, and by what, on which photos."""
-    chosen = {}
-    if photos is not None and how != "rank":
-        chosen["temperatures"] = f"class-mean log loss on {photos}"
-    if given is None:
-        by = "mean class accuracy" if search == "greedy" else "class-mean log loss"
-        chosen["weights"] = f"{by} ({search}) on {photos}"
-    return chosen
-
-
 def _write(
     out: Path,
     how: str,
@@ -246,12 +228,14 @@ def _write(
         chosen_on = photos.members[0].prediction.photos["key"].to_numpy()
         chosen_keys += [chosen_on, *(one.prediction.chosen_keys for one in photos.members)]
     is_chosen_on = np.isin(first.photos["key"], chosen_on)
+    of_choice = np.where(is_chosen_on, Role.CHOSEN_ON, Role.UNSEEN)
+    roles = worst_roles(of_choice, *(member.roles for member in members))
     with write_prediction(
         out,
         ids=first.ids,
         labels=np.max([member.labels for member in members], axis=0),
         species=first.species,
-        photos=first.photos.assign(role=_roles(members, is_chosen_on)),
+        photos=first.photos.assign(role=pd.Series(roles, dtype="str")),
         meta=_meta(how, members, chosen, photos, choices),
         dtype=np.result_type(*(member.prediction.logits.dtype for member in members)),
         chosen_keys=chosen_keys,
@@ -274,12 +258,6 @@ def _fill(rows: np.ndarray, how: str, members: list[Member], chosen: Fit) -> Non
     with progress_bar("ensemble", len(rows), "photos") as bar:
         for n_done in in_order(work, chunks, usable_processors()):
             bar.advance(n_done)
-
-
-def _roles(members: list[Member], chosen_on: np.ndarray) -> pd.Series:
-    """The worst that any member, or the choice of the weights, made of each photo."""
-    of_choice = np.where(chosen_on, Role.CHOSEN_ON, Role.UNSEEN)
-    return pd.Series(worst_roles(of_choice, *(member.roles for member in members)), dtype="str")
 
 
 def _meta(
@@ -331,7 +309,10 @@ def _notes(members: list[Member], chosen: Fit, photos: FitPhotos | None) -> list
         f"{100 * gain.accuracy:.1f} %, best member {100 * gain.best_accuracy:.1f} % ({best}): "
         f"{gain.difference.points()} (paired)"
     )
-    notes += _fit_notes(members, photos.members)
+    for place, (member, held_out) in enumerate(zip(members, photos.members, strict=True), 1):
+        made = held_out.prediction  # by another model, or with other views?
+        if told := told_of_fit(member.prediction.meta, made.meta, str(made.path)):
+            notes.append(f"member {place} was fitted on {told}")
     never = np.setdiff1d(np.arange(len(species)), photos.members[0].prediction.labels)
     if len(never):
         names = first_few(species["name"].iloc[never].tolist())

@@ -27,23 +27,15 @@ CHUNK_BYTES = 4_000_000
 
 @dataclass(frozen=True, eq=False)
 class FitTable:
-    """The members' guesses on photos whose species are known.
+    """The members' guesses on photos whose species are known."""
 
-    Attributes:
-        how: the rule of the ensemble.
-        labels: true label of each photo.
-        n_classes: number of species.
-        shortlist: labels of each photo's likeliest classes, ascending.
-        values: each member's logits of those classes, or minus their ranks.
-        log_z: log of the sum over all classes of exp(logit / temperature), of each member and
-            photo at each of TEMPERATURES; zeros for ranks.
-    """
-
-    how: str
+    how: str  # the rule of the ensemble
     labels: Int64[np.ndarray, "photos"]
     n_classes: int
-    shortlist: Int64[np.ndarray, "photos listed"]
-    values: Float32[np.ndarray, "members photos listed"]
+    shortlist: Int64[np.ndarray, "photos listed"]  # labels of the likeliest classes, ascending
+    values: Float32[np.ndarray, "members photos listed"]  # their logits, or minus their ranks
+    # Log of the sum over all classes of exp(logit / temperature), at each of TEMPERATURES; zeros
+    # for ranks.
     log_z: Float32[np.ndarray, "members photos temperatures"]
 
     @property
@@ -135,6 +127,7 @@ def _shorten(
 ]:
     n_photos, n_classes = member_logits[0].shape
     likeliest = np.full((n_photos, n_classes), -np.inf, np.float32)
+    work = np.empty_like(likeliest)
     log_z = np.zeros((len(member_logits), n_photos, len(TEMPERATURES)), np.float32)
     for place, logits in enumerate(member_logits):
         if how == "rank":
@@ -142,33 +135,14 @@ def _shorten(
             np.maximum(likeliest, logits, out=likeliest)
             continue
         logits -= logits.max(axis=1, keepdims=True)
-        log_z[place] = _log_z(logits)
+        for at, temperature in enumerate(TEMPERATURES.astype(np.float32)):
+            np.divide(logits, temperature, out=work)
+            log_z[place, :, at] = np.log(np.exp(work, out=work).sum(axis=1))
         at_1 = log_z[place, :, np.searchsorted(TEMPERATURES, 1.0)]
         np.maximum(likeliest, logits - at_1[:, None], out=likeliest)
-    shortlist = _shortlist(likeliest, labels)
+    # The likeliest and the true class, ascending, so that argmax gives ties to the lower label.
+    n_listed = min(SHORTLIST, n_classes)
+    likeliest[np.arange(n_photos), labels] = np.inf
+    shortlist = np.sort(np.argpartition(likeliest, -n_listed, axis=1)[:, -n_listed:], axis=1)
     values = [np.take_along_axis(logits, shortlist, axis=1) for logits in member_logits]
     return shortlist, np.stack(values), log_z
-
-
-def _log_z(
-    logits: Float32[np.ndarray, "photos classes"],
-) -> Float32[np.ndarray, "photos temperatures"]:
-    """Of logits whose row maximum is 0."""
-    work = np.empty_like(logits)
-    sums = []
-    for temperature in TEMPERATURES.astype(np.float32):
-        np.divide(logits, temperature, out=work)
-        sums.append(np.exp(work, out=work).sum(axis=1))
-    log_z: Float32[np.ndarray, "photos temperatures"] = np.log(np.stack(sums, axis=1))
-    return log_z
-
-
-def _shortlist(
-    likeliest: Float32[np.ndarray, "photos classes"], labels: Int64[np.ndarray, "photos"]
-) -> Int64[np.ndarray, "photos listed"]:
-    """The labels of the highest values and the true one, ascending, so that argmax gives ties to
-    the lower label."""
-    n_listed = min(SHORTLIST, likeliest.shape[1])
-    likeliest[np.arange(len(labels)), labels] = np.inf
-    listed = np.argpartition(likeliest, -n_listed, axis=1)[:, -n_listed:]
-    return np.sort(listed, axis=1)

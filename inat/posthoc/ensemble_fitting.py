@@ -5,13 +5,10 @@ All is weighed by class means, as under the uniform prior that the members were 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from inat.config.schema import WeightSearch
-from inat.core.errors import InputError, unknown_name
 from inat.core.intervals import Interval, gain_interval
 from inat.core.priors import normalised
 from inat.posthoc.ensemble_fit_table import TEMPERATURES, FitTable
@@ -34,41 +31,16 @@ class Fit:
 
 @dataclass(frozen=True, eq=False)
 class Gain:
-    """What an ensemble gains on photos that its choices did not see.
+    """What an ensemble gains on photos that its choices did not see."""
 
-    Attributes:
-        accuracy: mean class accuracy of the ensemble, each photo scored with what the other
-            folds chose.
-        best_member: which member has the highest mean class accuracy on these photos.
-        best_accuracy: its mean class accuracy; chosen on these photos, so it flatters the member.
-        difference: the first less the second, paired.
-    """
-
-    accuracy: float
-    best_member: int
-    best_accuracy: float
-    difference: Interval
-
-
-def refuse_search(search: str, how: str) -> None:
-    """Stops where there is no such search, or not for this rule."""
-    if search not in get_args(WeightSearch):
-        raise InputError(unknown_name("--search", search, get_args(WeightSearch)))
-    if search == "convex" and how == "rank":
-        raise InputError(
-            "--search convex minimises a log loss, which --how rank has none of; "
-            "use --search greedy"
-        )
+    accuracy: float  # mean class accuracy, each photo scored with what the other folds chose
+    best_member: int  # of the highest mean class accuracy on these photos
+    best_accuracy: float  # of that member; chosen on these photos, so it is optimistic
+    difference: Interval  # the first less the second, paired
 
 
 def fit(table: FitTable, weights: Sequence[float] | None, search: str) -> Fit:
-    """Temperatures, and weights where they are not given.
-
-    Args:
-        table: the members' predictions of held-out photos.
-        weights: of the members; None: search for them.
-        search: greedy or convex.
-    """
+    """Temperatures, and weights where they are not given."""
     temperatures = fit_temperatures(table)
     if weights is None:
         weights = SEARCHES[search](table, table.parts(temperatures)).tolist()

@@ -16,17 +16,11 @@ from inat.predictions.meta import Role
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A prediction as an ensemble sees it.
-
-    Attributes:
-        prediction: the prediction file.
-        rows: where the ensemble's photos stand in it; None: in the same order.
-        shift: what moves its logits to the uniform prior.
-    """
+    """A prediction as an ensemble sees it."""
 
     prediction: PredictionFile
-    rows: Int64[np.ndarray, "images"] | None
-    shift: Float32[np.ndarray, "classes"]
+    rows: Int64[np.ndarray, "images"] | None  # of the ensemble's photos; None: the same order
+    shift: Float32[np.ndarray, "classes"]  # that moves its logits to the uniform prior
 
     def logits(self, chunk: slice) -> Float32[np.ndarray, "rows classes"]:
         """Logits of a few of the ensemble's photos, moved to the uniform prior: a copy."""
@@ -51,10 +45,6 @@ def align(
     predictions: Sequence[PredictionFile], from_prior: Path | str | None = None
 ) -> list[Member]:
     """The predictions as members: photos as the first one has them.
-
-    Args:
-        predictions: two or more.
-        from_prior: what logits carry whose file does not know it: uniform, counts, or a CSV.
 
     Raises:
         InputError: they are not of the same photos, labels, species or competition; one was

@@ -4,22 +4,12 @@ Each rule is a weighted mean of what it makes of a member's logits (its part), a
 """
 
 from collections.abc import Iterable, Sequence
-from typing import get_args
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from inat.config.schema import EnsembleRule
-from inat.core.errors import InputError, unknown_name
-
 RANK_DEPTH = 100
 """Guesses of a member that are told apart by their rank: deep ranks are noise at 8,142 species."""
-
-
-def refuse_rule(how: str) -> None:
-    """Stops where there is no such rule; the text lists the valid ones."""
-    if how not in get_args(EnsembleRule):
-        raise InputError(unknown_name("--how", how, get_args(EnsembleRule)))
 
 
 def pool(
@@ -38,11 +28,20 @@ def pool(
         how: the rule.
         members: logits of each member, one after another, so that one alone is in memory.
         weights: of each member, summing to 1.
-        temperatures: of each member; the ranks know none.
+        temperatures: of each member; ranks have none.
     """
     total: Float32[np.ndarray, "images classes"] | None = None
     for logits, weight, temperature in zip(members, weights, temperatures, strict=True):
-        part = _part(how, logits, temperature)
+        # mean_logprob: a log-probability is the logit less a constant of the row.
+        part = logits
+        if how == "rank":
+            part = minus_rank(logits)
+        else:
+            part /= np.float32(temperature)
+        if how == "mean_prob":
+            part -= part.max(axis=1, keepdims=True)
+            np.exp(part, out=part)
+            part /= part.sum(axis=1, keepdims=True)
         part *= np.float32(weight)
         total = part if total is None else np.add(total, part, out=total)
     assert total is not None
@@ -55,20 +54,6 @@ def finish(how: str, mean: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*s
         np.maximum(mean, np.finfo(np.float32).tiny, out=mean)
         np.log(mean, out=mean)
     return mean
-
-
-def _part(
-    how: str, logits: Float32[np.ndarray, "images classes"], temperature: float
-) -> Float32[np.ndarray, "images classes"]:
-    if how == "rank":
-        return minus_rank(logits)
-    logits /= np.float32(temperature)
-    if how == "mean_prob":
-        logits -= logits.max(axis=1, keepdims=True)
-        np.exp(logits, out=logits)
-        logits /= logits.sum(axis=1, keepdims=True)
-    # mean_logprob: a log-probability is the logit less a constant of the row.
-    return logits
 
 
 def minus_rank(

@@ -46,36 +46,48 @@ class LabelShift:
     """An estimated prior, with what speaks for it and against it.
 
     Attributes:
-        prior: the estimate, EM's.
-        source: the prior that the calibrated logits carry.
-        calibration: T and b.
-        pseudo_counts: of the smoothing, photos a class; 0: plain EM.
         gain: what the estimate gains over no shift on photos that it was not made from, in nats
             of log-likelihood a photo.
-        n_iterations: EM's steps.
-        converged: whether EM came to rest.
-        shift: total variation between estimate and source.
         spread: what the choice of the photos and of the held-out ones does to `shift`: the total
             variation by which estimate less source moves.
-        check: BBSE beside it; None without held-out photos.
     """
 
-    prior: Prior
-    source: Prior
+    prior: Prior  # the estimate, EM's
+    source: Prior  # that the calibrated logits carry
     calibration: Calibration
-    pseudo_counts: float
+    pseudo_counts: float  # of the smoothing, photos a class; 0: plain EM
     gain: float
     n_iterations: int
     converged: bool
-    shift: float
+    shift: float  # total variation between estimate and source
     spread: float
-    check: BbseCheck | None
+    check: BbseCheck | None  # None without held-out photos
 
     @property
     def is_stable(self) -> bool:
         """Whether the photos bear out a shift: it explains photos that it was not made from
         better than none, and is more than twice what the choice of photos does to it."""
         return self.gain > 0 and self.shift > 2 * self.spread
+
+    def warnings(self, n_photos: int) -> list[str]:
+        """What speaks against the estimate."""
+        said = []
+        if not self.converged:
+            said.append(f"EM still moves after {self.n_iterations} steps; the estimate is rough")
+        if not self.is_stable:
+            said.append(
+                f"the estimate is unstable, the {n_photos:,} photos bear out no shift: moved "
+                f"{self.shift:.1%}, by their choice alone ±{self.spread:.1%}, gain on photos left "
+                f"out {self.gain:.3f} nats"
+            )
+        if self.check is not None and not self.check.agrees:
+            said.append(
+                f"EM and BBSE disagree: EM's prior leaves {self.check.unexplained:.1%} of the "
+                "predicted species unexplained, where a pure shift of the species' shares leaves "
+                f"at most {self.check.by_chance:.1%}; these photos may look other than the "
+                "held-out ones, or the model knows the tail too badly to be calibrated"
+            )
+        return said
 
 
 def estimate_label_shift(
@@ -106,14 +118,15 @@ def estimate_label_shift(
     found = em(ratios, base, pseudo_counts * temper(base, fit_power(ratios, base)))
     prior = found.priors[:, 0]
     again = resampled_priors(ratios, prior, base, pseudo_counts, seed=seed)
-    spread, check = float(total_variation(again, _columns(prior, N_RESAMPLES)).mean()), None
+    unmoved = np.repeat(prior[:, None], N_RESAMPLES, axis=1)
+    spread, check = float(total_variation(again, unmoved).mean()), None
     if held_out is not None:
         halves = shifts_by_halves(logits, held_out, prior, base, pseudo_counts, seed=seed)
         # Two halves differ twice as much as the whole from another whole's expectation.
         spread = float(np.hypot(spread, total_variation(*halves) / 2))
         predicted = hard_predictions(held_out[0], calibration, source)
         check = check_by_bbse(
-            prior, source, (predicted, held_out[1]), hard_predictions(logits, calibration, source)
+            prior, (predicted, held_out[1]), hard_predictions(logits, calibration, source)
         )
     return LabelShift(
         prior=prior,
@@ -154,17 +167,11 @@ def likelihood_ratios(
 
 
 class EmResult(NamedTuple):
-    """Where EM came to rest.
+    """Where EM came to rest."""
 
-    Attributes:
-        priors: the estimates, a column each.
-        n_iterations: steps of the slowest.
-        converged: whether each one's last step moved less than the tolerance.
-    """
-
-    priors: Float64[np.ndarray, "classes columns"]
-    n_iterations: int
-    converged: bool
+    priors: Float64[np.ndarray, "classes columns"]  # a column an estimate
+    n_iterations: int  # of the slowest
+    converged: bool  # whether each one's last step moved less than the tolerance
 
 
 def em(
@@ -195,28 +202,21 @@ def em(
     pseudo = pseudo_counts if pseudo_counts.ndim == 2 else pseudo_counts[:, None]
     n_columns = pseudo.shape[1]
     weights = np.ones((ratios.shape[0], n_columns)) if weights is None else weights
-    priors, moving = _columns(start, n_columns), np.arange(n_columns)
+    priors, moving = np.repeat(start[:, None], n_columns, axis=1), np.arange(n_columns)
     n_iterations = 0
     while moving.size and n_iterations < max_iterations:
         n_iterations += 1
         before = priors[:, moving]
-        expected = _expected_counts(ratios, before, weights[:, moving]) + pseudo[:, moving]
+        # Photos of each class in expectation: p_j sum_x R_j(x) / sum_k p_k R_k(x).
+        mixture = ratios @ before
+        # A photo can be one that no class with a share explains.
+        share = np.divide(
+            weights[:, moving], mixture, out=np.zeros_like(mixture), where=mixture > 0
+        )
+        expected = before * (ratios.T @ share) + pseudo[:, moving]
         priors[:, moving] = expected / expected.sum(axis=0)
         moving = moving[total_variation(priors[:, moving], before) >= tolerance]
     return EmResult(priors, n_iterations, not moving.size)
-
-
-def _expected_counts(
-    ratios: Ratios,
-    priors: Float64[np.ndarray, "classes columns"],
-    weights: Float64[np.ndarray, "images columns"],
-) -> Float64[np.ndarray, "classes columns"]:
-    """Photos of each class in expectation: p_j sum_x R_j(x) / sum_k p_k R_k(x)."""
-    mixture = ratios @ priors
-    # A photo can be one that no class with a share explains.
-    share = np.divide(weights, mixture, out=np.zeros_like(mixture), where=mixture > 0)
-    expected: Float64[np.ndarray, "classes columns"] = priors * (ratios.T @ share)
-    return expected
 
 
 def log_likelihood(
@@ -256,11 +256,6 @@ def choose_pseudo_counts(ratios: Ratios, base: Prior, *, seed: int = 0) -> tuple
     standard error of the best (Breiman et al. 1984, the 1-SE rule). Between species that look
     alike the likelihood is so flat that the best alone is often a photo's chance.
 
-    Args:
-        ratios: of `likelihood_ratios`.
-        base: shares above 0, those of training photos.
-        seed: of the halves.
-
     Returns:
         Pseudo-photos of all classes together, and the mean gain in log-likelihood over no shift,
         in nats a photo.
@@ -289,15 +284,8 @@ def strongest_within_error(gains: Float64[np.ndarray, "images strengths"]) -> in
 def resampled_priors(
     ratios: Ratios, prior: Prior, base: Prior, pseudo_counts: float, *, seed: int = 0
 ) -> Float64[np.ndarray, "classes resamples"]:
-    """The estimates that `N_RESAMPLES` bootstrap samples of the photos give.
-
-    Args:
-        ratios: of `likelihood_ratios`.
-        prior: the estimate from the photos as they are, where EM starts.
-        base: of `fit_power`, which each sample asks anew.
-        pseudo_counts: of all classes together.
-        seed: of the resampling.
-    """
+    """The estimates that `N_RESAMPLES` bootstrap samples of the photos give; EM starts at `prior`,
+    and each sample has its own `fit_power`."""
     n_images = ratios.shape[0]
     rng = np.random.default_rng(seed)
     shares = np.full(n_images, 1 / n_images)
@@ -326,9 +314,3 @@ def shifts_by_halves(
         centre = temper(base, fit_power(ratios, base))
         shifts.append(em(ratios, prior, pseudo_counts * centre).priors[:, 0] - source)
     return shifts[0], shifts[1]
-
-
-def _columns(
-    values: Float64[np.ndarray, "entries"], n_columns: int
-) -> Float64[np.ndarray, "entries columns"]:
-    return np.repeat(values[:, None], n_columns, axis=1)

@@ -23,19 +23,12 @@ run on all of their photos, differ by less."""
 
 @dataclass(frozen=True, eq=False)
 class TauChoice:
-    """A tau and what it was chosen on.
+    """A tau and what it was chosen on."""
 
-    Attributes:
-        tau: the first of the best of GRID.
-        scores: mean class accuracy at each tau of GRID, over the species that have photos.
-        gain: over tau 0, on the same photos, which makes it the more flattering the fewer they are.
-        photos: the prediction that it was chosen on.
-    """
-
-    tau: float
-    scores: Float64[np.ndarray, "taus"]
-    gain: Interval
-    photos: PredictionFile
+    tau: float  # the first of the best of GRID
+    scores: Float64[np.ndarray, "taus"]  # mean class accuracy, over the species that have photos
+    gain: Interval  # over tau 0, on the same photos: the fewer they are, the more optimistic
+    photos: PredictionFile  # that it was chosen on
 
     @property
     def never_held_out(self) -> list[int]:
@@ -47,11 +40,6 @@ class TauChoice:
     def how(self) -> str:
         """What it was chosen by."""
         return f"mean class accuracy on the {len(self.photos):,} photos of {self.photos.path}"
-
-    def added_to(self, chosen: dict[str, str]) -> dict[str, str]:
-        """A prediction's `chosen` with this choice, behind that of an earlier tau."""
-        before = f"{chosen['tau']}, then " if "tau" in chosen else ""
-        return {**chosen, "tau": before + self.how}
 
     def notes(self) -> list[str]:
         """Sentences for a person."""
@@ -69,11 +57,8 @@ class TauChoice:
 
 
 def choose_tau(photos: PredictionFile, prior: Prior) -> TauChoice:
-    """The tau with the best mean class accuracy of `argmax f - tau log prior`.
-
-    Args:
-        photos: predictions of photos that were held out.
-        prior: what their logits carry; above 0 throughout.
+    """The tau with the best mean class accuracy of `argmax f - tau log prior`; the prior is above 0
+    throughout.
 
     Raises:
         InputError: photos without a label, or that were not held out.
@@ -92,7 +77,9 @@ def choose_tau(photos: PredictionFile, prior: Prior) -> TauChoice:
             "and test stay unseen"
         )
     hits = hits_of_taus(photos, prior)
-    scores = np.array([_mean_class(row, photos) for row in hits])
+    everyone = np.ones(photos.n_classes, bool)
+    by_class = [class_means(row, photos.labels, photos.n_classes) for row in hits]
+    scores = np.array([mean_of(means, everyone) for means in by_class])
     best = int(scores.argmax())
     gain = gain_interval(hits[0], hits[best], photos.labels)
     assert gain is not None  # there are photos
@@ -110,11 +97,6 @@ def hits_of_taus(photos: PredictionFile, prior: Prior) -> Bool[np.ndarray, "taus
             np.subtract(logits, np.float32(tau) * log_prior, out=moved)
             hits[row, chunk] = moved.argmax(axis=1) == photos.labels[chunk]
     return hits
-
-
-def _mean_class(hits: Bool[np.ndarray, "photos"], photos: PredictionFile) -> float | None:
-    means = class_means(hits, photos.labels, photos.n_classes)
-    return mean_of(means, np.ones(photos.n_classes, bool))
 
 
 def refuse_other_model(

@@ -50,7 +50,6 @@ def worst_roles(*roles: np.ndarray) -> np.ndarray:
 class ShiftCheck(msgspec.Struct):
     """What BBSE finds of an estimated prior; see `inat.posthoc.bbse`."""
 
-    distance: float
     unexplained: float
     by_chance: float
 

@@ -46,7 +46,6 @@ class Outcome:
     oracle: float
     em: float
     plain: float
-    bbse: float
     unstable: bool
     disagree: bool
 
@@ -74,7 +73,6 @@ def run(world: ShiftWorld, shift: str, n_held: int, n_target: int) -> Outcome:
         oracle=score(target),
         em=score(found.prior),
         plain=score(plain),
-        bbse=score(found.check.prior),
         unstable=not found.is_stable,
         disagree=not found.check.agrees,
     )
@@ -83,24 +81,21 @@ def run(world: ShiftWorld, shift: str, n_held: int, n_target: int) -> Outcome:
 def row(world: ShiftWorld, shift: str, n_held: int, n_target: int) -> list[str]:
     outcomes = [run(replace(world, seed=seed), shift, n_held, n_target) for seed in range(N_SEEDS)]
     cells = [shift]
-    for field in ("source", "oracle", "em", "plain", "bbse"):
+    for field in ("source", "oracle", "em", "plain"):
         cells.append(f"{100 * np.median([getattr(o, field) for o in outcomes]):.1f}")
     if shift == "none":
-        cells += ["–", "–", "–"]
+        cells += ["–", "–"]
     else:
         shares = [100 * o.recovered(o.em) for o in outcomes]
         cells.append(f"{np.median(shares):.0f} ({min(shares):.0f}..{max(shares):.0f})")
-        for field in ("plain", "bbse"):
-            cells.append(
-                f"{np.median([100 * o.recovered(getattr(o, field)) for o in outcomes]):.0f}"
-            )
+        cells.append(f"{np.median([100 * o.recovered(o.plain) for o in outcomes]):.0f}")
     return [*cells, str(sum(o.unstable for o in outcomes)), str(sum(o.disagree for o in outcomes))]
 
 
 def main() -> None:
     """Prints each row as it is found."""
-    heads = ("shift", "source", "oracle", "EM", "plain EM", "BBSE", "EM recovers, %",
-             "plain, %", "BBSE, %", "unstable", "disagree")  # fmt: skip
+    heads = ("shift", "source", "oracle", "EM", "plain EM", "EM recovers, %", "plain, %",
+             "unstable", "disagree")  # fmt: skip
     for title, world, n_held, n_target in WORLDS:
         print(
             f"{world.n_classes} species, {title}; {n_held:,} held-out photos, {n_target:,} target"
@@ -111,7 +106,7 @@ def main() -> None:
 
 
 def print_row(cells: Sequence[str]) -> None:
-    widths = (10, 7, 7, 7, 9, 7, 17, 9, 9, 9, 9)
+    widths = (10, 7, 7, 7, 9, 17, 9, 9, 9)
     print(*(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)), flush=True)
 
 
