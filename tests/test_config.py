@@ -631,6 +631,12 @@ def test_the_digest_ignores_where_the_data_lies_and_who_reads_it() -> None:
     assert {digest({key: value}) for key, value in same.items()} == {digest({})}
 
 
+def test_a_run_of_version_0_1_0_keeps_its_digest(tmp_path: Path) -> None:
+    assert (Config().digest, Config().digest_without_holdout) == ("a320d236cb15", "633064f20f52")
+    config = read_config(written(tmp_path, CHANGED))
+    assert (config.digest, config.digest_without_holdout) == ("c1c697fd7c18", "52d2a052c716")
+
+
 def test_the_digest_without_holdout_is_that_of_all_folds_and_of_no_other_config() -> None:
     def digest(fields: dict[str, Any]) -> str:
         return build(merge({}, fields), "test").digest_without_holdout

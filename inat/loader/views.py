@@ -1,18 +1,17 @@
 """Views of a photo at test time: crops, mirror images and sizes, all from one decode.
 
-A spec is parts joined by +. Crops add up: centre, five-crop (the corners and the centre), full
-(the whole photo, squeezed into the square), random:N (N crops of random area, shape and place;
-seed:S draws others). Then scales:A,B gives each of them in each of these sizes, and flip the
-mirror image of each; ten-crop is five-crop+flip. Without a crop it is the centre's.
+A spec is parts joined by +. Crops add up (`CROPS`; without one it is the center's). Then
+scales:A,B gives each of them in each of these sizes, and flip the mirror image of each; ten-crop
+is five-crop+flip.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,17 +20,8 @@ from torch import Tensor
 
 from inat.core.errors import InputError, unknown_name
 from inat.loader.transforms import EVAL_SPARE, EpochDraws, centre_crop, random_resized_crop
-from inat.photos.decode import Box, Crops, read_crops
-
-ViewKind = Literal[
-    "centre", "top_left", "top_right", "bottom_left", "bottom_right", "full", "random"
-]
-
-FIVE: tuple[ViewKind, ...] = ("top_left", "top_right", "bottom_left", "bottom_right", "centre")
-CROP_PARTS = ("centre", "five-crop", "full", "random")
-PARTS = (*CROP_PARTS, "ten-crop", "flip", "scales", "seed")
-TAKE_NUMBERS = {"random": "random:8", "scales": "scales:224,256", "seed": "seed:1"}
-"""The parts that have numbers behind a colon, with an example."""
+from inat.photos.decode import Box, read_crops
+from inat.photos.decode import Crops as PhotoCrops
 
 RANDOM_AREA = (0.35, 1.0)
 """Range of the share of a photo's area that a random view covers: smaller ones, such as training
@@ -53,13 +43,13 @@ class View:
     Attributes:
         kind: which crop.
         size: side of the image, in pixels.
-        crop_pct: side of the centre's and the corners' square, as a share of the short side.
+        crop_pct: side of the center's and the corners' square, as a share of the short side.
         flip: whether it is mirrored.
         seed: of a random crop, which depends on the seed, the image id and `number` alone.
         number: which random crop.
     """
 
-    kind: ViewKind
+    kind: str
     size: int
     crop_pct: float | None = None
     flip: bool = False
@@ -76,26 +66,63 @@ class View:
 
     def box(self, height: int, width: int, image_id: int) -> Box:
         """The crop, in pixels of the upright photo."""
-        if self.kind == "full":
-            return Box(0, 0, height, width)
-        if self.kind == "random":
-            assert self.seed is not None and self.number is not None
-            draw = _photo_draws(self.seed, image_id)[self.number]
-            return random_resized_crop(height, width, draw, RANDOM_AREA, RANDOM_RATIO)
-        assert self.crop_pct is not None
-        centre = centre_crop(height, width, self.crop_pct)
-        if self.kind == "centre":
-            return centre
-        at_top, at_left = self.kind.startswith("top"), self.kind.endswith("left")
-        return centre._replace(
-            top=0 if at_top else height - centre.height,
-            left=0 if at_left else width - centre.width,
-        )
+        crops = next(crops for crops in CROPS.values() if self.kind in crops.kinds)
+        return crops.box(self, height, width, image_id)
+
+
+def _square(view: View, height: int, width: int, image_id: int) -> Box:
+    assert view.crop_pct is not None
+    center = centre_crop(height, width, view.crop_pct)
+    if view.kind == "centre":
+        return center
+    top = 0 if view.kind.startswith("top") else height - center.height
+    left = 0 if view.kind.endswith("left") else width - center.width
+    return center._replace(top=top, left=left)
+
+
+def _full(view: View, height: int, width: int, image_id: int) -> Box:
+    return Box(0, 0, height, width)
+
+
+def _random(view: View, height: int, width: int, image_id: int) -> Box:
+    assert view.seed is not None and view.number is not None
+    draw = _photo_draws(view.seed, image_id)[view.number]
+    return random_resized_crop(height, width, draw, RANDOM_AREA, RANDOM_RATIO)
 
 
 @lru_cache(maxsize=32)  # all views of the photos that threads are at share the drawing
 def _photo_draws(seed: int, image_id: int) -> EpochDraws:
     return EpochDraws(seed, image_id)
+
+
+class Crops(NamedTuple):
+    """A part of a spec that adds crops; `CROPS` has them by name, and a new entry is a new part.
+
+    Attributes:
+        box: the crop of a view, from (view, height, width, image id).
+        kinds: of the views that it adds.
+        example: with its number of drawn crops, where it takes one.
+        takes_pct: whether its crops depend on `crop_pct`.
+    """
+
+    box: Callable[[View, int, int, int], Box]
+    kinds: tuple[str, ...]
+    example: str = ""
+    takes_pct: bool = False
+
+
+CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
+CROPS = {
+    "centre": Crops(_square, ("centre",), takes_pct=True),
+    "five-crop": Crops(_square, (*CORNERS, "centre"), takes_pct=True),
+    "full": Crops(_full, ("full",)),  # the whole photo, squeezed into the square
+    "random": Crops(_random, ("random",), example="random:8"),  # seed:S draws others
+}
+
+EXAMPLES = {name: crops.example for name, crops in CROPS.items()} | {
+    "ten-crop": "", "flip": "", "scales": "scales:224,256", "seed": "seed:1"
+}  # fmt: skip
+"""The parts of a spec, each with an example where it has numbers behind a colon."""
 
 
 def parse_views(spec: str, *, size: int, crop_pct: float) -> tuple[View, ...]:
@@ -104,23 +131,27 @@ def parse_views(spec: str, *, size: int, crop_pct: float) -> tuple[View, ...]:
     Args:
         spec: parts joined by +, as the module says: flip, ten-crop, scales:224,256+flip.
         size: side of the images where there are no scales, in pixels.
-        crop_pct: side of the centre's and the corners' square, as a share of the short side.
+        crop_pct: side of the center's and the corners' square, as a share of the short side.
 
     Raises:
         InputError: an unknown part, one without its numbers, one too often, too many views.
     """
     parts = _split(spec)
-    seed = parts["seed"][0] if "seed" in parts else 0
+    (seed,) = parts.get("seed", [0])
     crops: list[View] = []
-    for name in [part for part in parts if part in CROP_PARTS] or ["centre"]:
-        if name == "random":
-            n_random = _refuse_too_many(spec, parts["random"][0])
-            crops += [View(kind="random", size=size, seed=seed, number=n) for n in range(n_random)]
-        elif name == "full":
-            crops.append(View(kind="full", size=size))
-        else:
-            kinds = FIVE if name == "five-crop" else ("centre",)
-            crops += [View(kind=kind, size=size, crop_pct=crop_pct) for kind in kinds]
+    for name in [part for part in parts if part in CROPS] or ["centre"]:
+        drawn = parts.get(name)
+        for number in range(_refuse_too_many(spec, drawn[0])) if drawn else [None]:
+            crops += [
+                View(
+                    kind=kind,
+                    size=size,
+                    crop_pct=crop_pct if CROPS[name].takes_pct else None,
+                    seed=None if number is None else seed,
+                    number=number,
+                )
+                for kind in CROPS[name].kinds
+            ]
     flips = (False, True) if "flip" in parts else (False,)
     sizes = sorted(parts.get("scales", [size]))
     _refuse_too_many(spec, len(crops) * len(flips) * len(sizes))
@@ -134,24 +165,25 @@ def _split(spec: str) -> dict[str, list[int]]:
     parts: dict[str, list[int]] = {}
     for text in spec.replace("ten-crop", "five-crop+flip").split("+"):
         name, colon, numbers = text.strip().partition(":")
-        if name not in PARTS:
-            raise InputError(unknown_name(f"views {spec!r}", name, PARTS))
+        if name not in EXAMPLES:
+            raise InputError(unknown_name(f"views {spec!r}", name, EXAMPLES))
         if name in parts:
-            raise InputError(f"views {spec!r}: {name} stands twice (ten-crop is five-crop+flip)")
-        if bool(colon) != (name in TAKE_NUMBERS):
-            wanted = f"numbers ({TAKE_NUMBERS[name]})" if name in TAKE_NUMBERS else "no number"
+            raise InputError(f"views {spec!r}: {name} is given twice (ten-crop is five-crop+flip)")
+        example = EXAMPLES[name]
+        if bool(colon) != bool(example):
+            wanted = f"numbers ({example})" if example else "no number"
             raise InputError(f"views {spec!r}: {name} takes {wanted}")
         parts[name] = _numbers(spec, name, numbers) if colon else []
     if "seed" in parts and "random" not in parts:
         raise InputError(f"views {spec!r}: seed is of random crops; add random:N")
     if "centre" in parts and "five-crop" in parts:
-        raise InputError(f"views {spec!r}: five-crop has the centre already; leave centre away")
+        raise InputError(f"views {spec!r}: five-crop has the center already; omit centre")
     return parts
 
 
 def _numbers(spec: str, name: str, text: str) -> list[int]:
     words = [word.strip() for word in text.split(",")]
-    least = {"random": 1, "scales": SMALLEST_SIZE, "seed": 0}[name]
+    least = {"scales": SMALLEST_SIZE, "seed": 0}.get(name, 1)
     if (
         not all(re.fullmatch(r"[0-9]{1,9}", word) and int(word) >= least for word in words)
         or len(set(words)) < len(words)
@@ -184,7 +216,7 @@ class ViewTransform:
 
     def __call__(
         self, content: bytes | memoryview, image_id: int, out: UInt8[np.ndarray, "bytes"]
-    ) -> Crops:
+    ) -> PhotoCrops:
         """Writes the views of one photo into `out`, and gives its crops."""
         crops = read_crops(
             content,

@@ -20,6 +20,7 @@ from inat.config.schema import ModelConfig
 from inat.core.competitions import Competition
 from inat.core.errors import InputError, WorldError, unknown_name
 from inat.core.files import CHECKSUMS, damaged_files, open_packed
+from inat.models import cifar_resnet  # noqa: F401 - registers its networks in timm
 from inat.models.device import is_of_memory
 from inat.models.heads import build_head, classifier_names, put_classifier, single_classifier
 
