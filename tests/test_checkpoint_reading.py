@@ -10,9 +10,10 @@ from tiny_runs import tiny_config, train_tiny, weights
 
 import inat
 from inat.core.errors import InputError
+from inat.runs import checkpoints
 from inat.runs import trained as trained_model
+from inat.runs.checkpoints import find_checkpoint
 from inat.runs.run import Run
-from inat.runs.trained import find_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_training_that_starts_from_a_run_s_damaged_weights_is_refused(
 def test_a_checkpoint_that_is_replaced_while_it_is_opened_is_opened_again(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = trained_model._open, []
+    real, calls = checkpoints._open, []
 
     def slow(*arguments: Any) -> Any:
         calls.append(real(*arguments))
@@ -109,7 +110,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_opened_is_opened_again(
             put_another(run)
         return calls[-1]
 
-    monkeypatch.setattr(trained_model, "_open", slow)
+    monkeypatch.setattr(checkpoints, "_open", slow)
     found = find_checkpoint(run)
     assert len(calls) == 2
     assert found.epoch == 7
@@ -131,14 +132,14 @@ def test_a_prediction_beside_a_training_records_the_checkpoint_it_used(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = inat.predict(run.path, "val", name="before")
-    load = inat.predictions.verbs.load_split
+    load = trained_model.load_split
 
     def slow(*arguments: Any, **options: Any) -> Any:
         if run.checkpoint("last").with_name("aside").exists() is False:
             put_another(run)
         return load(*arguments, **options)
 
-    monkeypatch.setattr(inat.predictions.verbs, "load_split", slow)
+    monkeypatch.setattr(trained_model, "load_split", slow)
     found = inat.predict(run.path, "val", name="after")
     assert found.meta.checkpoint_sha256 == expected.meta.checkpoint_sha256
     assert found.meta.checkpoint_epoch == 2

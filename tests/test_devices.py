@@ -96,7 +96,7 @@ def test_a_bf16_run_predicts_on_every_card_and_says_in_what(
     plug_in(monkeypatch, card)
     run: Any = SimpleNamespace(
         path="RUN",
-        model={"precision": "bf16", "device": "cuda"},
+        facts=SimpleNamespace(precision="bf16", device="cuda"),
         config=tiny_config(**{"runtime.precision": configured}),
     )
     assert trained._precision(run, CUDA, asked) == expected
@@ -166,7 +166,7 @@ def test_a_training_resumes_in_its_precision_or_what_the_card_has(
     expected: str,
 ) -> None:
     plug_in(monkeypatch, card)
-    begun: Any = SimpleNamespace(path="RUN", model={"precision": kept, "device": "cuda"})
+    begun: Any = SimpleNamespace(path="RUN", facts=SimpleNamespace(precision=kept, device="cuda"))
     config = tiny_config(**{"runtime.precision": configured})
     assert trainer._precision(config, CUDA, begun) == expected
     assert ("warning: RUN was begun" in capsys.readouterr().err) is (card == "T4")
@@ -504,9 +504,7 @@ def test_every_verb_that_passes_photos_through_a_network_names_its_remedy_for_fu
 def test_a_forward_pass_has_twice_what_a_process_of_the_training_took_and_at_most_512(
     tmp_path: Path, process_batch: int | None, expected: int
 ) -> None:
-    run: Any = SimpleNamespace(
-        model={} if process_batch is None else {"process_batch": process_batch}
-    )
+    run: Any = SimpleNamespace(facts=SimpleNamespace(process_batch=process_batch))
     assert trained.forward_batch(run, tiny_config()) == expected
 
 

@@ -15,6 +15,7 @@ from inat.dataset.split import load_split
 from inat.loader import loader as loader_module
 from inat.loader.views import View, parse_views
 from inat.predictions import predict as predict_module
+from inat.runs import trained as trained_module
 from inat.runs.run import Run
 
 COUNTS = np.array([30, 8, 3, 2])
@@ -122,13 +123,13 @@ def test_batches_of_unreadable_photos_alone_leave_what_a_vit_says_of_the_others(
 
 def test_a_batch_size_counts_views(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = []
-    build = predict_module.build_loader
+    build = trained_module.build_loader
 
     def noted(*arguments: Any, **options: Any) -> Any:
         batches.append(options["batch_size"])
         return build(*arguments, **options)
 
-    monkeypatch.setattr(predict_module, "build_loader", noted)
+    monkeypatch.setattr(trained_module, "build_loader", noted)
     for number, (spec, size) in enumerate(
         [("centre", 12), ("flip", 12), ("ten-crop", 12), ("scales:24,32+flip", 12), ("flip", 1)]
     ):

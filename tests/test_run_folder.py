@@ -10,9 +10,9 @@ import pytest
 from inat.config.schema import Config
 from inat.core.errors import InputError
 from inat.core.files import write_checksums, write_json
+from inat.runs.checkpoints import find_checkpoint
 from inat.runs.facts import WeightsFacts
 from inat.runs.run import Run, create_run
-from inat.runs.trained import find_checkpoint
 from inat.training.checkpoint import LoopState, read_state
 
 FACTS = {

@@ -249,11 +249,11 @@ def test_greed_keeps_a_run_where_it_does_not_lower_the_held_out_accuracy(
 ) -> None:
     told, tasted = iter(scores), []
 
-    def score(kitchen: Any, ingredients: list[Any], log: Any) -> float:
-        tasted.append([ingredient.run.path for ingredient in ingredients])
+    def score(builder: Any, members: list[Any]) -> float:
+        tasted.append([member.run.path for member in members])
         return next(told)
 
-    monkeypatch.setattr(soup_module, "_score", score)
+    monkeypatch.setattr(soup_module.SoupBuilder, "score", score)
     made = soup([run.path for run in runs], tmp_path / "out", how="greedy")
     found = [place for place, one in enumerate(made.facts.soup.runs) if one.used]
     assert found == used

@@ -25,16 +25,15 @@ from inat.loader.loader import build_loader, to_device
 from inat.models.backbone import build_backbone
 from inat.models.heads import build_head
 from inat.predictions.file import PredictionFile, store
+from inat.runs.checkpoints import find_checkpoint
 from inat.runs.run import Run
-from inat.runs.trained import find_checkpoint, load_model
+from inat.runs.trained import load_model, open_trained
 from inat.samplers import build_sampler
 from inat.samplers.base import FEATURE_VIEWS, epoch_order, stream
 from inat.stage_two import features as features_module
-from inat.stage_two import lws
-from inat.stage_two.body import Body, take_body
+from inat.stage_two.extractor import FeatureExtractor, feature_extractor
 from inat.stage_two.features import Features, cached_features
-from inat.stage_two.ncm import nearest_mean_head
-from inat.stage_two.tau_norm import score_grid, tau_normalised
+from inat.stage_two.heads import nearest_mean_head, scaled_head, score_taus, tau_normalized
 
 DROPOUT = {"model.dropout": 0.3}
 METHODS = ("crt", "lws", "tau_norm", "ncm")
@@ -67,8 +66,8 @@ def own_run(run: Run, tmp_path: Path) -> Run:
     return Run(tmp_path / "run")
 
 
-def body_of(run: Run) -> Body:
-    return take_body(run, run.config, find_checkpoint(run))
+def extractor_of(run: Run, **options: Any) -> FeatureExtractor:
+    return feature_extractor(open_trained(run, **options))
 
 
 def linear_of(run: Run) -> nn.Linear:
@@ -88,7 +87,7 @@ def refusal(run: Run, out: Path, **options: Any) -> str:
 # --- features --------------------------------------------------------------------------------
 
 
-def forward(body: Body, network: Any, images: Tensor) -> np.ndarray:
+def forward(extractor: FeatureExtractor, network: Any, images: Tensor) -> np.ndarray:
     """The features of normalised images by timm's own two halves, as they are stored."""
     with torch.inference_mode():
         features = network.forward_head(network.forward_features(images), pre_logits=True)
@@ -97,29 +96,29 @@ def forward(body: Body, network: Any, images: Tensor) -> np.ndarray:
 
 
 def test_features_are_those_of_centre_mirror_image_and_the_recipe_s_own_draws(run: Run) -> None:
-    body = body_of(run)
-    photos = body.trained
+    extractor = extractor_of(run)
+    photos = extractor.source.trained
     network = load_model(run, find_checkpoint(run)).network
-    kept = cached_features(body, photos, n_views=3)
+    kept = cached_features(extractor, photos, n_views=3)
     assert kept.values.shape == (3, len(photos), 256)
     assert kept.values.dtype == np.float16
     assert isinstance(kept.values, np.memmap)
     options: Any = {"image_size": 32, "batch_size": 1, "workers": 0, "seed": run.config.seed}
     recipe = run.config.transforms
     for row, batch in enumerate(build_loader(photos, training=False, recipe=recipe, **options)):
-        images = to_device(batch, "cpu", body.model.mean, body.model.std)
+        images = to_device(batch, "cpu", extractor.source.model.mean, extractor.source.model.std)
         assert batch["image_id"].item() == photos.image_ids[row]
         for view, seen in enumerate((images, images.flip(3))):
             np.testing.assert_allclose(
-                kept.values[view, row], forward(body, network, seen)[0], rtol=2e-3, atol=1e-4
+                kept.values[view, row], forward(extractor, network, seen)[0], rtol=2e-3, atol=1e-4
             )
     drawn = build_loader(photos, training=True, recipe=recipe, **options)
     drawn.set_epoch(2)
     for batch in drawn:
         row = int(np.flatnonzero(photos.image_ids == batch["image_id"].item())[0])
-        images = to_device(batch, "cpu", body.model.mean, body.model.std)
+        images = to_device(batch, "cpu", extractor.source.model.mean, extractor.source.model.std)
         np.testing.assert_allclose(
-            kept.values[2, row], forward(body, network, images)[0], rtol=2e-3, atol=1e-4
+            kept.values[2, row], forward(extractor, network, images)[0], rtol=2e-3, atol=1e-4
         )
 
 
@@ -136,11 +135,11 @@ def test_a_run_trained_with_ldam_gets_a_head_without_cosines(
 
 
 def test_features_do_not_depend_on_the_batch_size(own_run: Run) -> None:
-    photos = body_of(own_run).trained
+    photos = extractor_of(own_run).source.trained
     kept = []
     for batch_size in (16, 5):
-        body = take_body(own_run, own_run.config, find_checkpoint(own_run), batch_size=batch_size)
-        kept.append(np.array(cached_features(body, photos, n_views=3).values, np.float32))
+        extractor = extractor_of(own_run, batch_size=batch_size)
+        kept.append(np.array(cached_features(extractor, photos, n_views=3).values, np.float32))
         shutil.rmtree(own_run.path / "features")
     np.testing.assert_allclose(*kept, rtol=2e-3, atol=1e-4)
 
@@ -151,15 +150,15 @@ def test_features_are_used_again_until_the_checkpoint_or_the_views_change(
     extracted = []
     extract = features_module._extract
 
-    def counted(body: Body, photos: Split, path: Path, key: dict[str, Any]) -> None:
+    def counted(extractor: FeatureExtractor, photos: Split, path: Path, meta: Any) -> None:
         extracted.append(path)
-        extract(body, photos, path, key)
+        extract(extractor, photos, path, meta)
 
     monkeypatch.setattr(features_module, "_extract", counted)
 
     def features(n_views: int = 1) -> Features:
-        body = body_of(own_run)
-        return cached_features(body, body.trained, n_views)
+        extractor = extractor_of(own_run)
+        return cached_features(extractor, extractor.source.trained, n_views)
 
     first = features()
     assert features().path == first.path
@@ -190,21 +189,21 @@ def test_an_extraction_that_is_cut_short_leaves_nothing_to_be_taken_for_whole(
 
 
 def test_features_that_are_cut_off_say_what_to_do(own_run: Run) -> None:
-    body = body_of(own_run)
-    path = cached_features(body, body.trained, 1).path / "features.npy"
+    extractor = extractor_of(own_run)
+    path = cached_features(extractor, extractor.source.trained, 1).path / "features.npy"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError) as caught:
-        cached_features(body, body.trained, 1)
+        cached_features(extractor, extractor.source.trained, 1)
     assert str(caught.value).startswith(f"{path}: no array, or cut off (")
     assert str(caught.value).endswith("; remove its folder, and the features are extracted again")
 
 
 def test_features_that_float16_cannot_hold_stop_the_extraction(own_run: Run) -> None:
-    body = body_of(own_run)
-    huge = nn.Sequential(body.network, Times(1e30))
-    model = dataclasses.replace(body.model, network=huge)
+    extractor = extractor_of(own_run)
+    huge = nn.Sequential(extractor.network, Times(1e30))
+    vars(extractor.source)["model"] = dataclasses.replace(extractor.source.model, network=huge)
     with pytest.raises(WorldError, match="a feature is not finite, or too large for float16"):
-        cached_features(dataclasses.replace(body, model=model), body.trained, 1)
+        cached_features(extractor, extractor.source.trained, 1)
     assert list((own_run.path / "features").iterdir()) == []
 
 
@@ -224,8 +223,8 @@ def test_photos_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> N
     photos = load_split(world)
     broken = photos.path(3)
     broken.write_bytes(broken.read_bytes()[:200])
-    body = body_of(run)
-    kept = cached_features(body, body.trained, 3)
+    extractor = extractor_of(run)
+    kept = cached_features(extractor, extractor.source.trained, 3)
     assert kept.readable.tolist() == [row for row in range(22) if row != 3]
     assert sum(len(labels) for _, labels in kept.chunks()) == 3 * 21
     (line,) = kept.bad_photos
@@ -239,12 +238,12 @@ def test_photos_that_cannot_be_read_are_left_out_and_listed(tmp_path: Path) -> N
     strict = {**run.config.to_dict()}
     strict["data"]["bad_photo_limit"] = 0.0
     config = build(strict, "test")
-    body = take_body(run, config, find_checkpoint(run))
+    extractor = feature_extractor(dataclasses.replace(open_trained(run), config=config))
     with pytest.raises(
         WorldError,
         match=r"1 of 22 photos cannot be read, and data\.bad_photo_limit 0 allows 0; .*the first: ",
     ):
-        cached_features(body, body.trained, 1)
+        cached_features(extractor, extractor.source.trained, 1)
 
 
 def test_a_vit_gives_features_though_a_batch_has_unreadable_photos_alone(tmp_path: Path) -> None:
@@ -252,12 +251,12 @@ def test_a_vit_gives_features_though_a_batch_has_unreadable_photos_alone(tmp_pat
     settings = {"data.on_bad_photo": "skip", "data.bad_photo_limit": 0.5, "data.holdout": "none",
                 "model.backbone": "test_vit", "batch_size": 2}  # fmt: skip
     run = train_tiny(tmp_path / "run", world, **settings)
-    before = cached_features(body_of(run), load_split(world), 1).values[:, :20].copy()
+    before = cached_features(extractor_of(run), load_split(world), 1).values[:, :20].copy()
     photos = load_split(world)
     for row in (20, 21):  # the last batch of 4
         photos.path(row).write_bytes(b"no photo")
     shutil.rmtree(run.path / "features")
-    kept = cached_features(body_of(run), photos, 3)
+    kept = cached_features(extractor_of(run), photos, 3)
     assert kept.readable.tolist() == list(range(20))
     assert np.array_equal(kept.values[:1, :20], before)
 
@@ -317,7 +316,7 @@ def test_crt_is_sgd_on_a_fresh_linear_head_over_class_balanced_draws(
 ) -> None:
     options: Any = {"epochs": 4, "batch_size": 8, "lr_per_256": 1.6, "feature_views": 3, "seed": 5}
     again = inat.train_stage_two(run.path, tmp_path / "out", method="crt", **options)
-    body = body_of(run)
+    extractor = extractor_of(run)
     fresh = build_head("linear", 256, 4, seed=5).state_dict()
 
     def gradients(x: np.ndarray, y: np.ndarray, p: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -325,7 +324,7 @@ def test_crt_is_sgd_on_a_fresh_linear_head_over_class_balanced_draws(
         return {"weight": error.T @ x, "bias": error.sum(axis=0)}
 
     slow = slow_sgd(
-        cached_features(body, body.trained, 3),
+        cached_features(extractor, extractor.source.trained, 3),
         {name: tensor.double().numpy() for name, tensor in fresh.items()},
         gradients,
         epochs=4,
@@ -341,7 +340,7 @@ def test_crt_is_sgd_on_a_fresh_linear_head_over_class_balanced_draws(
 def test_lws_is_sgd_on_the_scales_alone(run: Run, tmp_path: Path) -> None:
     options: Any = {"epochs": 4, "batch_size": 8, "lr_per_256": 1.6}
     again = inat.train_stage_two(run.path, tmp_path / "out", method="lws", **options)
-    body, old = body_of(run), linear_of(run)
+    extractor, old = extractor_of(run), linear_of(run)
     weight, bias = (p.detach().double().numpy() for p in (old.weight, old.bias))
 
     def gradients(x: np.ndarray, y: np.ndarray, p: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -349,7 +348,7 @@ def test_lws_is_sgd_on_the_scales_alone(run: Run, tmp_path: Path) -> None:
         return {"scale": (logit_gradient(p["scale"] * plain, y) * plain).sum(axis=0)}
 
     slow = slow_sgd(
-        cached_features(body, body.trained, 2),
+        cached_features(extractor, extractor.source.trained, 2),
         {"scale": np.ones(4)},
         gradients,
         epochs=4,
@@ -366,7 +365,7 @@ def test_lws_is_sgd_on_the_scales_alone(run: Run, tmp_path: Path) -> None:
 
 def test_lws_begins_at_the_old_logits(run: Run) -> None:
     old = linear_of(run)
-    head = lws.scaled_head(old)
+    head = scaled_head(old)
     features = torch.randn(7, 256, generator=torch.Generator().manual_seed(0))
     assert torch.equal(head(features), old(features))
     assert [name for name, p in head.named_parameters() if p.requires_grad] == ["scale"]
@@ -416,10 +415,10 @@ def test_tau_0_keeps_the_guesses_without_the_bias_and_tau_1_gives_rows_of_length
     old = linear_of(run)
     features = torch.randn(50, 256, generator=torch.Generator().manual_seed(0))
     without_bias = features @ old.weight.T
-    assert torch.equal(tau_normalised(old, 0)(features).argmax(1), without_bias.argmax(1))
-    assert tau_normalised(old, 1).weight.norm(dim=1).tolist() == pytest.approx([1.0] * 4)
+    assert torch.equal(tau_normalized(old, 0)(features).argmax(1), without_bias.argmax(1))
+    assert tau_normalized(old, 1).weight.norm(dim=1).tolist() == pytest.approx([1.0] * 4)
     for tau in (0.0, 0.7, 2.0):
-        head = tau_normalised(old, tau)
+        head = tau_normalized(old, tau)
         assert head.bias.tolist() == [0.0] * 4
         for row, weight in zip(head.weight.tolist(), old.weight.tolist(), strict=True):
             length = math.sqrt(sum(w * w for w in weight))
@@ -430,7 +429,7 @@ def test_a_weight_of_length_0_stays_finite() -> None:
     linear = nn.Linear(3, 2)
     with torch.no_grad():
         linear.weight[0].zero_()
-    assert tau_normalised(linear, 2).weight.isfinite().all()
+    assert tau_normalized(linear, 2).weight.isfinite().all()
 
 
 def test_tau_is_chosen_by_the_mean_class_accuracy_on_the_held_out_part() -> None:
@@ -444,9 +443,9 @@ def test_tau_is_chosen_by_the_mean_class_accuracy_on_the_held_out_part() -> None
     values = (directions[labels] + rng.normal(0, 0.25, (75, 6))).astype(np.float16)[None]
     held_out = Features(Path(), values, labels, np.arange(75), [], 5)
     grid = np.array([0.0, 0.5, 1.0, 2.0])
-    scores = score_grid(linear, held_out, grid)
+    scores = score_taus(linear, held_out, grid)
     for tau, score in zip(grid, scores, strict=True):
-        logits = tau_normalised(linear, tau)(torch.from_numpy(values[0]).float())
+        logits = tau_normalized(linear, tau)(torch.from_numpy(values[0]).float())
         guesses = logits.argmax(dim=1).numpy()
         # The fifth species has no held-out photo and does not count.
         by_class = [(guesses[labels == j] == j).mean() for j in range(4)]
@@ -487,7 +486,7 @@ def test_a_tau_that_is_given_is_not_chosen_and_needs_no_held_out_part(
     assert "tau 0.7; the bias of the classifier is dropped" in capsys.readouterr().err
     assert weights_facts(new).chosen == {}
     assert torch.equal(
-        weights(new)["classifier.weight"], tau_normalised(linear_of(run), 0.7).weight
+        weights(new)["classifier.weight"], tau_normalized(linear_of(run), 0.7).weight
     )
 
 
@@ -525,12 +524,13 @@ def test_predictions_of_the_new_run_are_its_head_on_the_features(
     made: dict[str, Run], predicted: dict[str, PredictionFile], run: Run, method: str
 ) -> None:
     new, prediction = made[method], predicted[method]
-    old = body_of(run)
-    assert old.held_out is not None
-    features = torch.from_numpy(np.array(cached_features(old, old.held_out, 1).values[0])).float()
+    old = extractor_of(run)
+    held_out = old.source.held_out
+    assert held_out is not None
+    features = torch.from_numpy(np.array(cached_features(old, held_out, 1).values[0])).float()
     with torch.inference_mode():
-        logits = body_of(new).head(features)
-    assert prediction.ids.tolist() == old.held_out.image_ids.tolist()
+        logits = extractor_of(new).head(features)
+    assert prediction.ids.tolist() == held_out.image_ids.tolist()
     np.testing.assert_allclose(
         prediction.logits.astype(np.float32), store(logits.numpy()), rtol=5e-3, atol=5e-3
     )
@@ -725,8 +725,8 @@ def test_a_frozen_training_sees_the_features_that_stage_two_keeps(
     settings |= {"model.freeze": "backbone", "model.drop_path": 0.1, "runtime.log_every": 1}
     run = train_tiny(tmp_path / "run", world, **settings, **{"data.holdout": "none"})
     first = orjson.loads(run.metrics_path.read_bytes().splitlines()[0])
-    body = body_of(run)
-    features = cached_features(body, body.trained, 1)
+    extractor = extractor_of(run)
+    features = cached_features(extractor, extractor.source.trained, 1)
     sampler = build_sampler("instance", features.labels, 4)
     rows = epoch_order(sampler, len(features.labels), run.config.seed, 0)[:8]
     head = build_backbone(run.config.model, 4, run.config.seed).network.get_submodule("classifier")

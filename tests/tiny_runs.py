@@ -12,9 +12,9 @@ from inat.config.reading import build
 from inat.config.schema import CheckpointName, Config
 from inat.config.values import merge
 from inat.core.files import read_json, write_checksums, write_json
+from inat.runs.checkpoints import find_checkpoint
 from inat.runs.facts import WeightsFacts
 from inat.runs.run import Run
-from inat.runs.trained import find_checkpoint
 
 TINY: dict[str, Any] = {
     "epochs": 1,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,64 +19,31 @@ from inat.dataset.split import Split
 from inat.geo.network import GeoPrior, log_presence
 from inat.geo.training import GeoRecipe, n_steps, train_geo_prior
 from inat.models.device import pick_device
-from inat.runs.facts import (
-    CheckpointFacts,
-    StageTwoFacts,
-    WeightsFacts,
-    write_run_facts,
-)
+from inat.runs.checkpoints import write_trained_run
+from inat.runs.facts import CheckpointFacts, StageTwoFacts, WeightsFacts
 from inat.runs.metrics_log import MetricsLog
-from inat.runs.run import Run, create_run, write_species
-from inat.runs.trained import photos_of, write_weights
+from inat.runs.trained import TrainedRun
 
 FEW_STEPS = 500
 CHUNK = 1024
 
 
 def make_geo_run(
-    run: Run, config: Config, path: Path, recipe: GeoRecipe, options: Mapping[str, Any]
+    source: TrainedRun, path: Path, recipe: GeoRecipe, options: Mapping[str, Any]
 ) -> None:
-    """Trains a geo prior on the photos that `run` was trained on, into the empty folder `path`;
-    looks at none of them. `options` are what was asked for, for model.json.
+    """Trains a geo prior on the photos that `source` was trained on, into the empty folder `path`;
+    reads none of them. `options` are what was asked for, for model.json.
 
     Raises:
         InputError: the data has no locations, or none of these photos has a place.
         WorldError: the loss is not finite.
     """
-    photos, held_out = photos_of(run, config)
+    run, config, photos = source.run, source.config, source.trained
     places = places_of(photos)
     placed = have_place(places)
     if not placed.any():
         raise InputError(f"{photos.root}: none of its {len(photos)} training photos has a place")
     labels = photos.labels[placed]
-    _announce(run, placed, labels, recipe)
-    device = pick_device(config.runtime.device)
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        log = MetricsLog(path / "metrics.jsonl")
-        try:
-            network = train_geo_prior(places[placed], labels, photos.n_classes, recipe, device, log)
-            if held_out is not None:
-                _score_held_out(network, held_out, config, recipe, log)
-        finally:
-            log.close()
-        made = create_run(path, config)
-        write_species(made, run)
-        facts = StageTwoFacts(
-            run=str(run.path),
-            **{**options, **dataclasses.asdict(recipe)},
-            n_photos=len(labels),
-            n_without_place=int((~placed).sum()),
-        )
-        write_run_facts(made.path, replace(run.facts, stage_two=facts))
-        # Presence is no share of the photos: it carries no class prior that could be taken off.
-        state = CheckpointFacts(
-            epoch=recipe.epochs, step=n_steps(labels, recipe), weights=WeightsFacts()
-        )
-        write_weights(made.checkpoint("last"), network, state)
-
-
-def _announce(run: Run, placed: np.ndarray, labels: np.ndarray, recipe: GeoRecipe) -> None:
     total = n_steps(labels, recipe)
     say(
         f"geo prior  of the places of {len(labels)} photos of {run.path}; "
@@ -89,6 +57,25 @@ def _announce(run: Run, placed: np.ndarray, labels: np.ndarray, recipe: GeoRecip
             f"geo prior  {total} steps are few (published on iNat-2018: 7,740); give more with "
             "--epochs or a smaller --batch-size, and then a higher --lr-per-256"
         )
+    device = pick_device(config.runtime.device)
+    cuda = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=cuda),
+        closing(MetricsLog(path / "metrics.jsonl")) as log,
+    ):
+        network = train_geo_prior(places[placed], labels, photos.n_classes, recipe, device, log)
+        if source.held_out is not None:
+            _score_held_out(network, source.held_out, config, recipe, log)
+    facts = StageTwoFacts(
+        run=str(run.path),
+        **{**options, **dataclasses.asdict(recipe)},
+        n_photos=len(labels),
+        n_without_place=int((~placed).sum()),
+    )
+    # Presence is no share of the photos: it carries no class prior that could be taken off.
+    state = CheckpointFacts(recipe.epochs, total, WeightsFacts())
+    facts_of_run = replace(run.facts, stage_two=facts)
+    write_trained_run(path, config, network, source=run, facts=facts_of_run, state=state)
 
 
 def _score_held_out(

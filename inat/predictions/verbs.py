@@ -8,11 +8,10 @@ import numpy as np
 
 from inat.config.schema import CheckpointName, Precision, ViewMean, Weights
 from inat.core.errors import InputError
-from inat.dataset.split import load_split
 from inat.photos.search import readable
 from inat.predictions.file import PredictionFile
 from inat.predictions.processes import this_process
-from inat.runs.run import Run, open_run, with_root
+from inat.runs.run import Run, open_run
 
 if TYPE_CHECKING:
     from inat.loader.loader import PhotoEvent
@@ -114,33 +113,23 @@ def predict(
             makes this prediction, or never makes its share.
     """
     from inat.predictions.predict import Job, make_prediction
-    from inat.runs.trained import find_checkpoint, forward_batch
+    from inat.runs.trained import open_trained
 
-    opened = open_run(run)
-    process = this_process(rank, world_size)
+    opened, process = open_run(run), this_process(rank, world_size)
     name = name or split.replace(":", "-").replace("/", "-of-")
     if Path(name).name != name or name.startswith("."):
         raise InputError(f"--name {name!r} is no plain name; it becomes a folder in {opened.path}")
-    chosen = find_checkpoint(opened, checkpoint, weights)
-    config = chosen.config(with_root(opened.config, root))
-    job = Job(
-        run=opened,
-        config=config,
-        checkpoint=chosen,
-        photos=load_split(
-            config.data.root or Path(),
-            split,
-            holdout=config.data.holdout,
-            holdout_seed=config.data.holdout_seed,
-            competition=config.data.competition,
-        ),
-        views=views,
-        view_mean=view_mean,
-        batch_size=forward_batch(opened, config) if batch_size is None else batch_size,
-        workers=config.data.workers if workers is None else workers,
-        dtype=np.float32 if float32 else np.float16,
+    trained = open_trained(
+        opened,
+        checkpoint,
+        weights,
+        root=root,
+        batch_size=batch_size,
+        workers=workers,
         precision=precision,
     )
+    dtype = np.float32 if float32 else np.float16
+    job = Job(trained, trained.split(split), views, view_mean, dtype)
     return make_prediction(job, name, process, overwrite=overwrite)
 
 
@@ -168,23 +157,8 @@ def predict_photos(
     Raises:
         InputError: no such run, photo or folder, no photo in it, or views that cannot be parsed.
     """
-    from inat.predictions.predict import Job, guess_species, own_photos, split_of_files
-    from inat.runs.trained import find_checkpoint, forward_batch
+    from inat.predictions.own_photos import guess_species
+    from inat.runs.trained import open_trained
 
-    opened = open_run(run)
-    found, unreadable = own_photos(Path(photos))
-    chosen = find_checkpoint(opened, checkpoint, weights)
-    config = chosen.config(opened.config)
-    job = Job(
-        run=opened,
-        config=config,
-        checkpoint=chosen,
-        photos=split_of_files(opened, Path(photos), found),
-        views=views,
-        view_mean=view_mean,
-        batch_size=forward_batch(opened, config),
-        workers=config.data.workers,
-        precision=precision,
-    )
-    guesses, bad = guess_species(job, found, k)
-    return PhotoGuesses(guesses, unreadable + bad)
+    trained = open_trained(run, checkpoint, weights, precision=precision)
+    return guess_species(trained, Path(photos), k, views, view_mean)

@@ -19,7 +19,6 @@ from inat.config.values import merge
 from inat.core.arrays import read_species
 from inat.core.errors import InputError
 from inat.core.files import (
-    atomic_file,
     atomic_folder,
     locked,
     write_bytes,
@@ -181,12 +180,6 @@ def create_run(path: Path, config: Config, devices: Mapping[str, Any] | None = N
     facts = {"id": uuid4().hex, **environment(), **(devices or {})}
     write_json(path / "environment.json", facts)
     return Run(path)
-
-
-def write_species(made: Run, run: Run) -> None:
-    """Writes the species table of `run`, from which `made` was made."""
-    with atomic_file(made.path / "species.parquet") as partial:
-        run.species.to_parquet(partial, index=False)
 
 
 def environment() -> dict[str, Any]:

@@ -1,111 +1,44 @@
-"""A run's network with the weights of one of its checkpoints."""
+"""A trained run with one of its checkpoints: its photos, its loader and its network."""
 
-import hashlib
-import os
-import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import msgspec
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from inat.config.schema import CheckpointName, Config, Precision, Weights
-from inat.core.errors import InputError, WorldError, one_line
-from inat.core.files import (
-    CHECKSUMS,
-    open_file,
-    read_file,
-    read_json,
-    write_checksums,
-    write_json,
+from inat.config.schema import (
+    CheckpointName,
+    Config,
+    DataConfig,
+    Precision,
+    ViewMean,
+    Weights,
 )
+from inat.core.errors import InputError, one_line
 from inat.core.progress import say
 from inat.dataset.split import Split, cut_holdout, load_split
-from inat.models.backbone import LARGEST_WEIGHTS, Triple, build_backbone
+from inat.loader.loader import Batch, Loader, build_loader, to_device
+from inat.models.backbone import Triple, build_backbone
 from inat.models.device import (
     can_run,
+    fast_kernels,
+    memory_remedies,
     pick_device,
     prefers_channels_last,
     resolve_precision,
     to_device_format,
 )
-from inat.runs.facts import (
-    CheckpointFacts,
-    WeightsFacts,
-    read_checkpoint_facts,
-    refuse_other_priors,
-)
-from inat.runs.run import Run
+from inat.models.forward import iterate_logits
+from inat.runs.checkpoints import Checkpoint, find_checkpoint
+from inat.runs.run import Run, open_run, with_root
 
-TRIES = 5
-"""Times that a checkpoint is opened again because a training put another in its place."""
-
-
-class _OpenFile:
-    """A file that can still be read after a training has put another in its place."""
-
-    def __init__(self, path: Path) -> None:
-        with open_file(path, LARGEST_WEIGHTS) as file:
-            self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
-
-    def read(self) -> bytes:
-        """All of its bytes."""
-        with os.fdopen(os.dup(self._descriptor), "rb") as file:
-            file.seek(0)
-            return file.read()
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that was found; its weights are read later, by `load_weights`.
-
-    Attributes:
-        name: last or best.
-        weights: ema (moving average) or raw.
-        path: the weights' file.
-        epoch: epochs that were trained; of one that was under way, its number.
-        facts: what it states about its weights.
-        digest: SHA-256 that the weights' file has by checksums.json.
-        file: the weights' file, open.
-    """
-
-    name: CheckpointName
-    weights: Literal["ema", "raw"]
-    path: Path
-    epoch: int
-    facts: WeightsFacts
-    digest: str
-    file: _OpenFile
-
-    @property
-    def chosen(self) -> dict[str, str]:
-        """What was chosen on the held-out photos to get here; empty for the last of a training."""
-        return self.facts.chosen
-
-    def config(self, run_config: Config) -> Config:
-        """The run's config as it is in the stage that the checkpoint is of."""
-        return run_config.stage(self.facts.stage).config
-
-    def load_weights(self) -> Mapping[str, Tensor]:
-        """The weights: those of exactly the bytes that have the digest.
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        content = self.file.read()
-        if hashlib.sha256(content).hexdigest() != self.digest:
-            raise _damaged(self.path)
-        try:
-            tensors: dict[str, Tensor] = safetensors.torch.load(content)
-        except SafetensorError as error:
-            raise InputError(f"{self.path}: not weights ({one_line(error):.160})") from None
-        return tensors
+MOST_IMAGES = 512
+"""Images of a forward pass where nobody says how many: more make no GPU faster."""
 
 
 @dataclass(frozen=True)
@@ -118,97 +51,180 @@ class TrainedModel:
     precision: str
     channels_last: bool
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
 
-def find_checkpoint(
-    run: Run, name: CheckpointName = "last", weights: Weights = "auto"
-) -> Checkpoint:
-    """The checkpoint of that name; auto takes the moving average where the run kept one.
+    def images(self, batch: Batch) -> Float[Tensor, "batch 3 height width"]:
+        """A batch's images on the device, normalized."""
+        return to_device(batch, self.device, self.mean, self.std, channels_last=self.channels_last)
+
+    def logits(
+        self, batches: Iterable[Batch], n_classes: int, view_mean: ViewMean = "logprob"
+    ) -> Iterator[tuple[Batch, Float[Tensor, "batch classes"]]]:
+        """Each batch with its logits, see `iterate_logits`."""
+        return iterate_logits(
+            self.network,
+            batches,
+            n_classes=n_classes,
+            mean=self.mean,
+            std=self.std,
+            precision=self.precision,
+            channels_last=self.channels_last,
+            view_mean=view_mean,
+        )
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run with one of its checkpoints, on the photos that are at hand.
+
+    Attributes:
+        run: the run.
+        checkpoint: whose weights are used.
+        config: of the stage that the checkpoint is of, with the data root that is used.
+        batch_size: images per forward pass.
+        workers: threads or processes that read photos; None: one per processor.
+        precision: that was asked for; None: the run's, where the device has it.
+    """
+
+    run: Run
+    checkpoint: Checkpoint
+    config: Config
+    batch_size: int
+    workers: int | None
+    precision: Precision | None = None
+
+    @cached_property
+    def trained_and_held_out(self) -> tuple[Split, Split | None]:
+        """The photos that the run was trained on and those that it held out.
+
+        Raises:
+            InputError: the data's photos are not those that the run was trained on.
+        """
+        data = self.config.data
+        trained, held_out = training_photos(data)
+        if trained.fingerprint != self.run.facts.trained:
+            raise InputError(
+                f"{data.root}: its {data.train_on} photos are not those that {self.run.path} was "
+                "trained on; give the data set it was trained on (--data.root)"
+            )
+        return trained, held_out
+
+    @property
+    def trained(self) -> Split:
+        """The photos that the run was trained on."""
+        return self.trained_and_held_out[0]
+
+    @property
+    def held_out(self) -> Split | None:
+        """The photos that the run held out; None with holdout none."""
+        return self.trained_and_held_out[1]
+
+    def split(self, name: str) -> Split:
+        """A split of the data set.
+
+        Raises:
+            InputError: there is none of that name, or its species are not the run's.
+        """
+        data = self.config.data
+        photos = load_split(
+            data.root or Path(),
+            name,
+            holdout=data.holdout,
+            holdout_seed=data.holdout_seed,
+            competition=data.competition,
+        )
+        if self.run.facts.category_ids != photos.taxonomy.category_ids.tolist():
+            raise InputError(
+                f"{photos.root}: its {photos.n_classes} species are not the "
+                f"{len(self.run.facts.category_ids)} that {self.run.path} was trained on"
+            )
+        return photos
+
+    def loader(self, photos: Split, *, training: bool = False, **options: Any) -> Loader:
+        """The photos as the run's own training or validation saw them.
+
+        Args:
+            photos: what to read.
+            training: crops and colors drawn by the run's recipe; else center crops in order.
+            options: other values for `build_loader`.
+        """
+        config = self.config
+        own = {
+            "image_size": config.transforms.image_size if training else config.transforms.test_size,
+            "batch_size": self.batch_size,
+            "workers": self.workers,
+            "seed": config.seed if training else 0,
+            "recipe": config.transforms,
+            "worker_kind": config.data.worker_kind,
+            "on_bad_photo": config.data.on_bad_photo,
+            "pin_memory": pick_device(config.runtime.device).type == "cuda",
+        }
+        return build_loader(photos, training=training, **(own | options))
+
+    @cached_property
+    def model(self) -> TrainedModel:
+        """The run's network with the checkpoint's weights, see `load_model`."""
+        return load_model(self.run, self.checkpoint, self.precision)
+
+    @contextmanager
+    def machine(self, remedy: str) -> Iterator[None]:
+        """Holds the CUDA settings that forward passes want; names `remedy` where memory is full."""
+        runtime = self.config.runtime
+        with (
+            memory_remedies(remedy),
+            fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic),
+        ):
+            yield
+
+
+def open_trained(
+    run: Run | Path | str,
+    checkpoint: CheckpointName = "last",
+    weights: Weights = "auto",
+    *,
+    root: Path | str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    precision: Precision | None = None,
+) -> TrainedRun:
+    """Opens a run with one of its checkpoints.
+
+    Args:
+        run: a run that was trained.
+        checkpoint: last, or best on the held-out part.
+        weights: ema or raw; auto: the moving average where the run kept one.
+        root: data folder, where it is not the run's.
+        batch_size: images per forward pass; None: twice those of a process of the training, since
+            no gradients are kept, and at most 512.
+        workers: threads or processes that read photos; None: the run's.
+        precision: of the forward passes; None: the run's, where the device has it.
 
     Raises:
-        InputError: the run has no such checkpoint or no moving average, or it is damaged.
-        WorldError: a training replaces it all the time.
+        InputError: there is no such run or checkpoint.
     """
-    if name == "best" and run.config.data.holdout == "none":
-        raise InputError(
-            f"{run.path}: there is no best checkpoint, since data.holdout none validates nothing; "
-            "use --checkpoint last, or train with data.holdout 0.2"
-        )
-    if name == "best" and run.made_by != "inat train":
-        raise InputError(
-            f"{run.path}: {run.made_by} leaves no best checkpoint; use --checkpoint last"
-        )
-    folder = run.checkpoint(name)
-    if not folder.is_dir():
-        raise InputError(f"{run.path}: there is no checkpoint {name}; let an epoch end")
-    for _ in range(TRIES):
-        sums = _checksums(folder)
-        try:
-            found = _open(run, name, weights, sums)
-            fault = None
-        except (InputError, FileNotFoundError) as error:
-            fault = error
-        # A training that puts the next checkpoint in place meanwhile must not pair the facts of
-        # one with the weights of the other.
-        if _checksums(folder) != sums:
-            continue
-        if isinstance(fault, FileNotFoundError):
-            raise _damaged(Path(fault.filename))
-        if fault is not None:
-            raise fault
-        return found
-    raise WorldError(f"{folder}: a training replaces it all the time; run the command again")
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    sums = read_json(folder / CHECKSUMS) if (folder / CHECKSUMS).is_file() else None
-    if not isinstance(sums, dict):
-        raise InputError(
-            f"{folder / CHECKSUMS}: missing or damaged, so nothing tells whether the weights are "
-            "whole; take another checkpoint, or make the run again"
-        )
-    return sums
-
-
-def _open(run: Run, name: CheckpointName, weights: Weights, sums: Mapping[str, str]) -> Checkpoint:
-    folder = run.checkpoint(name)
-    has_ema = "ema.safetensors" in sums
-    if weights == "ema" and not has_ema:
-        raise InputError(f"{run.path}: no moving average was kept (optim.ema_decay was off)")
-    kind: Literal["ema", "raw"] = "ema" if has_ema and weights != "raw" else "raw"
-    path = folder / ("ema.safetensors" if kind == "ema" else "model.safetensors")
-    file = _OpenFile(path)
-    place = folder / "state.json"
-    content = read_file(place)
-    if hashlib.sha256(content).hexdigest() != sums.get(place.name):
-        raise _damaged(place)
-    state = read_checkpoint_facts(place, content)
-    refuse_other_priors(state.weights, place, len(run.facts.category_ids))
-    return Checkpoint(
-        name=name,
-        weights=kind,
-        path=path,
-        epoch=state.epoch + bool(state.batches),
-        facts=state.weights,
-        digest=sums.get(path.name, ""),
-        file=file,
-    )
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(
-        f"{path}: damaged, it is not what {CHECKSUMS} says; take another checkpoint, copy the "
-        "run again, or make it again"
-    )
-
-
-MOST_IMAGES = 512
-"""Images of a forward pass where nobody says how many: more make no GPU faster."""
+    opened = open_run(run)
+    found = find_checkpoint(opened, checkpoint, weights)
+    config = found.config(with_root(opened.config, root))
+    batch_size = forward_batch(opened, config) if batch_size is None else batch_size
+    workers = config.data.workers if workers is None else workers
+    return TrainedRun(opened, found, config, batch_size, workers, precision)
 
 
 def forward_batch(run: Run, config: Config) -> int:
-    """Images of a forward pass: twice what a process of the training passed at once, since there
-    are no gradients to keep."""
+    """Images per forward pass: twice those of a process of the training, since no gradients are
+    kept, and at most 512."""
     return min(MOST_IMAGES, 2 * (run.facts.process_batch or config.batch_size))
+
+
+def training_photos(data: DataConfig) -> tuple[Split, Split | None]:
+    """The photos to train on and those to hold out; None with holdout none."""
+    photos = load_split(data.root or Path(), data.train_on, competition=data.competition)
+    if data.holdout == "none":
+        return photos, None
+    return cut_holdout(photos, data.holdout, data.holdout_seed)
 
 
 def load_model(
@@ -278,38 +294,3 @@ def _precision(run: Run, device: torch.device, asked: Precision | None) -> str:
             f"it runs in {nearest} (--precision chooses)"
         )
     return nearest
-
-
-def write_weights(folder: Path, network: nn.Module, state: CheckpointFacts) -> None:
-    """Writes a checkpoint of weights alone, to predict with, into a new folder.
-
-    Args:
-        folder: of the checkpoint.
-        network: whose weights.
-        state: for state.json.
-    """
-    folder.mkdir(parents=True)
-    # safetensors stores rows as they lie; channels_last weights are laid out anew.
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / "model.safetensors")
-    write_json(folder / "state.json", msgspec.to_builtins(state))
-    write_checksums(folder)
-
-
-def photos_of(run: Run, config: Config) -> tuple[Split, Split | None]:
-    """The photos that a run was trained on and those that it held out; None with holdout none.
-
-    Raises:
-        InputError: the data's photos are not those that the run was trained on.
-    """
-    data = config.data
-    assert data.root is not None
-    trained, held_out = load_split(data.root, data.train_on, competition=data.competition), None
-    if data.holdout != "none":
-        trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
-    if trained.fingerprint != run.facts.trained:
-        raise InputError(
-            f"{data.root}: its {data.train_on} photos are not those that {run.path} was trained "
-            "on; give the data set it was trained on (--data.root)"
-        )
-    return trained, held_out

@@ -10,7 +10,7 @@ from torch import Tensor
 from inat.core.priors import Prior
 from inat.samplers import build_sampler
 from inat.samplers.base import FEATURE_VIEWS, epoch_order, stream
-from inat.stage_two.body import Body
+from inat.stage_two.extractor import FeatureExtractor
 from inat.stage_two.features import Features
 
 SAMPLER = "class_balanced"
@@ -94,11 +94,13 @@ class LiveBatches:
     each batch and gathering them, and dropout and drop path drop as in the run's training.
     """
 
-    def __init__(self, body: Body, *, epoch_size: int, batch_size: int, seed: int) -> None:
-        self._body = body
+    def __init__(
+        self, extractor: FeatureExtractor, *, epoch_size: int, batch_size: int, seed: int
+    ) -> None:
+        self._extractor = extractor
         self._seed = seed
-        self._loader = body.loader(
-            body.trained,
+        self._loader = extractor.loader(
+            extractor.source.trained,
             training=True,
             sampler=SAMPLER,
             epoch_size=epoch_size,
@@ -119,8 +121,8 @@ class LiveBatches:
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, each through the network in training mode."""
-        body = self._body
-        body.network.train()
+        extractor = self._extractor
+        extractor.network.train()
         self._loader.set_epoch(epoch)
         for step, batch in enumerate(self._loader):
             if not len(batch["label"]):  # all its photos were unreadable
@@ -128,6 +130,7 @@ class LiveBatches:
             # What is dropped depends on (seed, epoch, step) alone.
             key = np.random.SeedSequence((self._seed, epoch, step)).generate_state(1, np.uint64)
             torch.manual_seed(int(key[0] >> 1))
-            images = body.images(batch)
-            yield body(images), batch["label"].to(body.device)
-        body.config.data.refuse_too_many(self.bad_photos, len(body.trained))
+            images = extractor.source.model.images(batch)
+            yield extractor(images), batch["label"].to(extractor.device)
+        source = extractor.source
+        source.config.data.refuse_too_many(self.bad_photos, len(source.trained))

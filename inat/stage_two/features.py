@@ -10,10 +10,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import orjson
+import pandas as pd
 import torch
 from jaxtyping import Float, Float16, Int64
 from numpy.lib.format import open_memmap
@@ -26,7 +27,7 @@ from inat.core.progress import Bar, progress_bar, say
 from inat.dataset.split import Split
 from inat.loader.loader import Loader, PhotoEvent
 from inat.models.device import freed_memory_kept
-from inat.stage_two.body import Body
+from inat.stage_two.extractor import FeatureExtractor
 
 FORMAT = 1
 CHUNK_BYTES = 64_000_000
@@ -68,15 +69,24 @@ class Features:
                 yield values, torch.from_numpy(self.labels[photos])
 
 
-@dataclass(frozen=True)
-class _Meta:
-    """What is read of meta.json."""
+class _Meta(msgspec.Struct):
+    """meta.json: the digest in the folder's name is that of all fields before `bad_ids`."""
 
-    bad_ids: list[int]
-    bad_photos: list[str]
+    format: int
+    config: str
+    checkpoint_sha256: str
+    precision: str
+    data_root: str
+    photos: str
+    order: str
+    views: int
+    bad_ids: list[int] = []
+    bad_photos: list[str] = []
+    recovered_photos: list[str] = []
+    slow_photos: list[str] = []
 
 
-def cached_features(body: Body, photos: Split, n_views: int) -> Features:
+def cached_features(extractor: FeatureExtractor, photos: Split, n_views: int) -> Features:
     """The features of `photos` in `n_views` views, extracted where they are not there yet.
 
     Raises:
@@ -84,35 +94,29 @@ def cached_features(body: Body, photos: Split, n_views: int) -> Features:
         WorldError: a photo cannot be read (data.on_bad_photo stop), or too many; a feature that
             float16 cannot hold.
     """
-    key = _key(body, photos, n_views)
+    source = extractor.source
+    meta = _Meta(
+        format=FORMAT,
+        config=source.config.digest,
+        checkpoint_sha256=source.checkpoint.digest,
+        precision=source.model.precision,
+        data_root=str(photos.root.resolve()),
+        photos=photos.fingerprint,
+        # The fingerprint is that of a set, and the features are a list.
+        order=hashlib.sha256(np.stack([photos.image_ids, photos.keys]).tobytes()).hexdigest(),
+        views=n_views,
+    )
+    key = {name: getattr(meta, name) for name in meta.__struct_fields__[:8]}
     digest = hashlib.sha256(orjson.dumps(key)).hexdigest()[:12]
     name = photos.name.replace(":", "-").replace("/", "-of-")
-    path = body.run.path / "features" / f"{name}-{digest}"
+    path = source.run.path / "features" / f"{name}-{digest}"
     if not (path / "meta.json").is_file():
         began = time.monotonic()
-        _extract(body, photos, path, key)
+        _extract(extractor, photos, path, meta)
         say(
-            f"features   {path}: {len(photos)} photos x {n_views} views x {body.n_features}, "
+            f"features   {path}: {len(photos)} photos x {n_views} views x {extractor.n_features}, "
             f"extracted in {time.monotonic() - began:.1f} s"
         )
-    return _open(path, photos)
-
-
-def _key(body: Body, photos: Split, n_views: int) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "config": body.config.digest,
-        "checkpoint_sha256": body.checkpoint.digest,
-        "precision": body.model.precision,
-        "data_root": str(photos.root.resolve()),
-        "photos": photos.fingerprint,
-        # The fingerprint is that of a set, and the features are a list.
-        "order": hashlib.sha256(np.stack([photos.image_ids, photos.keys]).tobytes()).hexdigest(),
-        "views": n_views,
-    }
-
-
-def _open(path: Path, photos: Split) -> Features:
     remedy = "remove its folder, and the features are extracted again"
     meta = read_json_as(path / "meta.json", _Meta, remedy)
     values = read_array(path / "features.npy", remedy, np.float16, ndim=3)
@@ -128,10 +132,10 @@ def _open(path: Path, photos: Split) -> Features:
     )
 
 
-def _extract(body: Body, photos: Split, path: Path, key: dict[str, Any]) -> None:
-    n_views = key["views"]
-    shape = (n_views, len(photos), body.n_features)
-    body.network.eval()
+def _extract(extractor: FeatureExtractor, photos: Split, path: Path, meta: _Meta) -> None:
+    n_views = meta.views
+    shape = (n_views, len(photos), extractor.n_features)
+    extractor.network.eval()
     with (
         atomic_folder(path) as partial,
         progress_bar(f"features of {photos.name}", n_views * len(photos), "photos") as bar,
@@ -139,83 +143,64 @@ def _extract(body: Body, photos: Split, path: Path, key: dict[str, Any]) -> None
     ):
         values = open_memmap(partial / "features.npy", mode="w+", dtype=np.float16, shape=shape)
         reserve(partial / "features.npy")
-        loader = body.loader(photos, training=False)
-        _fill_centre(body, photos, loader, values[:2], bar)
+        loader = extractor.loader(photos)
+        _fill_center(extractor, photos, loader, values[:2], bar)
         bad = {event.image_id: str(event) for event in loader.bad_photos}
         for view in range(2, n_views):
-            for event in _fill_augmented(body, photos, values[view], view, bar):
+            for event in _fill_augmented(extractor, photos, values[view], view, bar):
                 bad[event.image_id] = str(event)
         values.flush()
-        body.config.data.refuse_too_many(list(bad.values()), len(photos))
-        write_json(
-            partial / "meta.json",
-            {
-                **key,
-                "bad_ids": list(bad),
-                "bad_photos": list(bad.values()),
-                "recovered_photos": [str(event) for event in loader.recovered_photos],
-                "slow_photos": [str(event) for event in loader.slow_photos],
-            },
-        )
+        extractor.source.config.data.refuse_too_many(list(bad.values()), len(photos))
+        meta.bad_ids, meta.bad_photos = list(bad), list(bad.values())
+        meta.recovered_photos = [str(event) for event in loader.recovered_photos]
+        meta.slow_photos = [str(event) for event in loader.slow_photos]
+        write_json(partial / "meta.json", msgspec.to_builtins(meta))
 
 
-def _fill_centre(
-    body: Body,
+def _fill_center(
+    extractor: FeatureExtractor,
     photos: Split,
     loader: Loader,
     values: Float16[np.ndarray, "views photos features"],
     bar: Bar,
 ) -> None:
-    """The centre crop and, where two views are wanted, its mirror image: a photo is read once."""
-    places = _Places(photos)
+    """The center crop and, where two views are wanted, its mirror image: a photo is read once."""
+    places = pd.Index(photos.image_ids)
     for batch in loader:
-        images = body.images(batch)
-        rows = places.of(batch["image_id"])
+        images = extractor.source.model.images(batch)
+        rows = places.get_indexer(batch["image_id"].numpy())
         for view, seen in zip(values, (images, images.flip(3)), strict=False):
-            view[rows] = _as_stored(body(seen))
+            view[rows] = _as_stored(extractor(seen))
             bar.advance(len(rows))
 
 
 def _fill_augmented(
-    body: Body, photos: Split, values: Float16[np.ndarray, "photos features"], epoch: int, bar: Bar
+    extractor: FeatureExtractor,
+    photos: Split,
+    values: Float16[np.ndarray, "photos features"],
+    epoch: int,
+    bar: Bar,
 ) -> list[PhotoEvent]:
     """The photos as an epoch of the run's recipe draws them, each once.
 
     A training loader leaves out the last, shorter batch; so it is asked for whole batches, and
     the draws beyond the last photo, which are of photos that were there already, are left out.
     """
-    loader = _whole_batches(body, photos)
+    size = min(extractor.source.batch_size, len(photos))
+    whole_batches = -(-len(photos) // size) * size
+    loader = extractor.loader(photos, training=True, epoch_size=whole_batches)
     loader.set_epoch(epoch)
-    places = _Places(photos)
+    places = pd.Index(photos.image_ids)
     is_new = np.ones(len(photos), bool)
     for batch in loader:
-        images = body.images(batch)
-        rows = places.of(batch["image_id"])
+        images = extractor.source.model.images(batch)
+        rows = places.get_indexer(batch["image_id"].numpy())
         first = np.unique(rows, return_index=True)[1]
         first = first[is_new[rows[first]]]
-        values[rows[first]] = _as_stored(body(images))[first]
+        values[rows[first]] = _as_stored(extractor(images))[first]
         is_new[rows] = False
         bar.advance(len(first))
     return loader.bad_photos
-
-
-def _whole_batches(body: Body, photos: Split) -> Loader:
-    size = min(body.batch_size, len(photos))
-    return body.loader(photos, training=True, epoch_size=-(-len(photos) // size) * size)
-
-
-class _Places:
-    """Where each photo of a split stands, by its image id."""
-
-    def __init__(self, photos: Split) -> None:
-        self._order = np.argsort(photos.image_ids)
-        self._sorted = photos.image_ids[self._order]
-
-    def of(self, image_ids: Int64[Tensor, "batch"]) -> Int64[np.ndarray, "batch"]:
-        places: Int64[np.ndarray, batch] = self._order[
-            np.searchsorted(self._sorted, image_ids.numpy())
-        ]
-        return places
 
 
 def _as_stored(features: Float[Tensor, "batch features"]) -> Float16[np.ndarray, "batch features"]:

@@ -1,6 +1,7 @@
 """A new head on a trained run's frozen backbone, as a run of its own."""
 
 import dataclasses
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,40 +11,33 @@ import torch
 from msgspec import structs
 from torch import nn
 
-from inat.config.schema import CheckpointName, Config, Precision, Weights
 from inat.core.errors import InputError
+from inat.core.metrics import Validation, score_guesses, top_k
 from inat.core.priors import Prior, same_prior
 from inat.core.progress import first_few, say
 from inat.geo.run import make_geo_run
 from inat.losses import LossConfig
-from inat.models.device import device_facts, fast_kernels, memory_remedies
-from inat.models.heads import put_classifier
-from inat.runs.facts import (
-    CheckpointFacts,
-    StageTwoFacts,
-    WeightsFacts,
-    write_run_facts,
-)
+from inat.models.heads import build_head, put_classifier
+from inat.runs.checkpoints import write_trained_run
+from inat.runs.facts import CheckpointFacts, StageTwoFacts
 from inat.runs.metrics_log import MetricsLog
-from inat.runs.run import (
-    Run,
-    create_run,
-    new_run_folder,
-    with_root,
-    write_species,
-)
-from inat.runs.trained import find_checkpoint, write_weights
-from inat.stage_two import crt, lws
+from inat.runs.run import Run, new_run_folder
+from inat.runs.trained import TrainedRun
 from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
-from inat.stage_two.body import Body, take_body
+from inat.stage_two.extractor import FeatureExtractor, feature_extractor
 from inat.stage_two.features import cached_features
-from inat.stage_two.head_training import HeadRecipe, train_head
-from inat.stage_two.held_out import score_cached, score_live
-from inat.stage_two.ncm import nearest_mean_head
+from inat.stage_two.head_training import train_head
+from inat.stage_two.heads import (
+    TAUS,
+    nearest_mean_head,
+    scaled_head,
+    score_taus,
+    tau_normalized,
+)
 from inat.stage_two.options import TRAINED_HEADS, Options
-from inat.stage_two.tau_norm import GRID, score_grid, tau_normalised
 from inat.training.checkpoint import CHOSEN_ON
 from inat.training.earlier_prior import EarlierPriorShare
+from inat.training.validation import validate_held_out
 
 FEW_STEPS = 500
 
@@ -53,7 +47,7 @@ class NewHead:
     """What a method made.
 
     Attributes:
-        module: features to logits, on the CPU or the body's device.
+        module: features to logits, on the CPU or the extractor's device.
         name: its name in `model.head`.
         epochs: epochs that it was trained.
         steps: steps that it was trained.
@@ -73,73 +67,34 @@ class NewHead:
     chosen: dict[str, str] = field(default_factory=dict)
 
 
-def make_run(
-    opened: Run,
-    out: Path,
-    options: Options,
-    *,
-    checkpoint: CheckpointName,
-    weights: Weights,
-    root: Path | str | None,
-    workers: int | None,
-    precision: Precision | None,
-    feature_batch_size: int | None,
-    overwrite: bool,
-) -> Run:
+def make_run(source: TrainedRun, out: Path, options: Options, *, overwrite: bool) -> Run:
     """Makes the run of a stage two; see `verbs.train_stage_two`."""
-    _refuse_head(opened, options)
+    _refuse_head(source.run, options)
     # Whole or not at all: what is interrupted leaves nothing at `out`.
-    with new_run_folder(out, [opened], overwrite=overwrite) as partial:
-        start = find_checkpoint(opened, checkpoint, weights)
-        config = start.config(with_root(opened.config, root))
+    with new_run_folder(out, [source.run], overwrite=overwrite) as partial:
         if options.method == "geo_prior":
-            recipe = options.geo_recipe(config.seed)
-            make_geo_run(opened, config, partial, recipe, dataclasses.asdict(options))
+            recipe = options.geo_recipe(source.config.seed)
+            make_geo_run(source, partial, recipe, dataclasses.asdict(options))
             return Run(out)
-        runtime = config.runtime
-        with (
-            memory_remedies(
-                "give a smaller --feature-batch-size, with --live a smaller --batch-size"
-            ),
-            fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic),
-        ):
-            body = take_body(
-                opened,
-                config,
-                start,
-                batch_size=feature_batch_size,
-                workers=workers,
-                precision=precision,
+        remedy = "give a smaller --feature-batch-size, with --live a smaller --batch-size"
+        with source.machine(remedy):
+            _ = source.trained  # other photos are refused before anything is computed
+            extractor = feature_extractor(source)
+            say(
+                f"stage two  {options.method} on {source.run.path} "
+                f"({source.checkpoint.name}, {source.checkpoint.weights})"
             )
-            _make_head_run(body, partial, options)
+            cuda = [extractor.device] if extractor.device.type == "cuda" else []
+            with (
+                torch.random.fork_rng(devices=cuda),
+                closing(MetricsLog(partial / "metrics.jsonl")) as log,
+            ):
+                head = _make_head(extractor, options, log)
+                head.module.to(extractor.device)
+                head = _scored(extractor, head, options, log)
+            put_classifier(extractor.network, head.module)
+            _write_run(partial, extractor, head, options)
     return Run(out)
-
-
-def _make_head_run(body: Body, path: Path, options: Options) -> None:
-    checkpoint = body.checkpoint
-    say(f"stage two  {options.method} on {body.run.path} ({checkpoint.name}, {checkpoint.weights})")
-    cuda = [body.device] if body.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        log = MetricsLog(path / "metrics.jsonl")
-        try:
-            head = _make_head(body, options, log)
-            head.module.to(body.device)
-            head = _scored(body, head, options, log)
-        finally:
-            log.close()
-        put_classifier(body.network, head.module)
-        made = create_run(path, _config_with(body.config, head), device_facts())
-        _write_facts(made, body, head, options)
-        state = CheckpointFacts(head.epochs, head.steps, _weights_facts(body, head))
-        write_weights(made.checkpoint("last"), body.network, state)
-
-
-def _config_with(config: Config, head: NewHead) -> Config:
-    """The config of a run with that head on a frozen backbone. The loss that trained the old head
-    stays only where it can train such a head: ldam cannot do without cosines."""
-    model = replace(config.model, freeze="backbone", head=head.name)
-    loss = config.loss if head.name == config.model.head else LossConfig()
-    return replace(config, model=model, loss=loss)
 
 
 def _refuse_head(run: Run, options: Options) -> None:
@@ -156,12 +111,22 @@ def _refuse_head(run: Run, options: Options) -> None:
         )
 
 
-def _make_head(body: Body, options: Options, log: MetricsLog) -> NewHead:
+def _make_head(extractor: FeatureExtractor, options: Options, log: MetricsLog) -> NewHead:
     if options.method in TRAINED_HEADS:
-        return _trained_head(body, options, log)
+        return _trained_head(extractor, options, log)
     if options.method == "tau_norm":
-        return _tau_head(body, options.tau, log)
-    features = cached_features(body, body.trained, options.feature_views)
+        assert isinstance(extractor.head, nn.Linear)
+        tau = options.tau
+        if tau is None:
+            tau = _choose_tau(extractor, extractor.head, log)
+        say(f"head       tau {tau:g}; the bias of the classifier is dropped")
+        return NewHead(
+            module=tau_normalized(extractor.head, tau),
+            name="linear",
+            facts={"tau": tau},
+            chosen={"tau": CHOSEN_ON} if options.tau is None else {},
+        )
+    features = cached_features(extractor, extractor.source.trained, options.feature_views)
     return NewHead(
         module=nearest_mean_head(features),
         name="nearest_mean",
@@ -169,9 +134,17 @@ def _make_head(body: Body, options: Options, log: MetricsLog) -> NewHead:
     )
 
 
-def _trained_head(body: Body, options: Options, log: MetricsLog) -> NewHead:
-    recipe = options.recipe(len(body.trained), body.config.seed)
-    batches = _batches(body, options, recipe)
+def _trained_head(extractor: FeatureExtractor, options: Options, log: MetricsLog) -> NewHead:
+    photos = extractor.source.trained
+    recipe = options.recipe(len(photos), extractor.source.config.seed)
+    sizes = {"epoch_size": recipe.epoch_size, "batch_size": recipe.batch_size, "seed": recipe.seed}
+    batches: FeatureBatches
+    if options.live:
+        say("batch norm statistics of each batch, gathered on, as published; weights are frozen")
+        batches = LiveBatches(extractor, **sizes)
+    else:
+        features = cached_features(extractor, photos, options.feature_views)
+        batches = CachedBatches(features, extractor.device, **sizes)
     say(
         f"head       {recipe.epochs} epochs x {recipe.steps_per_epoch} steps of "
         f"{recipe.batch_size} class-balanced draws, learning rate {recipe.learning_rate:.3g}"
@@ -182,12 +155,12 @@ def _trained_head(body: Body, options: Options, log: MetricsLog) -> NewHead:
             "more with --epochs or --epoch-size, or a smaller --batch-size"
         )
     module: nn.Module
-    if options.method == "crt":
-        module = crt.fresh_head(body.n_features, body.trained.n_classes, recipe.seed)
+    if options.method == "crt":  # classifier re-training: a new linear head
+        module = build_head("linear", extractor.n_features, photos.n_classes, seed=recipe.seed)
     else:
-        assert isinstance(body.head, nn.Linear)
-        module = lws.scaled_head(body.head)
-    train_head(module.to(body.device), batches, recipe, log)
+        assert isinstance(extractor.head, nn.Linear)
+        module = scaled_head(extractor.head)
+    train_head(module.to(extractor.device), batches, recipe, log)
     return NewHead(
         module=module,
         name="linear" if options.method == "crt" else "scaled",
@@ -199,56 +172,43 @@ def _trained_head(body: Body, options: Options, log: MetricsLog) -> NewHead:
     )
 
 
-def _batches(body: Body, options: Options, recipe: HeadRecipe) -> FeatureBatches:
-    sizes = {"epoch_size": recipe.epoch_size, "batch_size": recipe.batch_size, "seed": recipe.seed}
-    if options.live:
-        say("batch norm statistics of each batch, gathered on, as published; weights are frozen")
-        return LiveBatches(body, **sizes)
-    features = cached_features(body, body.trained, options.feature_views)
-    return CachedBatches(features, body.device, **sizes)
-
-
-def _tau_head(body: Body, tau: float | None, log: MetricsLog) -> NewHead:
-    assert isinstance(body.head, nn.Linear)
-    chosen = {}
-    if tau is None:
-        tau = _choose_tau(body, body.head, log)
-        chosen = {"tau": CHOSEN_ON}
-    say(f"head       tau {tau:g}; the bias of the classifier is dropped")
-    module = tau_normalised(body.head, tau)
-    return NewHead(module=module, name="linear", facts={"tau": tau}, chosen=chosen)
-
-
-def _choose_tau(body: Body, linear: nn.Linear, log: MetricsLog) -> float:
+def _choose_tau(extractor: FeatureExtractor, linear: nn.Linear, log: MetricsLog) -> float:
     """The first of the best taus, by the mean over the species that have held-out photos."""
-    assert body.held_out is not None
-    scores = score_grid(linear, cached_features(body, body.held_out, 1))
-    for tau, score in zip(GRID, scores, strict=True):
+    held_out = extractor.source.held_out
+    assert held_out is not None
+    scores = score_taus(linear, cached_features(extractor, held_out, 1))
+    for tau, score in zip(TAUS, scores, strict=True):
         log.write("tau", tau=round(float(tau), 3), mean_class_accuracy=score)
-    best = round(float(GRID[scores.argmax()]), 3)
-    never = np.flatnonzero(body.held_out.class_counts == 0)
-    names = body.held_out.taxonomy.table["name"].iloc[never].tolist()
+    best = round(float(TAUS[scores.argmax()]), 3)
+    never = np.flatnonzero(held_out.class_counts == 0)
+    names = held_out.taxonomy.table["name"].iloc[never].tolist()
     say(
-        f"tau        {best:g} of {GRID[0]:g} to {GRID[-1]:g} has the best mean class accuracy on "
-        f"{len(body.held_out)} held-out photos, {scores.max():.3f} (0: {scores[0]:.3f})"
+        f"tau        {best:g} of {TAUS[0]:g} to {TAUS[-1]:g} has the best mean class accuracy on "
+        f"{len(held_out)} held-out photos, {scores.max():.3f} (0: {scores[0]:.3f})"
     )
     if names:
         say(f"tau        {len(names)} species have none there: {first_few(names)}")
     return best
 
 
-def _scored(body: Body, head: NewHead, options: Options, log: MetricsLog) -> NewHead:
+def _scored(
+    extractor: FeatureExtractor, head: NewHead, options: Options, log: MetricsLog
+) -> NewHead:
     """Prints and logs how well the held-out part, if there is one, is recognized. A head that
     starts from the old one keeps its prior only where these photos show it."""
-    earlier = body.checkpoint.facts.logits_prior
+    source = extractor.source
+    earlier = source.checkpoint.facts.logits_prior
     may_carry_old = options.method == "lws" and not same_prior(earlier, head.prior)
     share = None
-    if may_carry_old and body.held_out is not None and earlier is not None:
+    if may_carry_old and source.held_out is not None and earlier is not None:
         assert head.prior is not None
         share = EarlierPriorShare(np.array(earlier), head.prior)
-    if body.held_out is not None:
-        score = score_live if options.live else score_cached
-        result = score(body, head.module, share)
+    if source.held_out is not None:
+        if options.live:  # the network is no longer the one that the features are of
+            put_classifier(extractor.network, head.module)
+            result = validate_held_out(source, share)
+        else:
+            result = _validate_cached(extractor, head.module, share)
         say(f"           {result}" + (" (tau was chosen on them)" if head.chosen else ""))
         numbers = {**vars(result), **({} if share is None else share.facts())}
         log.write("validation", epoch=head.epochs, step=head.steps, chosen=head.chosen, **numbers)
@@ -257,37 +217,64 @@ def _scored(body: Body, head: NewHead, options: Options, log: MetricsLog) -> New
     if share is not None and share.is_gone():
         say(f"prior      uniform; share of the old head's prior that is left: {share}")
         return head
-    say(f"prior      unknown, so adjust needs --from-prior: {_why_unknown(body, share)}")
+    why = "that of the old head is not known either"
+    if share is not None:
+        why = f"share of the old head's prior that is left: {share}; train with more steps"
+    elif source.held_out is None:
+        why = "nothing was held out (data.holdout none) to measure what the old head left"
+    say(f"prior      unknown, so adjust needs --from-prior: {why}")
     return replace(head, prior=None)
 
 
-def _why_unknown(body: Body, share: EarlierPriorShare | None) -> str:
-    if share is not None:
-        return f"share of the old head's prior that is left: {share}; train with more steps"
-    if body.held_out is None:
-        return "nothing was held out (data.holdout none) to measure what the old head left"
-    return "that of the old head is not known either"
+def _validate_cached(
+    extractor: FeatureExtractor, head: nn.Module, earlier_prior: EarlierPriorShare | None
+) -> Validation:
+    """The accuracies from cached features, in the view that predictions use."""
+    source = extractor.source
+    assert source.held_out is not None
+    guesses, labels = [], []
+    for features, true in cached_features(extractor, source.held_out, 1).chunks():
+        with torch.inference_mode():
+            logits = head(features.to(extractor.device)).cpu().numpy()
+        guesses.append(top_k(logits, 3))
+        labels.append(true.numpy())
+        if earlier_prior is not None:
+            earlier_prior.add(logits, labels[-1])
+    return score_guesses(
+        np.concatenate(guesses),
+        np.concatenate(labels),
+        source.trained.train_counts,
+        source.config.data.band_edges,
+    )
 
 
-def _write_facts(made: Run, body: Body, head: NewHead, options: Options) -> None:
-    run = body.run
-    write_species(made, run)
+def _write_run(path: Path, extractor: FeatureExtractor, head: NewHead, options: Options) -> None:
+    source, config = extractor.source, extractor.source.config
+    # The loss that trained the old head stays only where it can train such a head: ldam cannot do
+    # without cosines.
+    loss = config.loss if head.name == config.model.head else LossConfig()
+    model = replace(config.model, freeze="backbone", head=head.name)
     facts = StageTwoFacts(
-        run=str(run.path),
-        checkpoint=body.checkpoint.name,
-        checkpoint_sha256=body.checkpoint.digest,
-        weights=body.checkpoint.weights,
+        run=str(source.run.path),
+        checkpoint=source.checkpoint.name,
+        checkpoint_sha256=source.checkpoint.digest,
+        weights=source.checkpoint.weights,
         **{**dataclasses.asdict(options), **head.facts},
     )
-    write_run_facts(made.path, structs.replace(run.facts, stage_two=facts))
-
-
-def _weights_facts(body: Body, head: NewHead) -> WeightsFacts:
-    facts = body.checkpoint.facts
-    draws = facts.draws_prior if head.draws_prior is None else head.draws_prior.tolist()
-    return WeightsFacts(
-        image_size=facts.image_size,
-        draws_prior=draws,
+    earlier = source.checkpoint.facts
+    weights = replace(
+        earlier,
+        stage=1,  # of the new run, which has no other
         logits_prior=None if head.prior is None else head.prior.tolist(),
-        chosen=facts.chosen | head.chosen,
+        chosen=earlier.chosen | head.chosen,
+    )
+    if head.draws_prior is not None:
+        weights = replace(weights, draws_prior=head.draws_prior.tolist())
+    write_trained_run(
+        path,
+        replace(config, model=model, loss=loss),
+        extractor.network,
+        source=source.run,
+        facts=structs.replace(source.run.facts, stage_two=facts),
+        state=CheckpointFacts(head.epochs, head.steps, weights),
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from inat.config.schema import CheckpointName, Precision, StageTwoMethod, Weights
-from inat.runs.run import Run, open_run
+from inat.runs.run import Run
 
 
 def train_stage_two(
@@ -74,6 +74,7 @@ def train_stage_two(
             locations, `out` exists.
         WorldError: a photo cannot be read, the loss is not finite, another process writes `out`.
     """
+    from inat.runs.trained import open_trained
     from inat.stage_two.options import Options
     from inat.stage_two.train import make_run
 
@@ -89,15 +90,13 @@ def train_stage_two(
         live=live,
         seed=seed,
     )
-    return make_run(
-        open_run(run),
-        Path(out),
-        options,
-        checkpoint=checkpoint,
-        weights=weights,
+    source = open_trained(
+        run,
+        checkpoint,
+        weights,
         root=root,
+        batch_size=feature_batch_size,
         workers=workers,
         precision=precision,
-        feature_batch_size=feature_batch_size,
-        overwrite=overwrite,
     )
+    return make_run(source, Path(out), options, overwrite=overwrite)

@@ -9,9 +9,10 @@ from inat.core.competitions import find_competition
 from inat.core.errors import InputError
 from inat.core.files import sha256
 from inat.core.priors import Prior, count_prior, read_prior, same_prior
-from inat.dataset.split import Split, count_mates, cut_holdout, load_split
+from inat.dataset.split import Split, count_mates, load_split
 from inat.losses import LossConfig
 from inat.losses.base import Tail
+from inat.runs.trained import training_photos
 from inat.samplers import build_sampler
 
 LARGE_SHARE = 0.1
@@ -190,10 +191,7 @@ def make_plan(config: Config) -> Plan:
         )
     root = Path(data.root).resolve()
     config = replace(config, data=replace(data, root=root))
-    trained = load_split(root, data.train_on, competition=data.competition)
-    held_out = None
-    if data.holdout != "none":
-        trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
+    trained, held_out = training_photos(config.data)
     digest = " ".join(map(sha256, loss_prior_files(config))) or None
     stages: list[StagePlan] = []
     for stage in config.all_stages:

@@ -1,6 +1,7 @@
 """Averages the weights of several runs into one run (model soup, Wortsman et al. 2022)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,185 +12,129 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from inat.config.schema import CheckpointName, Config, Precision, SoupRecipe, Weights
+from inat.config.schema import SoupRecipe
 from inat.core.errors import InputError
-from inat.core.metrics import Validation
 from inat.core.priors import same_prior
 from inat.core.progress import say
-from inat.dataset.split import Split, cut_holdout, load_split
-from inat.loader.loader import Loader, build_loader, to_device
-from inat.models.device import device_facts, fast_kernels, memory_remedies
 from inat.models.heads import classifier_names
-from inat.runs.facts import (
-    CheckpointFacts,
-    SoupFacts,
-    SoupMember,
-    WeightsFacts,
-    write_run_facts,
-)
+from inat.runs.checkpoints import write_trained_run
+from inat.runs.facts import CheckpointFacts, SoupFacts, SoupMember, WeightsFacts
 from inat.runs.metrics_log import MetricsLog
-from inat.runs.run import (
-    Run,
-    create_run,
-    new_run_folder,
-    with_root,
-    write_species,
-)
-from inat.runs.trained import (
-    Checkpoint,
-    TrainedModel,
-    find_checkpoint,
-    forward_batch,
-    load_model,
-    write_weights,
-)
+from inat.runs.run import Run, new_run_folder
+from inat.runs.trained import TrainedRun
 from inat.training.checkpoint import CHOSEN_ON
-from inat.training.validation import validate
+from inat.training.validation import validate_held_out
 
 BATCH_NORM_DRAWS = 10_000
 """Draws of the first run's training that batch norm's statistics are taken from, at most."""
 
 
 @dataclass(frozen=True)
-class Ingredient:
-    """A run, and which of its weights go into the soup."""
-
-    run: Run
-    checkpoint: Checkpoint
-
-
-@dataclass(frozen=True)
-class Kitchen:
-    """What a soup is cooked and tasted with: all as the first run has it.
+class SoupBuilder:
+    """Puts mean weights into a network and scores it.
 
     Attributes:
-        model: the network, whose weights change.
-        config: with the data root that is used; of the stage that the first checkpoint is of.
-        trained: photos that the runs were trained on.
-        held_out: photos that the runs held out; None with holdout none.
-        workers: threads or processes that read photos; None: one a processor.
-        batch_size: photos a forward pass; half as many where batch norm's statistics are gathered.
+        first: the run whose network, photos and settings are used.
+        log: gets a line for each soup that is tried.
     """
 
-    model: TrainedModel
-    config: Config
-    trained: Split
-    held_out: Split | None
-    workers: int | None
-    batch_size: int
+    first: TrainedRun
+    log: MetricsLog
 
-    def fill(self, ingredients: Sequence[Ingredient]) -> None:
+    def load_mean(self, members: Sequence[TrainedRun]) -> None:
         """Gives the network the mean weights, and batch norm statistics that fit them."""
-        self.model.network.load_state_dict(average_weights(map(_weights, ingredients)))
-        if has_batch_norm(self.model.network) and self._bodies_differ(ingredients):
-            self._gather_statistics()
+        network = self.first.model.network
+        network.load_state_dict(average_weights(one.checkpoint.load_weights() for one in members))
+        if has_batch_norm(network) and self._backbones_differ(members):
+            device = self.first.model.device
+            cuda = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices=cuda):  # dropout draws
+                torch.manual_seed(self.first.config.seed)
+                update_bn(self._training_images(), network)
+            network.eval()
 
-    def taste(self) -> Validation:
-        """How well the network recognises the held-out photos."""
-        assert self.held_out is not None
-        return validate(
-            self.model.network,
-            self._loader(self.held_out, training=False),
-            mean=self.model.mean,
-            std=self.model.std,
-            precision=self.model.precision,
-            channels_last=self.model.channels_last,
-            train_counts=self.trained.train_counts,
-            band_edges=self.config.data.band_edges,
-        )
+    def score(self, members: Sequence[TrainedRun]) -> float:
+        """The mean class accuracy of the mean weights on the held-out photos."""
+        self.load_mean(members)
+        score = validate_held_out(self.first).mean_class_accuracy
+        paths = [str(member.run.path) for member in members]
+        say(f"{score:.3f} mean class accuracy held out  {' + '.join(paths)}")
+        self.log.write("soup", runs=paths, mean_class_accuracy=score)
+        return score
 
-    def _bodies_differ(self, ingredients: Sequence[Ingredient]) -> bool:
-        """Whether the ingredients have other weights below the classifier. What a config says of
-        its training does not tell: heads may be trained on one frozen backbone or on several."""
-        heads = classifier_names(self.model.network)
-        weights = [name for name, _ in self.model.network.named_parameters()]
-        body = [name for name in weights if name.rpartition(".")[0] not in heads]
-        first, *others = ingredients
-        expected = _weights(first)
+    def pick(self, members: Sequence[TrainedRun]) -> list[TrainedRun]:
+        """The greedy soup: the best member, and each other that does not lower the score."""
+        alone = [self.score([member]) for member in members]
+        ranked = [members[place] for place in np.argsort(-np.array(alone), kind="stable")]
+        used, best = ranked[:1], max(alone)
+        for member in ranked[1:]:
+            score = self.score([*used, member])
+            if score >= best:
+                used, best = [*used, member], score
+        return used
+
+    def _backbones_differ(self, members: Sequence[TrainedRun]) -> bool:
+        """Whether the members have other weights below the classifier. What a config says of its
+        training does not tell: heads may be trained on one frozen backbone or on several."""
+        network = self.first.model.network
+        heads = classifier_names(network)
+        names = [name for name, _ in network.named_parameters()]
+        expected = members[0].checkpoint.load_weights()
         return any(
             not torch.equal(state[name], expected[name])
-            for state in map(_weights, others)
-            for name in body
+            for state in (member.checkpoint.load_weights() for member in members[1:])
+            for name in names
+            if name.rpartition(".")[0] not in heads
         )
 
-    def _gather_statistics(self) -> None:
-        device = next(self.model.network.parameters()).device
-        cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):  # dropout draws
-            torch.manual_seed(self.config.seed)
-            update_bn(self._images(device), self.model.network)
-        self.model.network.eval()
-
-    def _images(self, device: torch.device) -> Iterator[Tensor]:
-        for batch in self._loader(self.trained, training=True):
+    def _training_images(self) -> Iterator[Tensor]:
+        """Images as the first run's training draws them, half as many at a time."""
+        first, sampler = self.first, self.first.config.sampler
+        n_draws = min(BATCH_NORM_DRAWS, sampler.epoch_size or len(first.trained))
+        loader = first.loader(
+            first.trained,
+            training=True,
+            batch_size=min(max(1, first.batch_size // 2), n_draws),
+            sampler=sampler,
+            epoch_size=n_draws,
+            epochs=first.config.epochs,
+        )
+        for batch in loader:
             if len(batch["label"]):  # else all its photos were unreadable
-                model = self.model
-                yield to_device(
-                    batch, device, model.mean, model.std, channels_last=model.channels_last
-                )
-
-    def _loader(self, photos: Split, *, training: bool) -> Loader:
-        config = self.config
-        n_draws = min(BATCH_NORM_DRAWS, config.sampler.epoch_size or len(photos))
-        return build_loader(
-            photos,
-            image_size=config.transforms.image_size if training else config.transforms.test_size,
-            training=training,
-            batch_size=min(max(1, self.batch_size // 2), n_draws) if training else self.batch_size,
-            workers=self.workers,
-            seed=config.seed,
-            sampler=config.sampler,
-            epoch_size=n_draws if training else None,
-            epochs=config.epochs,
-            recipe=config.transforms,
-            worker_kind=config.data.worker_kind,
-            on_bad_photo=config.data.on_bad_photo,
-            pin_memory=next(self.model.network.parameters()).is_cuda,
-        )
+                yield first.model.images(batch)
 
 
-def make_soup(
-    opened: Sequence[Run],
-    out: Path,
-    *,
-    how: SoupRecipe,
-    checkpoint: CheckpointName,
-    weights: Weights,
-    root: Path | str | None,
-    workers: int | None,
-    precision: Precision | None,
-    batch_size: int | None,
-    overwrite: bool,
-) -> Run:
-    """Averages runs; see `verbs.soup`."""
-    runtime = opened[0].config.runtime
-    with (
-        new_run_folder(out, opened, overwrite=overwrite) as partial,
-        memory_remedies("give a smaller --batch-size"),
-        fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic),
-    ):
-        for run in opened[1:]:
-            _refuse_another_kind(run, opened[0])
-        if how == "greedy" and opened[0].config.data.holdout == "none":
+def make_soup(members: Sequence[TrainedRun], out: Path, *, how: SoupRecipe, overwrite: bool) -> Run:
+    """Averages runs, with the photos and settings of the first; see `verbs.soup`."""
+    first, runs = members[0], [member.run for member in members]
+    with new_run_folder(out, runs, overwrite=overwrite) as partial:
+        for run in runs[1:]:
+            _refuse_another_kind(run, first.run)
+        if how == "greedy" and first.config.data.holdout == "none":
             raise InputError(
-                f"{opened[0].path}: nothing was held out (data.holdout none), so there are no "
+                f"{first.run.path}: nothing was held out (data.holdout none), so there are no "
                 "photos to be greedy on; use --how uniform"
             )
-        ingredients = [Ingredient(run, find_checkpoint(run, checkpoint, weights)) for run in opened]
-        kitchen = _kitchen(ingredients[0], root, workers, precision, batch_size)
-        _refuse_same_weights(ingredients)
-        log = MetricsLog(partial / "metrics.jsonl")
-        try:
-            used = ingredients if how == "uniform" else _greedy(kitchen, ingredients, log)
-            kitchen.fill(used)
-            _log_taste(kitchen, log, how)
-        finally:
-            log.close()
-        made = create_run(partial, kitchen.config, device_facts())
-        _write_facts(made, ingredients, used, how)
-        first, facts = ingredients[0].checkpoint, _weights_facts(used, how)
-        state = CheckpointFacts(epoch=first.epoch, step=0, weights=facts)
-        write_weights(made.checkpoint("last"), kitchen.model.network, state)
+        _refuse_same_weights(members)
+        with (
+            first.machine("give a smaller --batch-size"),
+            closing(MetricsLog(partial / "metrics.jsonl")) as log,
+        ):
+            builder, held_out = SoupBuilder(first, log), first.held_out
+            used = members if how == "uniform" else builder.pick(members)
+            builder.load_mean(used)
+            if held_out is not None:
+                result = validate_held_out(first)
+                say(f"{result}" + (" (the runs were chosen on them)" if how == "greedy" else ""))
+                log.write("validation", **vars(result))
+        write_trained_run(
+            partial,
+            first.config,
+            first.model.network,
+            source=first.run,
+            facts=replace(first.run.facts, soup=_soup_facts(members, used, how)),
+            state=CheckpointFacts(first.checkpoint.epoch, 0, _weights_facts(used, how)),
+        )
     return Run(out)
 
 
@@ -235,17 +180,13 @@ def _refuse_other_shapes(state: Mapping[str, Tensor], first: Mapping[str, Tensor
             )
 
 
-def _weights(ingredient: Ingredient) -> Mapping[str, Tensor]:
-    return ingredient.checkpoint.load_weights()
-
-
-def _refuse_same_weights(ingredients: Sequence[Ingredient]) -> None:
+def _refuse_same_weights(members: Sequence[TrainedRun]) -> None:
     seen: dict[str, Path] = {}
-    for one in ingredients:
-        earlier = seen.setdefault(one.checkpoint.digest, one.run.path)
-        if earlier is not one.run.path:
+    for member in members:
+        earlier = seen.setdefault(member.checkpoint.digest, member.run.path)
+        if earlier is not member.run.path:
             raise InputError(
-                f"{one.run.path}: its weights are those of {earlier}; a soup averages runs that "
+                f"{member.run.path}: its weights are those of {earlier}; a soup averages runs that "
                 "differ, so give each run once"
             )
 
@@ -272,91 +213,32 @@ def _refuse_another_kind(run: Run, first: Run) -> None:
             )
 
 
-def _kitchen(
-    first: Ingredient,
-    root: Path | str | None,
-    workers: int | None,
-    precision: Precision | None,
-    batch_size: int | None,
-) -> Kitchen:
-    config = first.checkpoint.config(with_root(first.run.config, root))
-    data, held_out = config.data, None
-    trained = load_split(data.root or Path(), data.train_on, competition=data.competition)
-    if data.holdout != "none":
-        trained, held_out = cut_holdout(trained, data.holdout, data.holdout_seed)
-    if trained.fingerprint != first.run.facts.trained:
-        raise InputError(
-            f"{data.root}: its {data.train_on} photos are not those that {first.run.path} was "
-            "trained on; give the data set it was trained on (--data.root)"
-        )
-    return Kitchen(
-        model=load_model(first.run, first.checkpoint, precision),
-        config=config,
-        trained=trained,
-        held_out=held_out,
-        workers=data.workers if workers is None else workers,
-        batch_size=forward_batch(first.run, config) if batch_size is None else batch_size,
-    )
-
-
-def _greedy(kitchen: Kitchen, ingredients: list[Ingredient], log: MetricsLog) -> list[Ingredient]:
-    alone = [_score(kitchen, [ingredient], log) for ingredient in ingredients]
-    ranked = [ingredients[place] for place in np.argsort(-np.array(alone), kind="stable")]
-    used, best = ranked[:1], max(alone)
-    for ingredient in ranked[1:]:
-        score = _score(kitchen, [*used, ingredient], log)
-        if score >= best:
-            used, best = [*used, ingredient], score
-    return used
-
-
-def _score(kitchen: Kitchen, ingredients: list[Ingredient], log: MetricsLog) -> float:
-    kitchen.fill(ingredients)
-    score = kitchen.taste().mean_class_accuracy
-    paths = [str(ingredient.run.path) for ingredient in ingredients]
-    say(f"{score:.3f} mean class accuracy held out  {' + '.join(paths)}")
-    log.write("soup", runs=paths, mean_class_accuracy=score)
-    return score
-
-
-def _log_taste(kitchen: Kitchen, log: MetricsLog, how: str) -> None:
-    """Prints and logs how well the held-out part, if there is one, is recognised."""
-    if kitchen.held_out is None:
-        return
-    result = kitchen.taste()
-    say(f"{result}" + (" (the runs were chosen on them)" if how == "greedy" else ""))
-    log.write("validation", **vars(result))
-
-
-def _write_facts(
-    made: Run, ingredients: list[Ingredient], used: list[Ingredient], how: str
-) -> None:
-    first = ingredients[0].run
-    write_species(made, first)
-    members = [
+def _soup_facts(members: Sequence[TrainedRun], used: Sequence[TrainedRun], how: str) -> SoupFacts:
+    facts = [
         SoupMember(
-            run=str(one.run.path),
-            used=one in used,
-            checkpoint=one.checkpoint.name,
-            checkpoint_sha256=one.checkpoint.digest,
-            weights=one.checkpoint.weights,
+            run=str(member.run.path),
+            used=member in used,
+            checkpoint=member.checkpoint.name,
+            checkpoint_sha256=member.checkpoint.digest,
+            weights=member.checkpoint.weights,
         )
-        for one in ingredients
+        for member in members
     ]
-    write_run_facts(made.path, replace(first.facts, soup=SoupFacts(how, members)))
+    return SoupFacts(how, facts)
 
 
-def _weights_facts(used: list[Ingredient], how: str) -> WeightsFacts:
-    chosen = {what: by for one in used for what, by in one.checkpoint.chosen.items()}
+def _weights_facts(used: Sequence[TrainedRun], how: str) -> WeightsFacts:
+    facts = [member.checkpoint.facts for member in used]
+
+    def common(priors: list[list[float] | None]) -> list[float] | None:
+        """None where they differ: no formula says what the mean of such weights carries."""
+        return priors[0] if all(same_prior(prior, priors[0]) for prior in priors) else None
+
+    chosen = {what: by for one in facts for what, by in one.chosen.items()}
     return WeightsFacts(
         # The config is that of the first one's stage alone.
-        image_size=used[0].checkpoint.facts.image_size,
-        draws_prior=_common([one.checkpoint.facts.draws_prior for one in used]),
-        logits_prior=_common([one.checkpoint.facts.logits_prior for one in used]),
+        image_size=facts[0].image_size,
+        draws_prior=common([one.draws_prior for one in facts]),
+        logits_prior=common([one.logits_prior for one in facts]),
         chosen=chosen | ({"runs": CHOSEN_ON} if how == "greedy" else {}),
     )
-
-
-def _common(priors: list[list[float] | None]) -> list[float] | None:
-    """The prior that all have; None where they differ: no formula says what their mean carries."""
-    return priors[0] if all(same_prior(prior, priors[0]) for prior in priors) else None

@@ -10,6 +10,7 @@ from inat.core.metrics import Validation, score_guesses, top_k
 from inat.loader.loader import Loader
 from inat.models.backbone import Triple
 from inat.models.forward import iterate_logits
+from inat.runs.trained import TrainedRun
 from inat.training.earlier_prior import EarlierPriorShare
 from inat.training.processes import gathered
 
@@ -55,3 +56,22 @@ def validate(
     parts = gathered((np.concatenate(guesses), np.concatenate(labels)))
     all_guesses, all_labels = (np.concatenate(of_all) for of_all in zip(*parts, strict=True))
     return score_guesses(all_guesses, all_labels, train_counts, band_edges)
+
+
+def validate_held_out(
+    trained: TrainedRun, earlier_prior: EarlierPriorShare | None = None
+) -> Validation:
+    """Scores the photos that a trained run held out, with its network as it is now."""
+    assert trained.held_out is not None
+    model = trained.model
+    return validate(
+        model.network,
+        trained.loader(trained.held_out),
+        mean=model.mean,
+        std=model.std,
+        precision=model.precision,
+        channels_last=model.channels_last,
+        train_counts=trained.trained.train_counts,
+        band_edges=trained.config.data.band_edges,
+        earlier_prior=earlier_prior,
+    )

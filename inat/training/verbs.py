@@ -9,7 +9,7 @@ from inat.config.reading import build, read_config
 from inat.config.schema import CheckpointName, Config, Precision, SoupRecipe, Weights
 from inat.config.values import merge
 from inat.core.errors import InputError, unknown_name
-from inat.runs.run import Run, open_run
+from inat.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,17 @@ def soup(
         raise InputError(unknown_name("--how", how, get_args(SoupRecipe)))
     if len(runs) < 2:
         raise InputError(f"a soup has two runs or more, and {len(runs)} was given")
+    from inat.runs.trained import open_trained
     from inat.training.soup import make_soup
 
-    return make_soup(
-        [open_run(run) for run in runs],
-        Path(out),
-        how=how,
-        checkpoint=checkpoint,
-        weights=weights,
+    first = open_trained(
+        runs[0],
+        checkpoint,
+        weights,
         root=root,
+        batch_size=batch_size,
         workers=workers,
         precision=precision,
-        batch_size=batch_size,
-        overwrite=overwrite,
     )
+    members = [first, *(open_trained(run, checkpoint, weights) for run in runs[1:])]
+    return make_soup(members, Path(out), how=how, overwrite=overwrite)

@@ -22,7 +22,8 @@ from worlds import make_world
 
 import inat
 from inat.config.reading import read_config
-from inat.runs.trained import find_checkpoint, load_model
+from inat.runs.checkpoints import find_checkpoint
+from inat.runs.trained import load_model
 
 IMAGE_SIZE, LATER_SIZE = 64, 96
 
