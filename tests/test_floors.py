@@ -14,7 +14,7 @@ KIT = Path(__file__).parents[1] / "inat"
 ROOMS = (
     "core", "losses", "samplers", "config", "photos", "synthetic", "dataset", "acquire", "loader",
     "models", "runs", "geo", "predictions", "training", "stage_two", "posthoc", "evaluation",
-    "submission", "demo", "cli", "__main__",
+    "submission", "api", "demo", "cli", "__main__",
 )  # fmt: skip
 FACE = "__init__"  # gives names of all rooms to users; no room may ask it for them
 

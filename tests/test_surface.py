@@ -88,6 +88,9 @@ def test_adjust_photos_and_several_rows(
     by_hand = plain.logits.astype(np.float64) - np.log(counts / counts.sum())
     by_hand -= by_hand.max(axis=1, keepdims=True)
     assert np.abs(moved.logits - by_hand).max() < 0.01
+    again = inat.open_run("runs/ce").predict("val").adjust(tau=1, overwrite=True)
+    assert again.path == Path(val + "-adjusted")
+    assert np.array_equal(again.logits, moved.logits)
     assert run("evaluate", val, val + "-adjusted", "--band-edges", "3", "22") == 0
     shown = capsys.readouterr().out
     assert val + "-adjusted" in shown

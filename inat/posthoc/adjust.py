@@ -55,7 +55,7 @@ class Move:
 
 def adjust(
     prediction: Path | str | PredictionFile,
-    out: Path | str,
+    out: Path | str | None = None,
     *,
     tau: float | Literal["search"] | None = None,
     target: Path | str | None = None,
@@ -70,7 +70,7 @@ def adjust(
 
     Args:
         prediction: the prediction file to start from; it is left as it is.
-        out: the new prediction file.
+        out: the new prediction file; None: PREDICTION-adjusted, next to the old one.
         tau: subtract tau log(prior that the logits carry); 1 takes the whole prior off (Menon et
             al. 2021, eq. 9). search: the one of 0, 0.1 ... 2 with the best mean class accuracy on
             photos that were held out, which count as chosen on from then on.
@@ -96,7 +96,7 @@ def adjust(
     """
     prediction = read_prediction(prediction)
     fit = None if fit is None else read_prediction(fit)
-    out = Path(out)
+    out = Path(out or f"{prediction.path}-adjusted")
     if geo is not None:
         if any(given is not None for given in (tau, target, from_prior, fit)):
             raise InputError("--geo goes alone; adjust once more for --tau or --target")

@@ -22,7 +22,9 @@ OUT_OF_FOLD = "oof"
 """The split of a folder of fold runs that is all photos, each by the run that had held it out."""
 
 
-def predict_folds(folds: Path | str, split: str = "test", **options: Any) -> list[PredictionFile]:
+def predict_folds(
+    folds: FoldRuns | Path | str, split: str = "test", **options: Any
+) -> list[PredictionFile]:
     """Predicts a split with the run of each fold, into FOLDS/fold_i/predictions/NAME.
 
     Args:
@@ -34,11 +36,15 @@ def predict_folds(folds: Path | str, split: str = "test", **options: Any) -> lis
         InputError: no fold runs; anything that `inat.predict` refuses.
         WorldError: a photo cannot be read.
     """
-    return [predict(run.path, split, **options) for run in open_folds(folds).runs]
+    return [predict(run, split, **options) for run in open_folds(folds).runs]
 
 
 def predict_out_of_fold(
-    folds: Path | str, *, name: str | None = None, overwrite: bool = False, **options: Any
+    folds: FoldRuns | Path | str,
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
 ) -> PredictionFile:
     """Predicts each photo of train with the run that had held it out, in one prediction file.
 
@@ -60,8 +66,7 @@ def predict_out_of_fold(
     """
     opened = open_folds(folds)
     parts = [
-        predict(run.path, "holdout", name=name, overwrite=overwrite, **options)
-        for run in opened.runs
+        predict(run, "holdout", name=name, overwrite=overwrite, **options) for run in opened.runs
     ]
     path = opened.prediction(name or OUT_OF_FOLD)
     meta = _meta(opened, parts)

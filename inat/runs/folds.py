@@ -42,13 +42,15 @@ def holds_folds(path: Path) -> bool:
     return is_run(fold_path(path, 1)) and not is_run(path)
 
 
-def open_folds(path: Path | str) -> FoldRuns:
-    """Opens the runs of all folds.
+def open_folds(path: FoldRuns | Path | str) -> FoldRuns:
+    """Opens the runs of all folds; those that are open already are returned as they are.
 
     Raises:
         InputError: there are none, one is missing or has no checkpoint yet, or they differ in
             more than the fold that they hold out.
     """
+    if isinstance(path, FoldRuns):
+        return path
     path = Path(path)
     if not holds_folds(path):
         raise InputError(f"{path}: no fold runs (no fold_1 in it); inat train --folds K makes them")
