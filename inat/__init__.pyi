@@ -46,9 +46,9 @@ from .evaluation.compare import compare as compare
 from .evaluation.evaluate import Evaluation as Evaluation
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.report import write_report as write_report
+from .loader.batches import to_device as to_device
 from .loader.loader import Loader as Loader
 from .loader.loader import build_loader as build_loader
-from .loader.loader import to_device as to_device
 from .predictions.verbs import Guess as Guess
 from .predictions.verbs import PhotoGuesses as PhotoGuesses
 from .runs.listing import list_runs as list_runs

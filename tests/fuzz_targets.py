@@ -55,7 +55,7 @@ from inat.core.priors import read_prior
 from inat.dataset.split import load_split
 from inat.evaluation.solution import read_solution
 from inat.models.backbone import read_weights
-from inat.photos.decode import BadPhoto, Box, read_crop, read_whole
+from inat.photos.decode import BadPhoto, Box, decode, decode_whole, read_header
 from inat.photos.pack import PackedPhotos
 from inat.photos.sources import open_photos
 from inat.predictions.file import read_prediction
@@ -421,10 +421,11 @@ def _unpacked(folder: Path) -> None:
 
 
 def _decode(content: bytes) -> None:
+    header = read_header(content)
     try:
-        read_crop(content, lambda height, width: Box(0, 0, height, width), 8)
+        decode(header, [Box(0, 0, *header.size)], [8])
     except BadPhoto:
-        read_whole(content, lambda height, width: 1)
+        decode_whole(header, 1)
 
 
 def _weigh(path: Path) -> None:

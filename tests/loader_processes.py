@@ -15,7 +15,8 @@ import orjson
 
 from inat.core.errors import WorldError
 from inat.dataset.split import load_split
-from inat.loader.loader import build_loader, worker_deaths
+from inat.loader.loader import build_loader
+from inat.loader.workers import worker_deaths
 
 
 def kill_workers() -> None:

@@ -111,7 +111,7 @@ def test_a_precision_that_the_device_lacks_is_refused_where_it_is_asked_for(
     config = tiny_config(**{"runtime.precision": "bf16"})
     with pytest.raises(InputError, match=r"^runtime.precision: this cuda device has no bf16; give "
                                          r"auto, which is fp16 here$"):  # fmt: skip
-        trainer._precision(config, CUDA, None)
+        accelerator._precision(config, CUDA, None)
     run = train_tiny(tmp_path / "run", world, **{"data.holdout": "none"})
     assert main(["predict", str(run.path), "--precision", "fp16"]) == 2
     assert "--precision fp16" in capsys.readouterr().err
@@ -168,7 +168,7 @@ def test_a_training_resumes_in_its_precision_or_what_the_card_has(
     plug_in(monkeypatch, card)
     begun: Any = SimpleNamespace(path="RUN", facts=SimpleNamespace(precision=kept, device="cuda"))
     config = tiny_config(**{"runtime.precision": configured})
-    assert trainer._precision(config, CUDA, begun) == expected
+    assert accelerator._precision(config, CUDA, begun) == expected
     assert ("warning: RUN was begun" in capsys.readouterr().err) is (card == "T4")
 
 
@@ -176,9 +176,9 @@ def test_shard_is_refused_where_auto_is_fp16(monkeypatch: pytest.MonkeyPatch) ->
     config = tiny_config(**{"runtime.precision": "auto", "runtime.shard": True})
     plug_in(monkeypatch, "T4")
     with pytest.raises(InputError, match=r"runtime.shard .* set runtime.precision fp32"):
-        trainer._precision(config, CUDA, None)
+        accelerator._precision(config, CUDA, None)
     plug_in(monkeypatch, "A100")
-    assert trainer._precision(config, CUDA, None) == "bf16"
+    assert accelerator._precision(config, CUDA, None) == "bf16"
 
 
 # --- memory format ---------------------------------------------------------------------------

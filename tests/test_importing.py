@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from photo_reading import read_whole
 from PIL import Image
 
 from inat.acquire import import_folders as importing
@@ -23,7 +24,6 @@ from inat.cli.app import main
 from inat.core.errors import InputError, WorldError
 from inat.core.files import locked, write_json
 from inat.dataset.split import Split, load_split
-from inat.photos.decode import read_whole
 
 
 def make_folders(root: Path, counts: dict[str, int], ending: str = "jpg") -> Path:
@@ -311,7 +311,7 @@ def test_content_decides_what_a_photo_is_and_the_rest_is_listed_by_kind(
     assert sorted(names_of(split)) == sorted(["000.jpg", *taken])
     for row in range(len(split)):
         assert split.sizes[row].tolist() == [6, 9]
-        read_whole(split.path(row).read_bytes(), lambda height, width: 1)
+        read_whole(split.path(row).read_bytes())
     with (tmp_path / "data" / "passed_over.csv").open(newline="") as file:
         rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     expected = {name: kind for name, (_, kind) in passed_over.items()} | {"pipe.jpg": "other"}
@@ -352,7 +352,7 @@ def test_heic_photos_become_upright_jpegs_with_their_profile_and_exif_data(tmp_p
     assert names_of(split) == ["IMG_1.jpg"]
     assert split.sizes.tolist() == [[96, 64]]
     content = split.path(0).read_bytes()
-    read = read_whole(content, lambda height, width: 1).pixels
+    read = read_whole(content).pixels
     assert read.shape == (96, 64, 3)
     assert abs(read[10, 32].astype(int) - (250, 10, 10)).max() < 12
     assert abs(read[80, 32].astype(int)).max() < 12

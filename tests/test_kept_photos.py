@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from photo_reading import transformed
 from PIL import Image
 from worlds import make_world
 
@@ -16,10 +17,11 @@ from inat.config.reading import build
 from inat.config.schema import TransformConfig
 from inat.core.errors import InputError, WorldError
 from inat.dataset.split import Split, load_split
-from inat.loader import loader as loader_module
 from inat.loader import photo_cache as kept_photos
-from inat.loader.loader import Batch, Loader, build_loader
-from inat.loader.photo_cache import keep_photos, machine_memory, refuse_too_many
+from inat.loader import reader
+from inat.loader.batches import Batch
+from inat.loader.loader import Loader, build_loader
+from inat.loader.photo_cache import machine_memory, refuse_too_many
 from inat.loader.transforms import BLOCK, EpochDraws, EvalTransform, TrainTransform, pad_crops
 from inat.photos.decode import BadPhoto
 from inat.photos.sources import PhotoFiles
@@ -136,7 +138,7 @@ def test_training_is_the_padded_crop_and_the_flip_of_its_draw() -> None:
         if draw.flip < 0.5:
             expected = expected[:, ::-1]
         seen.add((top, left, draw.flip < 0.5))
-        found = transform(png(photo), draw)
+        found = transformed(transform, png(photo), draw)
         assert found.recovered == ""
         assert np.array_equal(found.pixels, expected)
     assert len(seen) > 20
@@ -146,20 +148,20 @@ def test_training_is_the_padded_crop_and_the_flip_of_its_draw() -> None:
 def test_a_test_photo_of_the_image_size_is_itself(crop_pct: float) -> None:
     photo = noise(1)[0]
     transform = EvalTransform(replace(PAD, crop_pct=crop_pct))
-    assert np.array_equal(transform(png(photo), EpochDraws(0, 0)[0]).pixels, photo)
+    assert np.array_equal(transformed(transform, png(photo), EpochDraws(0, 0)[0]).pixels, photo)
 
 
 def test_a_test_photo_of_another_size_is_resized_whole() -> None:
     photo = np.repeat(np.repeat(noise(1)[0], 2, axis=0), 2, axis=1)
-    pixels = EvalTransform(PAD)(png(photo), EpochDraws(0, 0)[0]).pixels
+    pixels = transformed(EvalTransform(PAD), png(photo), EpochDraws(0, 0)[0]).pixels
     whole = EvalTransform(replace(PAD, crop="random_resized", crop_pct=1.0))
-    assert np.array_equal(pixels, whole(png(photo), EpochDraws(0, 0)[0]).pixels)
+    assert np.array_equal(pixels, transformed(whole, png(photo), EpochDraws(0, 0)[0]).pixels)
 
 
 def test_training_refuses_a_photo_of_another_size() -> None:
     pixels = np.zeros((SIZE, 20, 3), np.uint8)
     with pytest.raises(BadPhoto) as caught:
-        TrainTransform(PAD)(png(pixels), EpochDraws(0, 0)[0])
+        transformed(TrainTransform(PAD), png(pixels), EpochDraws(0, 0)[0])
     assert str(caught.value) == "20 x 16 pixels, and transforms.crop pad takes 16 x 16 alone"
 
 
@@ -328,7 +330,7 @@ def test_a_bad_photo_stops_the_iteration_with_the_same_sentence(damaged: Split) 
 def test_a_photo_that_was_slow_to_decode_is_reported(
     train: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader_module, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(reader, "SLOW_SECONDS", 0.0)
     loader = loader_of(train, training=False, keep_photos=True)
     list(loader)
     assert [event.image_id for event in loader.slow_photos] == train.image_ids.tolist()
@@ -384,18 +386,25 @@ def test_the_machine_has_some_memory_or_does_not_say(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
-def test_every_photo_has_its_row_and_its_events(workers: int) -> None:
-    n_photos = 2 * kept_photos.PHOTOS_AT_ONCE + 3
+def test_every_photo_has_its_row_and_its_issues(
+    train: Split, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(reader, "PHOTOS_AT_ONCE", 3)
+    bad = list(range(7, len(train), 10))
 
-    def decode(photo: int, out: np.ndarray) -> list[str]:
-        if photo % 100 == 7:
-            return [f"bad {photo}"]
-        out[:] = photo % 251
-        return []
+    def read(self: PhotoFiles, index: int) -> bytes:
+        if index in bad:
+            raise BadPhoto(f"bad {index}")
+        return png(np.full((SIZE, SIZE, 3), index % 251, np.uint8))
 
-    kept = keep_photos(decode, n_photos, 2, workers)
-    assert kept.pixels.array.shape == (n_photos, 2, 2, 3)
-    assert kept.pixels.array.dtype == np.uint8
-    assert kept.events == {photo: [f"bad {photo}"] for photo in range(7, n_photos, 100)}
-    expected = [0 if photo in kept.events else photo % 251 for photo in range(n_photos)]
-    assert kept.pixels.array[:, 1, 1, 2].tolist() == expected
+    monkeypatch.setattr(PhotoFiles, "read", read)
+    made = reader.BatchReader(train, TrainTransform(PAD), seed=0)
+    made.fill_cache(workers)
+    assert made._cache is not None
+    pixels, issues = made._cache.array, made._cached_issues
+    assert pixels.shape == (len(train), SIZE, SIZE, 3) and pixels.dtype == np.uint8
+    assert {n: [issue.reason for issue in of] for n, of in issues.items()} == {
+        n: [f"bad {n}"] for n in bad
+    }
+    expected = [0 if n in bad else n % 251 for n in range(len(train))]
+    assert pixels[:, 1, 1, 2].tolist() == expected

@@ -14,25 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from photo_reading import transformed
 from worlds import make_world
 
 from inat.acquire.pack import pack_photos
 from inat.config.schema import SamplerConfig, TransformConfig
 from inat.core.errors import InputError, WorldError
 from inat.dataset.split import Split, load_split
-from inat.loader import loader as loader_module
-from inat.loader.loader import (
-    Batch,
-    BatchReader,
-    Loader,
-    PhotoEvent,
-    Stretch,
-    build_loader,
-    empty_images,
-    read_stretch,
-    to_device,
-)
+from inat.loader import reader as reader_module
+from inat.loader.batches import Batch, to_device
+from inat.loader.loader import Loader, build_loader
+from inat.loader.reader import BatchIndices, BatchReader, PhotoIssue
 from inat.loader.transforms import EpochDraws, TrainTransform
+from inat.loader.workers import read_batch
 from inat.photos.sources import PhotoFiles
 from inat.samplers import SAMPLERS, build_sampler
 from inat.samplers.base import epoch_order
@@ -175,7 +169,8 @@ def test_the_crop_of_draw_k_is_that_of_seed_epoch_and_k(train: Split) -> None:
     transform = TrainTransform(TransformConfig(image_size=SIZE))
     draws = EpochDraws(5, 2)
     expected = [
-        transform(train.path(int(order[k])).read_bytes(), draws[k]).pixels for k in range(8, 40)
+        transformed(transform, train.path(int(order[k])).read_bytes(), draws[k]).pixels
+        for k in range(8, 40)
     ]
     assert np.array_equal(images(list(loader)), np.stack(expected))
 
@@ -331,8 +326,8 @@ def test_a_skipped_photo_is_left_out_of_its_batch_and_listed(
     assert torch.cat([b["label"] for b in batches]).tolist() == good.labels[kept].tolist()
     assert np.array_equal(images(batches), images(whole)[kept])
     assert loader.bad_photos == [
-        PhotoEvent(int(bad.image_ids[1]), str(bad.path(1)), CUT_OFF, "bad"),
-        PhotoEvent(int(bad.image_ids[4]), str(bad.path(4)), "No such file or directory", "bad"),
+        PhotoIssue(int(bad.image_ids[1]), str(bad.path(1)), CUT_OFF, "bad"),
+        PhotoIssue(int(bad.image_ids[4]), str(bad.path(4)), "No such file or directory", "bad"),
     ]
 
 
@@ -351,7 +346,7 @@ def test_a_recovered_photo_is_used_and_listed_also_where_bad_photos_stop(
     assert content(batches) == content(expected)
     assert loader.bad_photos == []
     assert loader.recovered_photos == [
-        PhotoEvent(int(bad.image_ids[6]), str(bad.path(6)), "no end marker", "recovered")
+        PhotoIssue(int(bad.image_ids[6]), str(bad.path(6)), "no end marker", "recovered")
     ]
 
 
@@ -370,7 +365,7 @@ def test_a_photo_that_was_slow_is_used_and_reported_afterwards(
         return read(self, index)
 
     monkeypatch.setattr(PhotoFiles, "read", slowed)
-    monkeypatch.setattr(loader_module, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(reader_module, "SLOW_SECONDS", 0.1)
     loader = loader_of(train, training=False, workers=workers, worker_kind=kind)
     assert content(list(loader)) == quick
     assert train.image_ids[slow_one] in [event.image_id for event in loader.slow_photos]
@@ -461,10 +456,10 @@ def test_training_on_photos_without_labels_is_refused(world: Path) -> None:
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "after use"])
 def test_a_reader_that_was_pickled_reads_the_same_bytes(train: Split, used: bool) -> None:
     reader = BatchReader(train, TrainTransform(TransformConfig(image_size=SIZE)), seed=3)
-    stretch = Stretch(5, range(1020, 1030), np.arange(10))  # over the edge of a block of draws
+    indices = BatchIndices(5, range(1020, 1030), np.arange(10))  # over the edge of a block of draws
 
     def read(reader: BatchReader) -> Batch:
-        return read_stretch(reader, stretch, empty_images)[0]
+        return read_batch(reader, indices)[0]
 
     if used:
         read(reader)
@@ -522,8 +517,8 @@ def test_worker_processes_stay_from_epoch_to_epoch(train: Split) -> None:
     for epoch in range(2):
         loader.set_epoch(epoch)
         list(loader)
-        assert loader._processes is not None
-        pids.append([worker.pid for worker in loader._processes._iterator._workers])  # type: ignore[union-attr]
+        assert loader._processes._idle is not None
+        pids.append([worker.pid for worker in loader._processes._idle._iterator._workers])  # type: ignore[union-attr]
     assert pids[0] == pids[1]
 
 

@@ -15,16 +15,17 @@ import inat
 from inat.cli.app import main
 from inat.core.errors import InputError, WorldError
 from inat.core.files import read_json
-from inat.loader import loader as loaders
-from inat.loader.loader import empty_images, to_device
+from inat.loader import batches as loader_batches
+from inat.loader.batches import empty_images, to_device
 from inat.models import device as devices
-from inat.training import processes, step, trainer
+from inat.training import accelerator, processes, step, trainer
+from inat.training.accelerator import build_accelerator
+from inat.training.averages import LossMeter
 from inat.training.checkpoint import LoopState
 from inat.training.plan import make_plan
-from inat.training.processes import LateGreatest, micro_batches, others_alive
+from inat.training.processes import LateGreatest, micro_batches, peer_failures_reported
 from inat.training.step import accumulated, take_step
-from inat.training.trainer import build_trainer, describe_device, engine
-from inat.training.window import Window
+from inat.training.trainer import build_trainer, describe_device
 
 # --- what limits a training ----
 
@@ -40,7 +41,7 @@ def test_a_window_says_which_share_of_its_time_was_waited_for_photos(
             clock[0] += seconds
             yield seconds
 
-    window, shares = Window(), []
+    window, shares = LossMeter(), []
     for _ in window.timed(photos()):
         clock[0] += 1
         shares.append(window.close()[2])
@@ -195,10 +196,10 @@ def test_the_sizes_of_a_batch_s_parts_are_asked_for_once(
         asked.append(value)
         return [value]
 
-    monkeypatch.setattr(trainer, "gathered", gathered)
+    monkeypatch.setattr(step, "gathered", gathered)
     config = tiny_config(**{"data.root": world, "data.on_bad_photo": "skip"})
-    with engine(config) as (accelerator, precision):
-        made = build_trainer(make_plan(config), accelerator, precision)
+    with build_accelerator(config) as (machine, precision):
+        made = build_trainer(make_plan(config), machine, precision)
         for number, (batches, _) in enumerate(accumulated(made), start=1):
             take_step(made, batches, LoopState())
             assert asked == [8] * number
@@ -208,8 +209,8 @@ def test_sharded_gradients_are_brought_together_once_a_step(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(**{"data.root": world, "optim.accumulate": 3, "batch_size": 4})
-    with engine(config) as (accelerator, precision):
-        made = build_trainer(make_plan(config), accelerator, precision)
+    with build_accelerator(config) as (machine, precision):
+        made = build_trainer(make_plan(config), machine, precision)
         network: Any = made.backbone.network
         synced: list[bool] = []
         monkeypatch.setattr(step, "FSDPModule", type(network))
@@ -257,7 +258,7 @@ def test_what_was_said_of_another_process_is_passed_on(
 ) -> None:
     monkeypatch.setattr(processes, "n_processes", lambda: 2)
     monkeypatch.setattr(processes.dist, "get_rank", lambda: 1)
-    with pytest.raises(WorldError) as told, others_alive():
+    with pytest.raises(WorldError) as told, peer_failures_reported():
         raise RuntimeError(text + "\n" + "x" * 500)
     assert text in str(told.value) and len(str(told.value)) < 500
     assert ("NCCL_DEBUG=INFO" in str(told.value)) is bool(more)
@@ -285,7 +286,7 @@ def test_an_accumulation_that_accelerate_was_given_is_refused(
 ) -> None:
     monkeypatch.setenv(variable, "4")
     with pytest.raises(InputError, match=r"divide every loss by 4 .* set optim.accumulate"):  # noqa: SIM117
-        with engine(tiny_config()):
+        with build_accelerator(tiny_config()):
             pass
 
 
@@ -296,9 +297,9 @@ def test_what_accelerate_refuses_is_a_sentence(
     def refuse(**_: Any) -> None:
         raise kind("Using RTX 4000 series doesn't support\nP2P; set NCCL_P2P_DISABLE=1")
 
-    monkeypatch.setattr(trainer, "Accelerator", refuse)
+    monkeypatch.setattr(accelerator, "Accelerator", refuse)
     with pytest.raises(InputError, match=r"accelerate .* support P2P; set NCCL_P2P_DISABLE=1$"):  # noqa: SIM117
-        with engine(tiny_config()):
+        with build_accelerator(tiny_config()):
             pass
 
 
@@ -321,15 +322,13 @@ def test_memory_is_pinned_for_a_cuda_device_that_is_used_and_not_for_one_that_is
     plan = make_plan(tiny_config(**{"data.root": world})).stages[0]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for kind in ("cpu", "cuda"):
-        accelerator: Any = SimpleNamespace(
-            device=torch.device(kind), num_processes=1, process_index=0
-        )
-        loader = trainer._loader(plan, accelerator, training=True)
+        machine: Any = SimpleNamespace(device=torch.device(kind), num_processes=1, process_index=0)
+        loader = trainer._loader(plan, machine, training=True)
         assert loader.pin_memory is (kind == "cuda")
     split = inat.load_split(world, "test")
     assert inat.build_loader(split, image_size=32, training=False, batch_size=2).pin_memory
     pinned = []
-    monkeypatch.setattr(loaders.torch, "empty", lambda *_, **options: pinned.append(options))
+    monkeypatch.setattr(loader_batches.torch, "empty", lambda *_, **options: pinned.append(options))
     empty_images(2, (4, 4, 3))
     empty_images(2, (4, 4, 3), pinned=False)
     assert [options["pin_memory"] for options in pinned] == [True, False]
@@ -339,11 +338,11 @@ def test_factors_that_a_prediction_asked_for_first_serve_a_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch = {"image": torch.randint(256, (2, 5, 6, 3), dtype=torch.uint8)}
-    loaders._factors.cache_clear()
+    loader_batches._factors.cache_clear()
     with torch.inference_mode():
         first = to_device(batch, "cpu", [0.5] * 3, [0.25] * 3).clone()
     weight = torch.ones(1, requires_grad=True)
     images = to_device(batch, "cpu", (0.5,) * 3, (0.25,) * 3)
     (images * weight).sum().backward()  # type: ignore[no-untyped-call]
     assert torch.equal(images, first)
-    assert loaders._factors.cache_info().hits == 1
+    assert loader_batches._factors.cache_info().hits == 1

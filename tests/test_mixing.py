@@ -6,12 +6,19 @@ import torch
 from torch import Tensor
 
 from inat.config.schema import TransformConfig
-from inat.training.mixing import draw_cutout, draw_erasing, draw_mix, erased, mixed, one_hot
-from inat.training.processes import BatchPart
+from inat.training.mixing import (
+    GlobalBatch,
+    draw_cutout,
+    draw_erasing,
+    draw_mix,
+    erase_images,
+    mix_images,
+    one_hot,
+)
 
 N, SIZE, CLASSES = 6, 16, 5
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
-WHOLE = BatchPart((N,))
+WHOLE = GlobalBatch((N,))
 
 
 def batch(seed: int = 0) -> Tensor:
@@ -27,7 +34,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 def test_without_mixup_and_cutmix_nothing_is_drawn_and_nothing_changes() -> None:
     generator = rng()
     before = generator.bit_generator.state
-    images, targets = mixed(batch(), LABELS, CLASSES, TransformConfig(), generator, WHOLE)
+    images, targets = mix_images(batch(), LABELS, CLASSES, TransformConfig(), generator, WHOLE)
     assert torch.equal(images, batch()) and targets is LABELS
     assert generator.bit_generator.state == before
 
@@ -36,7 +43,7 @@ def test_mixup_is_the_weighted_mean_of_an_image_and_its_partner() -> None:
     recipe = TransformConfig(mixup=0.4)
     mix = draw_mix(recipe, N, SIZE, rng(3))
     assert mix is not None and mix.box is None
-    images, targets = mixed(batch(), LABELS, CLASSES, recipe, rng(3), WHOLE)
+    images, targets = mix_images(batch(), LABELS, CLASSES, recipe, rng(3), WHOLE)
     for i in range(N):
         j = int(mix.partner[i])
         expected = mix.share * batch()[i] + (1 - mix.share) * batch()[j]
@@ -55,7 +62,7 @@ def test_cutmix_takes_a_box_of_the_partner_and_its_share_of_the_label(seed: int)
     top, left, height, width = mix.box
     assert top >= 0 and left >= 0 and top + height <= SIZE and left + width <= SIZE
     assert mix.share == pytest.approx(1 - height * width / SIZE**2)
-    images, targets = mixed(batch(), LABELS, CLASSES, recipe, rng(seed), WHOLE)
+    images, targets = mix_images(batch(), LABELS, CLASSES, recipe, rng(seed), WHOLE)
     for i in range(N):
         expected = batch()[i].clone()
         box = (slice(None), slice(top, top + height), slice(left, left + width))
@@ -71,7 +78,7 @@ def test_cutmix_takes_a_box_of_the_partner_and_its_share_of_the_label(seed: int)
 
 def test_mixed_images_stay_in_channels_last() -> None:
     for recipe in (TransformConfig(mixup=1.0), TransformConfig(cutmix=1.0)):
-        images, _ = mixed(batch(), LABELS, CLASSES, recipe, rng(), WHOLE)
+        images, _ = mix_images(batch(), LABELS, CLASSES, recipe, rng(), WHOLE)
         assert images.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -119,7 +126,7 @@ def test_erasing_puts_noise_into_the_box_and_leaves_the_rest() -> None:
     boxes = draw_erasing(1.0, N, SIZE, rng(5))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        result = erased(batch(), recipe, rng(5), WHOLE)
+        result = erase_images(batch(), recipe, rng(5), WHOLE)
     for i in range(N):
         inside = torch.zeros(SIZE, SIZE, dtype=torch.bool)
         rows = slice(boxes.top[i], boxes.top[i] + boxes.height[i])
@@ -133,7 +140,7 @@ def test_cutout_puts_the_mean_into_a_square_that_may_reach_over_the_edge() -> No
     boxes = draw_cutout(8, 3000, SIZE, rng())
     assert (boxes.top >= 0).all() and (boxes.top + boxes.height <= SIZE).all()
     assert boxes.height.min() == 4 and boxes.height.max() == 8
-    result = erased(batch(), TransformConfig(cutout=8), rng(5), WHOLE)
+    result = erase_images(batch(), TransformConfig(cutout=8), rng(5), WHOLE)
     drawn = draw_cutout(8, N, SIZE, rng(5))
     for i in range(N):
         zeros = (result[i] == 0).all(dim=0)
@@ -143,4 +150,4 @@ def test_cutout_puts_the_mean_into_a_square_that_may_reach_over_the_edge() -> No
 
 def test_without_erasing_and_cutout_the_images_are_left_alone() -> None:
     images = batch()
-    assert erased(images, TransformConfig(), rng(), WHOLE) is images
+    assert erase_images(images, TransformConfig(), rng(), WHOLE) is images

@@ -18,6 +18,7 @@ import orjson
 import pyarrow as pa
 import pytest
 import simplejpeg
+from photo_reading import read_whole
 from PIL import Image, ImageOps
 
 from inat import load_split, pack_photos
@@ -28,7 +29,7 @@ from inat.cli.app import main
 from inat.core.errors import InputError, WorldError
 from inat.core.files import locked
 from inat.core.threads import in_order
-from inat.photos.decode import BadPhoto, read_whole
+from inat.photos.decode import BadPhoto
 from inat.photos.pack import SHARD_SCHEMA, PackedPhotos, is_pack, read_parts
 
 HEIGHT, WIDTH = 90, 120
@@ -303,7 +304,7 @@ def test_bad_photos_fail_in_the_pack_as_they_fail_in_the_folder(tmp_path: Path) 
                          ("text.jpg", NO_PHOTO)):  # fmt: skip
         content = readers[name]()
         assert content == photos[name]
-        assert refusal(lambda c=content: read_whole(c, lambda h, w: 1), BadPhoto) == reason
+        assert refusal(lambda c=content: read_whole(c), BadPhoto) == reason
     assert refusal(readers["gone.jpg"], BadPhoto) == "it was missing when the pack was made"
 
 
@@ -412,7 +413,7 @@ def test_a_pack_has_the_annotations_of_the_folder(world: Path, tmp_path: Path) -
         assert split.fingerprint == original.fingerprint
         photos = PackedPhotos(tmp_path / "pack", split.file_names)
         for index in (0, len(split) - 1):
-            pixels = read_whole(original.path(index).read_bytes(), lambda h, w: 1).pixels
+            pixels = read_whole(original.path(index).read_bytes()).pixels
             expected = Image.fromarray(pixels).resize((43, 32), Image.Resampling.BILINEAR)
             assert difference(decoded(bytes(photos.read(index))), np.asarray(expected)) < 4
     assert (tmp_path / "pack" / "train2018.json").samefile(world / "train2018.json")

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from photo_reading import read_crop, read_whole
 from PIL import Image, ImageOps
 
 from inat.photos import decode as photos
-from inat.photos.decode import BadPhoto, Box, read_crop, read_whole
+from inat.photos.decode import BadPhoto, Box
 from inat.photos.jpeg import MOST_SCANS
 
 HEIGHT, WIDTH = 96, 128
@@ -187,7 +188,7 @@ def tiff(values: np.ndarray, sample_format: int) -> bytes:
 def test_thirty_two_bits_of_grey_are_scaled_by_the_range_that_they_use(
     values: np.ndarray, sample_format: int, expected: list[int]
 ) -> None:
-    pixels = read_whole(tiff(values, sample_format), lambda h, w: 1).pixels
+    pixels = read_whole(tiff(values, sample_format)).pixels
     assert pixels.shape == (1, len(values), 3)
     assert pixels[0].tolist() == [[value] * 3 for value in expected]
 
@@ -195,7 +196,7 @@ def test_thirty_two_bits_of_grey_are_scaled_by_the_range_that_they_use(
 @pytest.mark.parametrize("form", ["PNG", "TIFF"])
 def test_sixteen_bits_of_grey_are_scaled_by_all_their_range(form: str) -> None:
     grey = np.array([[0, 255, 256, 4095, 32_768, 65_535]], np.uint16)
-    pixels = read_whole(saved(Image.fromarray(grey), form), lambda h, w: 1).pixels
+    pixels = read_whole(saved(Image.fromarray(grey), form)).pixels
     assert pixels[0].tolist() == [[value] * 3 for value in (0, 0, 1, 15, 128, 255)]
 
 
@@ -390,10 +391,10 @@ def of_kind(kind: str) -> bytes:
 def same_as_pillow(content: bytes, reference: bytes) -> str:
     """What was recovered of a photo that has all the pixels that Pillow finds in another."""
     expected = np.asarray(Image.open(io.BytesIO(reference)).convert("RGB"))
-    found = read_whole(content, lambda h, w: 1)
+    found = read_whole(content)
     assert np.array_equal(found.pixels, expected)
     for factor in (2, 8):
-        assert read_whole(content, lambda h, w, f=factor: f).recovered == found.recovered
+        assert read_whole(content, factor).recovered == found.recovered
     return found.recovered
 
 
@@ -428,7 +429,7 @@ def test_what_fills_up_a_jpeg_that_is_cut_off_does_not_make_it_whole(
         ends = [b"\xff\xd9"] if filling in (text, noise(4 * lost)) else [b"", b"\xff\xd9", bytes(9)]
         for end in ends:
             with pytest.raises(BadPhoto, match=r"^cut off or damaged: "):
-                read_whole(cut + filling + end, lambda h, w: 1)
+                read_whole(cut + filling + end)
 
 
 def test_a_photo_with_a_damaged_byte_that_leaves_bytes_over_is_not_called_whole() -> None:
@@ -438,7 +439,7 @@ def test_a_photo_with_a_damaged_byte_that_leaves_bytes_over_is_not_called_whole(
     for at in range(begin, len(content) - 40, 97):
         damaged = content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
         with contextlib.suppress(BadPhoto):
-            recovered += read_whole(damaged, lambda h, w: 1).recovered != ""
+            recovered += read_whole(damaged).recovered != ""
     assert recovered == 0
 
 
@@ -456,7 +457,7 @@ def test_a_progressive_jpeg_that_ends_between_two_scans_is_cut_off(behind: bytes
     assert len(ends) == 9
     for end in ends:
         with pytest.raises(BadPhoto, match=r"^cut off or damaged: "):
-            read_whole(content[:end] + behind, lambda h, w: 1)
+            read_whole(content[:end] + behind)
 
 
 def test_a_progressive_jpeg_that_was_closed_too_early_is_reported() -> None:
@@ -471,7 +472,7 @@ def test_a_scan_for_each_channel_is_whole_with_the_last_of_them() -> None:
     assert same_as_pillow(by_channel, by_channel) == ""
     assert same_as_pillow(by_channel[:-2], by_channel) == "no end marker"
     with pytest.raises(BadPhoto, match="its last scans are missing"):
-        read_whole(by_channel[: by_channel.rindex(b"\xff\xda")], lambda h, w: 1)
+        read_whole(by_channel[: by_channel.rindex(b"\xff\xda")])
 
 
 def sequential_by_channel() -> bytes:
@@ -519,16 +520,16 @@ def test_a_header_that_libjpeg_only_warns_of_leaves_the_pixels_as_they_are(name:
 def test_an_odd_header_does_not_excuse_a_jpeg_that_is_cut_off() -> None:
     for odd, _ in odd_headers().values():
         with pytest.raises(BadPhoto, match=r"^cut off or damaged: "):
-            read_whole(odd[: len(odd) * 2 // 3], lambda h, w: 1)
+            read_whole(odd[: len(odd) * 2 // 3])
 
 
 def test_a_photo_with_an_odd_header_is_still_turned_upright() -> None:
     content = oriented(6, "JPEG")
     jfif = content.index(b"JFIF\0")
     odd = content[: jfif + 5] + b"\2" + content[jfif + 6 :]
-    found, expected = (read_whole(c, lambda h, w: 1) for c in (odd, content))
+    found, expected = (read_whole(c) for c in (odd, content))
     assert found.recovered == "odd header"
-    assert (found.size, found.header_size) == (expected.size, expected.header_size)
+    assert (found.size, found.stored_size) == (expected.size, expected.stored_size)
 
 
 def test_stray_bytes_do_not_excuse_a_jpeg_that_is_cut_off() -> None:
@@ -599,7 +600,7 @@ def test_the_scale_is_the_smallest_power_of_two_that_leaves_the_crop_large_enoug
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_a_jpeg_is_decoded_at_the_chosen_scale_and_no_other(factor: int) -> None:
     content = jpeg(smooth(203, 301))
-    pixels, recovered, used = photos._decode_jpeg(photos._read_header(content), factor)
+    pixels, recovered, used = photos._decode_at(photos.read_header(content), factor)
     assert pixels.shape == (-(-203 // factor), -(-301 // factor), 3)
     assert (recovered, used) == ("", factor)
 
@@ -610,7 +611,7 @@ def test_a_jpeg_larger_than_the_limit_is_decoded_at_a_scale_within_it(
     pixels = smooth(200, 304)
     content = jpeg(pixels)
     monkeypatch.setattr(photos, "LARGEST_PHOTO", 200 * 304 // 4)
-    found = read_whole(content, lambda h, w: 1)
+    found = read_whole(content)
     assert (found.size, found.pixels.shape) == ((200, 304), (100, 152, 3))
     crop = read_crop(content, lambda h, w: Box(100, 20, 64, 64), 32).pixels
     close = read_crop(content, lambda h, w: Box(100, 20, 64, 64), 64).pixels
@@ -641,7 +642,7 @@ def test_a_photo_of_two_hundred_megapixels_is_read() -> None:
     data = b"".join(block[scan:-2] + bytes([0xFF, 0xD0 + i]) for i in range(8)) * (n // 8)
     at = header.index(b"\xff\xda")
     content = header[:at] + restart + header[at:] + data[:-2] + b"\xff\xd9"
-    found = read_whole(content, lambda h, w: 8)
+    found = read_whole(content, 8)
     assert (found.size, found.recovered) == ((12_240, 16_320), "")
     assert found.pixels.shape == (1530, 2040, 3)
     assert np.unique(found.pixels).tolist() == [90]

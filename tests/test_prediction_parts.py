@@ -18,7 +18,7 @@ import inat
 from inat.core.errors import InputError, WorldError
 from inat.core.files import read_json
 from inat.dataset.split import load_split
-from inat.loader import loader as loader_module
+from inat.loader import reader as reader_module
 from inat.photos.sources import PhotoFiles
 from inat.predictions import predict as predict_module
 from inat.predictions import processes
@@ -174,7 +174,7 @@ def test_slow_photos_are_printed_when_the_parts_are_joined_and_leave_the_bytes_a
 ) -> None:
     quick = inat.predict(run.path, "train", name="quick")
     assert "photos took" not in capsys.readouterr().err
-    for module in (loader_module, predict_module):
+    for module in (reader_module, predict_module):
         monkeypatch.setattr(module, "SLOW_SECONDS", 0.0)
     monkeypatch.setattr(processes, "PATIENCE_SECONDS", 0.0)
     split = load_split(run.config.data.root or Path())

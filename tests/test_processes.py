@@ -17,12 +17,12 @@ from training_ranks import DIE, DUE, HANG, TERM, Outcome, Ranks, global_order
 from inat.core.errors import InputError
 from inat.core.files import locked, read_json
 from inat.runs.run import Run
+from inat.training.mixing import GlobalBatch
 from inat.training.processes import (
-    BatchPart,
     averaged,
-    by_first,
     gathered,
     greatest,
+    on_rank_zero,
     shared_batch,
     summed,
 )
@@ -319,15 +319,15 @@ def test_a_batch_is_shared_evenly_or_not_at_all() -> None:
 def test_one_process_tells_itself_everything() -> None:
     assert gathered("x") == ["x"]
     assert greatest(3) == 3
-    assert by_first(lambda: "x") == "x"
+    assert on_rank_zero(lambda: "x") == "x"
     assert summed(torch.tensor(3.0)) == averaged(torch.tensor(3.0)) == 3
-    part = BatchPart((3,))
+    part = GlobalBatch((3,))
     assert (part.n_images, part.own) == (3, slice(0, 3))
     rows = torch.arange(6.0).view(3, 2)
     assert torch.equal(part.partners(rows, np.array([2, 0, 1])), rows[[2, 0, 1]])
 
 
 def test_the_parts_of_a_batch_follow_each_other() -> None:
-    assert [BatchPart((3, 2, 4), rank).own for rank in range(3)] == [
+    assert [GlobalBatch((3, 2, 4), rank).own for rank in range(3)] == [
         slice(0, 3), slice(3, 5), slice(5, 9),
     ]  # fmt: skip

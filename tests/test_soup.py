@@ -18,7 +18,8 @@ from inat.core.errors import InputError
 from inat.core.files import read_json
 from inat.dataset.split import cut_holdout, load_split
 from inat.evaluation.evaluate import evaluate
-from inat.loader.loader import build_loader, to_device
+from inat.loader.batches import to_device
+from inat.loader.loader import build_loader
 from inat.runs.run import Run
 from inat.training import soup as soup_module
 from inat.training.soup import average_weights, has_batch_norm

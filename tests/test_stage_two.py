@@ -21,7 +21,8 @@ from inat.cli.app import main
 from inat.config.reading import build
 from inat.core.errors import InputError, WorldError
 from inat.dataset.split import Split, load_split
-from inat.loader.loader import build_loader, to_device
+from inat.loader.batches import to_device
+from inat.loader.loader import build_loader
 from inat.models.backbone import build_backbone
 from inat.models.heads import build_head
 from inat.predictions.file import PredictionFile, store

@@ -24,9 +24,10 @@ from inat.models.heads import build_head
 from inat.runs.run import Run
 from inat.samplers import build_sampler
 from inat.samplers.base import ORDER, epoch_order, stream
-from inat.training import loop
+from inat.training import loop, run_files
+from inat.training.accelerator import build_accelerator
 from inat.training.plan import make_plan
-from inat.training.trainer import build_trainer, engine, next_trainer
+from inat.training.trainer import build_trainer, next_trainer
 
 COUNTS = np.array([30, 8, 3, 2])  # of the world
 SETTINGS: dict[str, Any] = {
@@ -300,7 +301,7 @@ ROAD: tuple[dict[str, Any], ...] = (
 def whole(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
     """A run along the whole road; beside it, in cut-N, what it was after each epoch N."""
     folder = tmp_path_factory.mktemp("whole")
-    save = loop.save_checkpoint
+    save = run_files.save_checkpoint
 
     def save_and_keep(place: Path, state: Any, *rest: Any, **options: Any) -> None:
         save(place, state, *rest, **options)
@@ -308,7 +309,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Run:
             shutil.copytree(folder / "run", folder / f"cut-{state.epoch}")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", save_and_keep)
+        patch.setattr(run_files, "save_checkpoint", save_and_keep)
         return trained(world, folder / "run", *ROAD, **RECIPE)
 
 
@@ -332,7 +333,7 @@ def test_a_new_head_is_new_in_network_and_average_and_all_else_goes_on(
 ) -> None:
     config = config_of(BALANCED, **{"data.root": str(world), "optim.ema_decay": 0.9})
     plan = make_plan(config)
-    with engine(config) as (accelerator, precision):
+    with build_accelerator(config) as (accelerator, precision):
         trainer = build_trainer(plan, accelerator, precision)
         network, average = trainer.backbone.network, trainer.averaged
         assert average is not None
@@ -412,8 +413,8 @@ def test_the_best_of_a_stage_goes_with_it_since_its_priors_are_others(
 
     def interrupted(trainer: Any, batches: Any, state: Any) -> Any:
         if trainer.plan.number == 2:
-            assert best.is_dir() == (state.stage_step == 0)
-            if state.stage_step == 1:
+            assert best.is_dir() == (state.step == state.first_step)
+            if state.step == state.first_step + 1:
                 raise KeyboardInterrupt
         return taken(trainer, batches, state)
 

@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inat.config.reading import build, merge
 from inat.core.errors import InputError
+from inat.training.accelerator import build_accelerator
 from inat.training.checkpoint import LoopState
 from inat.training.plan import make_plan
 from inat.training.step import accumulated, take_step
-from inat.training.trainer import Trainer, build_trainer, engine
+from inat.training.trainer import Trainer, build_trainer
 
 SETTINGS: dict[str, Any] = {
     "epochs": 2,
@@ -58,7 +59,7 @@ class Watch(TorchDispatchMode):
 @contextmanager
 def trainer_of(world: Path, **settings: Any) -> Iterator[Trainer]:
     config = build(merge({}, {**SETTINGS, "data.root": str(world), **settings}), "test")
-    with engine(config) as (accelerator, precision):
+    with build_accelerator(config) as (accelerator, precision):
         trainer = build_trainer(make_plan(config), accelerator, precision)
         trainer.network.train()
         yield trainer

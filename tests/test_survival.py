@@ -35,12 +35,14 @@ from inat.core.errors import InputError, WorldError
 from inat.core.files import damaged_files, read_json
 from inat.core.metrics import top_k
 from inat.dataset.split import load_split
-from inat.loader.loader import build_loader, worker_deaths
+from inat.loader.loader import build_loader
+from inat.loader.workers import worker_deaths
 from inat.photos.sources import open_photos
 from inat.runs.run import Run
-from inat.training import checkpoint, loop, trainer, validation
+from inat.training import accelerator, checkpoint, loop, validation
+from inat.training.averages import LossMeter, Step
+from inat.training.checkpoint import LoopState
 from inat.training.stopping import Stopped, stop_signals
-from inat.training.window import Step, Window
 
 FP32 = {"runtime.precision": "fp32"}  # as train_tiny has it
 
@@ -171,7 +173,7 @@ def test_a_disk_without_hard_links_gets_copies(
 def test_a_kill_between_best_and_last_leaves_both_whole_and_changes_no_bit(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Run
 ) -> None:
-    write, noted, written = checkpoint._write_best, loop._note_validation, []
+    write, noted, written = checkpoint._write_best, LoopState.improves, []
 
     def killed(best: Path, *rest: Any) -> None:
         write(best, *rest)
@@ -179,12 +181,12 @@ def test_a_kill_between_best_and_last_leaves_both_whole_and_changes_no_bit(
         if len(written) == 2:
             raise KeyboardInterrupt
 
-    def better(*arguments: Any) -> bool:
-        noted(*arguments)
+    def better(state: LoopState, score: float) -> bool:
+        noted(state, score)
         return True  # every epoch is the best
 
     monkeypatch.setattr(checkpoint, "_write_best", killed)
-    monkeypatch.setattr(loop, "_note_validation", better)
+    monkeypatch.setattr(LoopState, "improves", better)
     with pytest.raises(KeyboardInterrupt):
         trained(world, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -247,15 +249,15 @@ def test_a_resume_goes_on_in_the_precision_in_which_the_run_was_begun(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auto = {"runtime.precision": "auto"}
-    here = trainer.resolve_precision("auto", torch.device("cpu"))
+    here = accelerator.resolve_precision("auto", torch.device("cpu"))
     other = {"fp32": "bf16", "bf16": "fp32"}[here]
-    resolve = trainer.resolve_precision
-    monkeypatch.setattr(trainer, "resolve_precision", lambda name, device: other)
+    resolve = accelerator.resolve_precision
+    monkeypatch.setattr(accelerator, "resolve_precision", lambda name, device: other)
     signalled_at(monkeypatch, 3)
     with pytest.raises(Stopped):
         trained(world, tmp_path / "cut", **auto)
     peace = trained(world, tmp_path / "peace", **auto)
-    monkeypatch.setattr(trainer, "resolve_precision", resolve)  # of another processor
+    monkeypatch.setattr(accelerator, "resolve_precision", resolve)  # of another processor
     resumed = trained(world, tmp_path / "cut", resume=True, **auto)
     assert resumed.facts.precision == other
     assert digests(resumed.path) == digests(peace.path)
@@ -414,8 +416,8 @@ def test_two_trainings_cannot_have_one_run_folder(world: Path, tmp_path: Path) -
         holder.communicate()
 
 
-def window_of(*losses: float, skipped: bool = False) -> Window:
-    window = Window([0.5])
+def window_of(*losses: float, skipped: bool = False) -> LossMeter:
+    window = LossMeter([0.5])
     for place, loss in enumerate(losses):
         ids = [torch.tensor([10 * place, 10 * place + 1])]
         window.add(Step(7 + place, 0.1, torch.tensor(loss), ids, 2, skipped))
@@ -449,8 +451,8 @@ def test_losses_are_read_only_when_they_are_logged(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    read = Window.read
-    monkeypatch.setattr(Window, "read", lambda self: reads.append(1) or read(self))
+    read = LossMeter.read
+    monkeypatch.setattr(LossMeter, "read", lambda self: reads.append(1) or read(self))
     settings = {"runtime.log_every": 4, "runtime.checkpoint_steps": 1000, "data.holdout": "none"}
     run = trained(world, tmp_path / "run", epochs=1, **{"optim.warmup_epochs": 0}, **settings)
     assert len(reads) == len(log_lines(run.path)) == 3  # of 10 steps: after 4, 8 and 10

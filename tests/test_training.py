@@ -72,19 +72,19 @@ def test_a_resumed_run_ends_as_one_never_interrupted(
     settings = {"epochs": 3, "optim.ema_decay": 0.9, "data.holdout": "0.3", **more}
     whole = trained(world, tmp_path / "whole", **settings)
 
-    from inat.training import loop
+    from inat.training import loop, run_files
 
     def unplugged(*_: object) -> None:
         raise KeyboardInterrupt
 
-    save = loop.save_checkpoint
+    save = run_files.save_checkpoint
 
     def save_twice(folder: Path, state: Any, *rest: Any, **options: Any) -> None:
         save(folder, state, *rest, **options)
         if state.epoch == 2 and folder.name == "last":
             monkeypatch.setattr(loop, "take_step", unplugged)
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_twice)
+    monkeypatch.setattr(run_files, "save_checkpoint", save_twice)
     step = loop.take_step
     with pytest.raises(KeyboardInterrupt):
         trained(world, tmp_path / "cut", **settings)
@@ -123,10 +123,10 @@ def test_a_full_device_names_what_would_help(
 ) -> None:
     from inat.training import step
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
-    monkeypatch.setattr(step, "_loss", full)
+    monkeypatch.setattr(step, "normalize", full)
     with pytest.raises(WorldError) as told:
         trained(world, tmp_path / "a")
     assert str(told.value) == (

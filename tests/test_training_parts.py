@@ -32,9 +32,9 @@ from inat.models.device import (
     resolve_precision,
 )
 from inat.runs.metrics_log import MetricsLog
+from inat.training.accelerator import build_accelerator
 from inat.training.checkpoint import LoopState, load_checkpoint, read_state, save_checkpoint
 from inat.training.optim import build_optimizer, build_schedule
-from inat.training.trainer import engine
 
 CPU = torch.device("cpu")
 
@@ -483,7 +483,7 @@ def test_auto_precision_on_cuda_asks_for_real_bf16_and_not_for_an_emulation(
 
 def test_fp16_is_refused_on_a_cpu_which_would_train_in_float32() -> None:
     config = build({"runtime": {"precision": "fp16", "device": "cpu"}}, "test")
-    with pytest.raises(InputError) as caught, engine(config):
+    with pytest.raises(InputError) as caught, build_accelerator(config):
         pass
     assert str(caught.value) == (
         "runtime.precision: a CPU trains in bf16 or fp32, not fp16; give one of them, or auto"

@@ -1,5 +1,6 @@
 """Crop, flip and jitter: pure functions of the draw, and within their ranges."""
 
+import builtins
 import math
 import os
 import pickle
@@ -15,12 +16,14 @@ import pytest
 import simplejpeg
 import torch
 import torchvision.transforms.functional as torchvision_functional
+from photo_reading import transformed
 
 from inat.config.schema import TransformConfig
 from inat.dataset.split import load_split
 from inat.loader import transforms
 from inat.loader.loader import build_loader
 from inat.loader.policies import apply_steps, draw_steps
+from inat.loader.reader import decode_crops
 from inat.loader.transforms import (
     ATTEMPTS,
     BLOCK,
@@ -211,9 +214,9 @@ def test_the_same_draw_gives_the_same_bytes_in_any_object_and_order(
 ) -> None:
     recipe = TransformConfig(image_size=32)
     first, second = TrainTransform(recipe), TrainTransform(recipe)
-    images = [first(photo, draw).pixels for draw in draws[:20]]
+    images = [transformed(first, photo, draw).pixels for draw in draws[:20]]
     for k in range(19, -1, -1):
-        assert second(photo, draws[k]).pixels.tobytes() == images[k].tobytes()
+        assert transformed(second, photo, draws[k]).pixels.tobytes() == images[k].tobytes()
     assert len({image.tobytes() for image in images}) == 20
 
 
@@ -227,23 +230,25 @@ def test_a_jitter_differs_with_its_numbers_and_with_nothing_else(
 ) -> None:
     transform = TrainTransform(still(flip=0.0, jitter=0.4))
     a, b = draws[0], draws[1]
-    once = transform(photo, a).pixels
-    assert not np.array_equal(once, transform(photo, b).pixels)
-    assert np.array_equal(once, transform(photo, b._replace(jitter=a.jitter)).pixels)
+    once = transformed(transform, photo, a).pixels
+    assert not np.array_equal(once, transformed(transform, photo, b).pixels)
+    assert np.array_equal(once, transformed(transform, photo, b._replace(jitter=a.jitter)).pixels)
 
 
 def test_a_jitter_is_used_as_often_as_its_probability_says(photo: bytes, draws: list[Draw]) -> None:
-    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    plain = transformed(TrainTransform(still(flip=0.0, jitter=0.0)), photo, draws[0]).pixels
     transform = TrainTransform(still(flip=0.0, jitter=0.4, jitter_probability=0.25))
     for draw in draws[:60]:
-        untouched = np.array_equal(transform(photo, draw).pixels, plain)
+        untouched = np.array_equal(transformed(transform, photo, draw).pixels, plain)
         assert untouched == (draw.jitter[0] >= 0.25)
 
 
 def test_a_jitter_changes_brightness_within_its_strength(photo: bytes, draws: list[Draw]) -> None:
-    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    plain = transformed(TrainTransform(still(flip=0.0, jitter=0.0)), photo, draws[0]).pixels
     transform = TrainTransform(still(flip=0.0, jitter=0.1))
-    shares = [transform(photo, draw).pixels.mean() / plain.mean() for draw in draws[:60]]
+    shares = [
+        transformed(transform, photo, draw).pixels.mean() / plain.mean() for draw in draws[:60]
+    ]
     assert min(shares) > 0.88 and max(shares) < 1.12
     assert min(shares) < 0.95 and max(shares) > 1.05
 
@@ -277,16 +282,16 @@ def test_each_kind_of_jitter_keeps_what_it_does_not_change() -> None:
 def test_an_extra_is_used_as_often_as_its_probability_says(
     photo: bytes, draws: list[Draw], name: str
 ) -> None:
-    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    plain = transformed(TrainTransform(still(flip=0.0, jitter=0.0)), photo, draws[0]).pixels
     transform = TrainTransform(still(flip=0.0, jitter=0.0, **{name: 0.25}))
     for draw in draws[:60]:
-        untouched = np.array_equal(transform(photo, draw).pixels, plain)
+        untouched = np.array_equal(transformed(transform, photo, draw).pixels, plain)
         weak = name == "blur"  # a blur of a tenth of a pixel changes nothing
         assert untouched == (draw.use[EXTRAS.index(name)] >= 0.25) or (weak and untouched)
 
 
 def test_a_grayscale_photo_has_three_equal_channels(photo: bytes, draws: list[Draw]) -> None:
-    pixels = TrainTransform(still(jitter=0.0, grayscale=1.0))(photo, draws[0]).pixels
+    pixels = transformed(TrainTransform(still(jitter=0.0, grayscale=1.0)), photo, draws[0]).pixels
     assert np.array_equal(pixels[..., 0], pixels[..., 1])
     assert np.array_equal(pixels[..., 0], pixels[..., 2])
 
@@ -295,10 +300,10 @@ def test_a_blur_differs_with_its_seed_and_with_nothing_else(
     photo: bytes, draws: list[Draw]
 ) -> None:
     transform = TrainTransform(still(flip=0.0, jitter=0.0, blur=1.0))
-    blurred = {transform(photo, draw).pixels.tobytes() for draw in draws[:10]}
+    blurred = {transformed(transform, photo, draw).pixels.tobytes() for draw in draws[:10]}
     assert len(blurred) > 5
     same_seed = draws[1]._replace(seeds=draws[0].seeds)
-    once, again = (transform(photo, draw).pixels for draw in (draws[0], same_seed))
+    once, again = (transformed(transform, photo, draw).pixels for draw in (draws[0], same_seed))
     assert np.array_equal(once, again)
 
 
@@ -308,17 +313,17 @@ def test_a_policy_does_what_its_seed_draws_and_nothing_else_decides_it(
 ) -> None:
     recipe = still(flip=0.0, jitter=0.0, policy=policy)
     transform = TrainTransform(recipe)
-    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    plain = transformed(TrainTransform(still(flip=0.0, jitter=0.0)), photo, draws[0]).pixels
     seen = set()
     for draw in draws[:30]:
         rng = np.random.Generator(np.random.Philox(int(draw.seeds[-1])))
         expected = apply_steps(plain, draw_steps(recipe, rng))
-        pixels = transform(photo, draw).pixels
+        pixels = transformed(transform, photo, draw).pixels
         assert np.array_equal(pixels, expected)
         seen.add(pixels.tobytes())
     assert len(seen) > 6
     same_seed = draws[1]._replace(seeds=draws[0].seeds)
-    once, again = (transform(photo, draw).pixels for draw in (draws[0], same_seed))
+    once, again = (transformed(transform, photo, draw).pixels for draw in (draws[0], same_seed))
     assert np.array_equal(once, again)
 
 
@@ -326,32 +331,35 @@ def test_an_image_is_written_where_it_is_asked_for(photo: bytes, draws: list[Dra
     recipe = TransformConfig(image_size=32, blur=0.5)
     for transform in (TrainTransform(recipe), EvalTransform(recipe)):
         for draw in draws[:20]:
-            out = np.zeros((32, 32, 3), np.uint8)
-            crop = transform(photo, draw, out)
-            assert crop.pixels is out
-            assert np.array_equal(out, transform(photo, draw).pixels)
+            batch = np.full((3, 32, 32, 3), 7, np.uint8)
+            crops, _ = decode_crops(photo, transform, draw, 0)
+            transform.write(crops, draw, batch[1])
+            assert np.array_equal(batch[1], transformed(transform, photo, draw).pixels)
+            assert (batch[[0, 2]] == 7).all()
 
 
 def test_a_flip_mirrors_the_crop(photo: bytes, draws: list[Draw]) -> None:
     transform = TrainTransform(still(flip=0.5, jitter=0.0))
-    plain = TrainTransform(still(flip=0.0, jitter=0.0))(photo, draws[0]).pixels
+    plain = transformed(TrainTransform(still(flip=0.0, jitter=0.0)), photo, draws[0]).pixels
     for draw in draws[:40]:
-        pixels = transform(photo, draw).pixels
+        pixels = transformed(transform, photo, draw).pixels
         assert np.array_equal(pixels, plain[:, ::-1] if draw.flip < 0.5 else plain)
 
 
 def test_a_test_image_depends_on_no_draw(photo: bytes, draws: list[Draw]) -> None:
     transform = EvalTransform(TransformConfig(image_size=32, eval_image_size=48))
-    crop = transform(photo, draws[0]).pixels
+    crop = transformed(transform, photo, draws[0]).pixels
     assert crop.shape == (48, 48, 3)
-    assert np.array_equal(crop, transform(photo, draws[1]).pixels)
+    assert np.array_equal(crop, transformed(transform, photo, draws[1]).pixels)
 
 
 def test_a_transform_goes_to_another_process_and_back(photo: bytes, draws: list[Draw]) -> None:
     transform = TrainTransform(TransformConfig(image_size=32))
-    pixels = transform(photo, draws[3]).pixels  # its albumentations object stays behind
+    pixels = transformed(
+        transform, photo, draws[3]
+    ).pixels  # its albumentations object stays behind
     again = pickle.loads(pickle.dumps(transform))
-    assert np.array_equal(again(photo, draws[3]).pixels, pixels)
+    assert np.array_equal(transformed(again, photo, draws[3]).pixels, pixels)
 
 
 # No global is left changed
@@ -365,11 +373,16 @@ def test_the_environment_variable_of_albumentations_is_put_back(
     monkeypatch.delenv(name, raising=False)
     if before is not None:
         monkeypatch.setenv(name, before)
-    with transforms._albumentations():
-        assert os.environ[name] == "1"
-    assert os.environ.get(name) == before
-    with pytest.raises(ValueError), transforms._albumentations():
-        raise ValueError
+    seen, import_ = [], builtins.__import__
+
+    def watched(module: str, *rest: Any, **options: Any) -> Any:
+        if module == "albumentations":
+            seen.append(os.environ.get(name))
+        return import_(module, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", watched)
+    transforms._extra("blur")
+    assert seen == ["1"]
     assert os.environ.get(name) == before
 
 

@@ -20,8 +20,8 @@ from inat.core.priors import log_softmax
 from inat.models.backbone import build_backbone
 from inat.predictions.file import PredictionFile
 from inat.runs.run import Run
-from inat.training import loop
-from inat.training.average import MovingAverage
+from inat.training import loop, run_files
+from inat.training.averages import MovingAverage
 from inat.training.earlier_prior import EarlierPriorShare
 from inat.training.plan import make_plan
 
@@ -170,14 +170,14 @@ def test_a_stage_that_has_hardly_begun_states_no_prior(alike: Path, tmp_path: Pa
 def test_a_kill_before_a_stage_s_first_checkpoint_leaves_the_prior_of_the_weights(
     alike: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = loop.save_checkpoint
+    save = run_files.save_checkpoint
 
     def killed(folder: Path, state: Any, *rest: Any, **options: Any) -> None:
         if state.weights.stage == 2:
             raise KeyboardInterrupt
         save(folder, state, *rest, **options)
 
-    monkeypatch.setattr(loop, "save_checkpoint", killed)
+    monkeypatch.setattr(run_files, "save_checkpoint", killed)
     stage = {**BALANCED, "epochs": 1, "new_head": True}
     with pytest.raises(KeyboardInterrupt):
         train_tiny(tmp_path / "run", alike, **SETTINGS, stages=[stage])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from photo_reading import read_whole
 from PIL import Image
 from worlds import make_world
 from xxhash import xxh3_128_hexdigest
@@ -22,7 +23,7 @@ from inat import pack_photos, verify
 from inat.acquire import verify as verifying
 from inat.cli.app import main
 from inat.core.errors import InputError, WorldError
-from inat.photos.decode import BadPhoto, read_whole
+from inat.photos.decode import BadPhoto
 from inat.photos.sources import PhotoFiles
 
 NO_PHOTO = "no photo of a known format (JPEG, PNG, WEBP, TIFF, BMP, GIF, AVIF)"
@@ -323,7 +324,7 @@ def test_an_eighth_of_the_size_shows_every_cut_that_the_whole_decode_shows(
 
     def seen(cut: int, factor: int) -> str:
         try:
-            return read_whole(content[: len(content) - cut], lambda h, w: factor).recovered
+            return read_whole(content[: len(content) - cut], factor).recovered
         except BadPhoto as error:
             return str(error)
 

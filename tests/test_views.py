@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from photo_reading import read_crop, transformed
 from worlds import make_world
 
 from inat.config.schema import TransformConfig
 from inat.core.errors import InputError
 from inat.dataset.split import Split, load_split
 from inat.loader.loader import build_loader
-from inat.loader.transforms import EVAL_SPARE
+from inat.loader.transforms import EVAL_SPARE, EpochDraws
 from inat.loader.views import RANDOM_AREA, RANDOM_RATIO, View, ViewTransform, parse_views
-from inat.models.view_batches import mean_logits, refuse_sizes
+from inat.models.forward import mean_logits, refuse_sizes
 from inat.photos import decode as photos_module
-from inat.photos.decode import Box, read_crop
+from inat.photos.decode import Box
 
 PLAIN = {"size": 224, "crop_pct": 0.875}
 
@@ -163,8 +164,7 @@ def jpeg(height: int, width: int, grain: int = 16) -> bytes:
 def shown(content: bytes, views: tuple[View, ...], image_id: int = 3) -> list[np.ndarray]:
     """Each view of a photo, all from one call."""
     transform = ViewTransform(views)
-    out = np.zeros(transform.shape, np.uint8)
-    transform(content, image_id, out)
+    out = transformed(transform, content, EpochDraws(0, 0)[0], image_id).pixels
     by_name = transform.images(torch.from_numpy(out)[None])
     return [image.numpy() for images in by_name.values() for image in images[0]]
 

@@ -157,8 +157,9 @@ def _watched(job: Job, rank: int, batches: list[list[int]], sharded: list[bool])
     from torch.distributed.tensor import DTensor
 
     from inat.training import loop, validation
+    from inat.training.run_files import CheckpointSchedule
 
-    step, top_k, is_due = loop.take_step, validation.top_k, loop._Keeper.is_due
+    step, top_k, is_due = loop.take_step, validation.top_k, CheckpointSchedule.is_due
 
     def seeing(trainer: Any, taken: Any, state: Any) -> Any:
         batches.extend(batch["image_id"].tolist() for batch in taken)
@@ -173,11 +174,11 @@ def _watched(job: Job, rank: int, batches: list[list[int]], sharded: list[bool])
     def due(keeper: Any, config: Any, state: Any) -> bool:
         return job.events.get((rank, state.step)) == DUE or is_due(keeper, config, state)
 
-    loop.take_step, validation.top_k, loop._Keeper.is_due = seeing, scoring, due
+    loop.take_step, validation.top_k, CheckpointSchedule.is_due = seeing, scoring, due
     try:
         yield
     finally:
-        loop.take_step, validation.top_k, loop._Keeper.is_due = step, top_k, is_due
+        loop.take_step, validation.top_k, CheckpointSchedule.is_due = step, top_k, is_due
 
 
 def _happen(event: str | None) -> None:

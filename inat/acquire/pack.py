@@ -33,7 +33,7 @@ from inat.core.errors import InputError
 from inat.core.files import atomic_file, locked, read_json, sha256, write_json
 from inat.core.progress import Bar, progress_bar
 from inat.core.threads import in_order, stretches, usable_processors
-from inat.photos.decode import BadPhoto, Box, decode_factor, read_whole, shrink
+from inat.photos.decode import BadPhoto, Box, decode_factor, decode_whole, read_header, shrink
 from inat.photos.pack import (
     FACTS,
     FORMAT_VERSION,
@@ -215,22 +215,23 @@ class _Preparer:
         except BadPhoto as error:
             return _Photo(name, trouble="missing", reason=str(error))
         try:
-            whole = read_whole(content, self._factor)
+            header = read_header(content)
+            pixels, recovered = decode_whole(header, self._factor(*header.size))
         except BadPhoto as error:
             return _Photo(name, content, trouble="bad", reason=str(error))
-        original_size = whole.size
+        original_size = header.size
         if isinstance(self._source, PackedPhotos):
             original_size = self._source.original_size(index)
-        trouble: Trouble | None = "recovered" if whole.recovered else None
-        size = target_size(*whole.size, self._settings.short_side)
-        if reduced := size != whole.size:
+        trouble: Trouble | None = "recovered" if recovered else None
+        size = target_size(*header.size, self._settings.short_side)
+        if reduced := size != header.size:
             content = simplejpeg.encode_jpeg(
-                shrink(whole.pixels, *size),
+                shrink(pixels, *size),
                 self._settings.quality,
                 colorsubsampling="420",
                 fastdct=False,
             )
-        return _Photo(name, content, size, original_size, reduced, trouble, whole.recovered)
+        return _Photo(name, content, size, original_size, reduced, trouble, recovered)
 
     def _factor(self, height: int, width: int) -> int:
         short_side = self._settings.short_side

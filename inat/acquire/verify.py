@@ -31,7 +31,7 @@ from inat.core.files import locked, read_json_as, sha256, write_json
 from inat.core.progress import progress_bar
 from inat.core.threads import in_order, stretches, usable_processors
 from inat.dataset.split import Split
-from inat.photos.decode import SLOW_SECONDS, BadPhoto, read_whole
+from inat.photos.decode import SLOW_SECONDS, BadPhoto, decode_whole, read_header
 from inat.photos.pack import PackedPhotos, read_parts
 from inat.photos.sources import PhotoFiles, PhotoSource, open_photos
 
@@ -288,11 +288,12 @@ class _Look:
         return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def _decode(self, photo: bytes | memoryview, index: int, name: str, findings: Findings) -> None:
-        whole = read_whole(photo, lambda height, width: 8)
-        if whole.recovered:
-            findings.recovered.append(Finding(name, whole.recovered))
+        header = read_header(photo)
+        _, recovered = decode_whole(header, 8)
+        if recovered:
+            findings.recovered.append(Finding(name, recovered))
         # Annotations give the size before or after EXIF turned the photo.
-        sizes = [whole.size, whole.header_size]
+        sizes = [header.size, header.stored_size]
         if isinstance(self.source, PackedPhotos):
             size = self.source.original_size(index)
             sizes = [size, size[::-1]]

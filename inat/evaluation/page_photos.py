@@ -96,11 +96,10 @@ def _read_pictures(
 
 def _picture(content: bytes | memoryview) -> str:
     """The middle square of a photo as a small JPEG in base 64."""
-    from inat.photos.decode import Box, read_crop
+    from inat.photos.decode import Box, decode, read_header
 
-    def middle(height: int, width: int) -> Box:
-        side = min(height, width)
-        return Box((height - side) / 2, (width - side) / 2, side, side)
-
-    pixels = read_crop(content, middle, SIZE).pixels
+    header = read_header(content)
+    (height, width), side = header.size, min(header.size)
+    middle = Box((height - side) / 2, (width - side) / 2, side, side)
+    (pixels,), _ = decode(header, [middle], [SIZE])
     return base64.b64encode(simplejpeg.encode_jpeg(pixels, quality=QUALITY)).decode()

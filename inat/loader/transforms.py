@@ -7,9 +7,8 @@ and indexed by k. What follows the jitter is albumentations', reseeded for each 
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -17,7 +16,7 @@ from jaxtyping import Float32, Float64, UInt8
 from numpy.lib.stride_tricks import sliding_window_view
 
 from inat.config.schema import TransformConfig
-from inat.photos.decode import BadPhoto, Box, Crop, Pixels, read_crop
+from inat.photos.decode import BadPhoto, Box, Pixels
 from inat.samplers.base import CROPS, TRANSFORM_SEEDS, stream
 
 BLOCK = 1024
@@ -27,7 +26,7 @@ EXTRAS = ("blur", "grayscale")
 """The albumentations transforms of a recipe, each a probability in `transforms`."""
 
 EVAL_SPARE = 1.5
-"""How much larger than the test image its JPEG is decoded at least (see `read_crop`)."""
+"""How much larger than the test image its JPEG is decoded at least (see `decode`)."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the grey of a pixel (ITU-R BT.601)."""
@@ -88,19 +87,16 @@ class EpochDraws:
         # Threads share this object: they read the dict once, and replace it as a whole.
         block = self._blocks.get(number)
         if block is None:
-            block = self._make(number)
+            n_columns = 2 * ATTEMPTS + 7 + len(EXTRAS)
+            crops = stream(self.seed, self.epoch, CROPS, number)
+            seeds = stream(self.seed, self.epoch, TRANSFORM_SEEDS, number)
+            block = (
+                crops.random((BLOCK, n_columns), np.float32),
+                seeds.integers(2**63, size=(BLOCK, len(EXTRAS) + 1)),
+            )
             kept = list(self._blocks.items())[1 - BLOCKS_KEPT :]
             self._blocks = dict([*kept, (number, block)])
         return block
-
-    def _make(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        n_columns = 2 * ATTEMPTS + 7 + len(EXTRAS)
-        crops = stream(self.seed, self.epoch, CROPS, block)
-        seeds = stream(self.seed, self.epoch, TRANSFORM_SEEDS, block)
-        return (
-            crops.random((BLOCK, n_columns), np.float32),
-            seeds.integers(2**63, size=(BLOCK, len(EXTRAS) + 1)),
-        )
 
 
 def random_resized_crop(
@@ -188,59 +184,84 @@ def jitter_matrix(
     return np.array(rows, np.float32)
 
 
+@runtime_checkable  # beartype checks it while tests run
+class Transform(Protocol):
+    """What happens to a photo between its file and its place in a batch (see `loader.reader`).
+
+    Attributes:
+        shape: of a photo's place in a batch, uint8.
+        sizes: side of each crop that is decoded, in pixels.
+        spare: how much larger than that a JPEG is decoded at least (`photos.decode.decode`).
+    """
+
+    shape: tuple[int, ...]
+    sizes: list[int]
+    spare: float
+
+    def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
+        """The crops of an upright photo of this size."""
+        ...
+
+    def write(self, crops: list[Pixels], draw: Draw, out: np.ndarray) -> None:
+        """Writes the decoded crops into the photo's place in the batch."""
+        ...
+
+
 class TrainTransform:
-    """Random crop, flip and colours of one photo; the same for the same draw.
+    """Random crop, flip and colors of one photo; the same for the same draw.
 
     Attributes:
         only_crops: whether nothing but crop and flip is done to a photo.
-        shape: what a photo takes in a batch: height, width, 3.
     """
+
+    spare = 1.0
 
     def __init__(self, recipe: TransformConfig) -> None:
         self.recipe = recipe
         self.size = recipe.image_size
-        self.shape = (self.size, self.size, 3)
-        self._policy = _policy(recipe)
-        by_photo = recipe.jitter or self._policy is not None
-        self.only_crops = not (by_photo or any(getattr(recipe, name) for name in EXTRAS))
+        self.sizes = [self.size]
+        self.shape: tuple[int, ...] = (self.size, self.size, 3)
+        changes_colors = recipe.jitter or recipe.policy != "none"
+        self.only_crops = not (changes_colors or any(getattr(recipe, name) for name in EXTRAS))
         self._local = threading.local()
 
-    def __call__(self, content: bytes | memoryview, draw: Draw, out: Pixels | None = None) -> Crop:
-        """The image of one photo, in `out` where it is given: uint8 `[size, size, 3]`."""
-        recipe = self.recipe
-        if recipe.crop == "pad":
-            photo = self.keep(content)
-            pixels = pad_crops(photo.pixels[None], draw.place[None], recipe.pad)[0]
-            return Crop(self._finish(pixels, draw, out), photo.recovered)
-        crop = read_crop(
-            content,
-            lambda h, w: random_resized_crop(h, w, draw, recipe.scale, recipe.ratio),
-            self.size,
-        )
-        return Crop(self._finish(crop.pixels, draw, out), crop.recovered)
-
-    def keep(self, content: bytes | memoryview, out: Pixels | None = None) -> Crop:
-        """What of a photo is the same for all its draws under crop pad: the photo itself.
+    def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
+        """One random crop; with crop pad the whole photo.
 
         Raises:
-            BadPhoto: it is of another size, or cannot be decoded.
+            BadPhoto: crop pad, and the photo is of another size.
         """
-        crop = read_crop(content, self._whole, self.size)
-        return Crop(_placed(crop.pixels, out), crop.recovered)
+        del image_id
+        recipe = self.recipe
+        if recipe.crop != "pad":
+            return [random_resized_crop(height, width, draw, recipe.scale, recipe.ratio)]
+        if (height, width) != (self.size, self.size):
+            raise BadPhoto(
+                f"{width} x {height} pixels, and transforms.crop pad takes "
+                f"{self.size} x {self.size} alone"
+            )
+        return [Box(0, 0, height, width)]
 
-    def finish(
+    def write(self, crops: list[Pixels], draw: Draw, out: Pixels) -> None:
+        """Writes the image, uint8 `[size, size, 3]`."""
+        (pixels,) = crops
+        if self.recipe.crop == "pad":
+            pixels = pad_crops(pixels[None], draw.place[None], self.recipe.pad)[0]
+        self._write_colored(pixels, draw, out)
+
+    def write_cached(
         self,
-        kept: UInt8[np.ndarray, "draws size size 3"],
+        photos: UInt8[np.ndarray, "draws size size 3"],
         numbers: EpochDraws,
         draws: range,
         out: UInt8[np.ndarray, "draws size size 3"],
     ) -> None:
-        """Writes the images of these draws, made from what `keep` gave, into `out`."""
+        """Writes the images of these draws from whole photos, as crop pad takes them."""
         places, flips = numbers.places_and_flips(draws)
-        crops = pad_crops(kept, places, self.recipe.pad)
+        crops = pad_crops(photos, places, self.recipe.pad)
         if not self.only_crops:
             for row, k in enumerate(draws):
-                self._finish(crops[row], numbers[k], out[row])
+                self._write_colored(crops[row], numbers[k], out[row])
             return
         out[:] = crops
         flipped = flips < self.recipe.flip
@@ -249,19 +270,14 @@ class TrainTransform:
             tall = cv2.flip(crops[flipped].reshape(-1, self.size, 3), 1)
             out[flipped] = tall.reshape(-1, *crops.shape[1:])
 
-    def _whole(self, height: int, width: int) -> Box:
-        if (height, width) != (self.size, self.size):
-            raise BadPhoto(
-                f"{width} x {height} pixels, and transforms.crop pad takes "
-                f"{self.size} x {self.size} alone"
-            )
-        return Box(0, 0, height, width)
-
-    def _finish(self, pixels: Pixels, draw: Draw, out: Pixels | None) -> Pixels:
+    def _write_colored(self, pixels: Pixels, draw: Draw, out: Pixels) -> None:
         recipe = self.recipe
-        if self._policy is not None:
+        if recipe.policy != "none":
+            # It brings torchvision, whose import takes as long as torch's own.
+            from inat.loader.policies import apply_steps, draw_steps
+
             rng = np.random.Generator(np.random.Philox(int(draw.seeds[-1])))
-            pixels = self._policy(pixels, rng)
+            pixels = apply_steps(pixels, draw_steps(recipe, rng))
         if recipe.jitter and draw.jitter[0] < recipe.jitter_probability:
             brightness, contrast, saturation = (
                 1 + recipe.jitter * (2 * u - 1) for u in draw.jitter[1:].tolist()
@@ -270,19 +286,16 @@ class TrainTransform:
             pixels = cv2.transform(pixels, matrix)
         for place, name in enumerate(EXTRAS):
             if draw.use[place] < getattr(recipe, name):
-                pixels = self._apply(name, pixels, int(draw.seeds[place]))
+                # One object per thread: an albumentations transform keeps its own generators.
+                if not hasattr(self._local, name):
+                    setattr(self._local, name, _extra(name))
+                transform = getattr(self._local, name)
+                transform.set_random_seed(int(draw.seeds[place]))
+                pixels = transform(image=pixels)["image"]
         if draw.flip < recipe.flip:
             pixels = cv2.flip(pixels, 1, dst=out)
-        return _placed(pixels, out)
-
-    def _apply(self, name: str, pixels: Pixels, seed: int) -> Pixels:
-        # One object a thread: an albumentations transform keeps its generators in itself.
-        if not hasattr(self._local, name):
-            setattr(self._local, name, _extra(name))
-        transform = getattr(self._local, name)
-        transform.set_random_seed(seed)
-        transformed: Pixels = transform(image=pixels)["image"]
-        return transformed
+        if pixels is not out:
+            out[:] = pixels
 
     def __getstate__(self) -> dict[str, Any]:
         return {"recipe": self.recipe}
@@ -291,78 +304,55 @@ class TrainTransform:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _policy(recipe: TransformConfig) -> Callable[[Pixels, np.random.Generator], Pixels] | None:
-    """What the recipe's policy does to a photo."""
-    if recipe.policy == "none":
-        return None
-    # It brings torchvision, whose import takes as long as torch's own.
-    from inat.loader.policies import apply_steps, draw_steps
-
-    return lambda pixels, rng: apply_steps(pixels, draw_steps(recipe, rng))
-
-
 class EvalTransform:
-    """The resized centre crop of one photo."""
+    """The resized center crop of one photo; nothing is random."""
 
     only_crops = True
+    spare = EVAL_SPARE
 
     def __init__(self, recipe: TransformConfig) -> None:
         self.recipe = recipe
         self.size = recipe.test_size
-        self.shape = (self.size, self.size, 3)
+        self.sizes = [self.size]
+        self.shape: tuple[int, ...] = (self.size, self.size, 3)
 
-    def __call__(self, content: bytes | memoryview, draw: Draw, out: Pixels | None = None) -> Crop:
-        """The image of one photo, in `out` where it is given: uint8 `[size, size, 3]`."""
-        del draw  # nothing is random here
-        return self.keep(content, out)
+    def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
+        """The center crop."""
+        del draw, image_id
+        return [centre_crop(height, width, self.recipe.test_crop_pct)]
 
-    def keep(self, content: bytes | memoryview, out: Pixels | None = None) -> Crop:
-        """The same."""
-        pct = self.recipe.test_crop_pct
-        crop = read_crop(content, lambda h, w: centre_crop(h, w, pct), self.size, spare=EVAL_SPARE)
-        return Crop(_placed(crop.pixels, out), crop.recovered)
+    def write(self, crops: list[Pixels], draw: Draw, out: Pixels) -> None:
+        """Writes the image, uint8 `[size, size, 3]`."""
+        del draw
+        out[:] = crops[0]
 
-    def finish(
+    def write_cached(
         self,
-        kept: UInt8[np.ndarray, "draws size size 3"],
+        photos: UInt8[np.ndarray, "draws size size 3"],
         numbers: EpochDraws,
         draws: range,
         out: UInt8[np.ndarray, "draws size size 3"],
     ) -> None:
-        """Writes what `keep` gave into `out`."""
+        """Writes the images, which are the cached crops."""
         del numbers, draws
-        out[:] = kept
-
-
-def _placed(pixels: Pixels, out: Pixels | None) -> Pixels:
-    if out is None or pixels is out:
-        return pixels
-    out[:] = pixels
-    return out
-
-
-def _extra(name: str) -> Any:
-    with _albumentations() as albumentations:
-        if name == "blur":  # SimCLR's (Chen et al. 2020, appendix A)
-            return albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=1)
-        return albumentations.ToGray(p=1)
+        out[:] = photos
 
 
 _importing = threading.Lock()
 
 
-@contextmanager
-def _albumentations() -> Iterator[Any]:
-    """Imports albumentations without the question to its server that an import asks."""
+def _extra(name: str) -> Any:
     with _importing:
+        # Else its import asks its server for a newer version.
         before = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
         try:
             import albumentations
-
-            yield albumentations
         finally:
             if before is None:
                 del os.environ["NO_ALBUMENTATIONS_UPDATE"]
             else:
                 os.environ["NO_ALBUMENTATIONS_UPDATE"] = before
+    if name == "blur":  # SimCLR's (Chen et al. 2020, appendix A)
+        return albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=1)
+    return albumentations.ToGray(p=1)

@@ -19,9 +19,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from inat.core.errors import InputError, unknown_name
-from inat.loader.transforms import EVAL_SPARE, EpochDraws, centre_crop, random_resized_crop
-from inat.photos.decode import Box, read_crops
-from inat.photos.decode import Crops as PhotoCrops
+from inat.loader.transforms import EVAL_SPARE, Draw, EpochDraws, centre_crop, random_resized_crop
+from inat.photos.decode import Box, Pixels
 
 RANDOM_AREA = (0.35, 1.0)
 """Range of the share of a photo's area that a random view covers: smaller ones, such as training
@@ -206,32 +205,33 @@ class ViewTransform:
 
     Attributes:
         views: in the order of their sizes.
-        shape: what a photo takes in a batch: the bytes of all its views.
+        shape: of a photo's place in a batch: the bytes of all its views.
+        sizes: side of each crop, in pixels.
     """
+
+    spare = EVAL_SPARE
 
     def __init__(self, views: Sequence[View]) -> None:
         self.views = tuple(sorted(views, key=lambda view: view.size))
-        self.shape = (sum(_n_bytes(view) for view in self.views),)
+        self.shape: tuple[int, ...] = (sum(_n_bytes(view) for view in self.views),)
         self._crops = list(dict.fromkeys(replace(view, flip=False) for view in self.views))
+        self.sizes = [crop.size for crop in self._crops]
 
-    def __call__(
-        self, content: bytes | memoryview, image_id: int, out: UInt8[np.ndarray, "bytes"]
-    ) -> PhotoCrops:
-        """Writes the views of one photo into `out`, and gives its crops."""
-        crops = read_crops(
-            content,
-            lambda height, width: [crop.box(height, width, image_id) for crop in self._crops],
-            [crop.size for crop in self._crops],
-            spare=EVAL_SPARE,
-        )
-        pixels_of = dict(zip(self._crops, crops.pixels, strict=True))
+    def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
+        """The crops that the views show."""
+        del draw  # a random view depends on its seed and the image id alone
+        return [crop.box(height, width, image_id) for crop in self._crops]
+
+    def write(self, crops: list[Pixels], draw: Draw, out: UInt8[np.ndarray, "bytes"]) -> None:
+        """Writes the views one behind the other."""
+        del draw
+        pixels_of = dict(zip(self._crops, crops, strict=True))
         begin = 0
         for view in self.views:
             image = out[begin : begin + _n_bytes(view)].reshape(view.size, view.size, 3)
             pixels = pixels_of[replace(view, flip=False)]
             image[:] = cv2.flip(pixels, 1) if view.flip else pixels
             begin += _n_bytes(view)
-        return crops
 
     def images(self, rows: UInt8[Tensor, "batch bytes"]) -> dict[str, Tensor]:
         """The images by name: `views_224` and so on, uint8 `[batch, views, size, size, 3]`."""

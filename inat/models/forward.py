@@ -1,5 +1,6 @@
 """Forward passes of a trained network over batches."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -8,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from inat.config.schema import ViewMean
-from inat.loader.loader import Batch, normalise, to_device
+from inat.core.errors import InputError
+from inat.loader.batches import Batch, normalize
+from inat.loader.views import View, views_of
 from inat.models.backbone import Triple
-from inat.models.device import autocast
+from inat.models.device import autocast, is_of_memory
 from inat.models.heads import classifiers_in_float32
-from inat.models.view_batches import mean_logits, view_logits
 
 
 def iterate_logits(
@@ -34,8 +36,10 @@ def iterate_logits(
     network.eval()
     device = next(network.parameters()).device
 
-    def normalised(images: Tensor) -> Tensor:
-        return normalise(images, device, mean, std, channels_last=channels_last)
+    def logits_of(images: Tensor) -> Float[Tensor, "images classes"]:
+        images = normalize(images, device, mean, std, channels_last=channels_last)
+        logits: Tensor = network(images)
+        return logits.float()
 
     waiting: deque[tuple[Batch, Tensor, torch.cuda.Event | None]] = deque()
     for batch in batches:
@@ -48,15 +52,54 @@ def iterate_logits(
             if not len(batch["label"]):  # all its photos were unreadable; ViTs take no empty batch
                 logits = torch.empty(0, n_classes)
             elif "image" in batch:
-                images = to_device(batch, device, mean, std, channels_last=channels_last)
-                logits = network(images).float()
-            else:
-                logits = mean_logits(view_logits(network, batch, normalised), view_mean)
+                logits = logits_of(batch["image"])
+            else:  # the views of one size of all photos go through the network together
+                of_views = [
+                    logits_of(images.flatten(0, 1).contiguous()).view(*images.shape[:2], -1)
+                    for images in views_of(batch)
+                ]
+                logits = mean_logits(torch.cat(of_views, dim=1), view_mean)
         waiting.append((batch, *_sent(logits)))
         if len(waiting) > batches_late(device):
             yield _landed(*waiting.popleft())
     while waiting:
         yield _landed(*waiting.popleft())
+
+
+def mean_logits(
+    logits: Float[Tensor, "batch views classes"], how: ViewMean
+) -> Float[Tensor, "batch classes"]:
+    """The mean over the views, as logits.
+
+    logprob is the mean of the log-probabilities, which is that of the logits but for a constant
+    of each photo; it carries the class prior that each view's logits carry, and so commutes with
+    an adjustment of that prior. prob is the logarithm of the mean probability: pi_j times a mean
+    of p(view | j) / p(view), so it carries the same prior, but an adjustment afterwards weighs
+    the views as they were before it.
+    """
+    if how == "logprob":
+        return logits.mean(dim=1)
+    return logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
+
+
+def refuse_sizes(network: nn.Module, views: tuple[View, ...], own_size: int, backbone: str) -> None:
+    """Tries a black image of each size but the network's own.
+
+    Raises:
+        InputError: the network takes images of one size alone.
+    """
+    device = next(network.parameters()).device
+    for size in sorted({view.size for view in views} - {own_size}):
+        try:
+            with torch.inference_mode():
+                network(torch.zeros(1, 3, size, size, device=device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if is_of_memory(error):
+                raise
+            raise InputError(
+                f"views: {backbone} takes no images of {size} pixels ({error!s:.80}); leave {size} "
+                f"out of scales (it was trained at {own_size})"
+            ) from None
 
 
 def batches_late(device: torch.device) -> int:

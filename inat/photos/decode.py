@@ -1,9 +1,12 @@
-"""From the bytes of a photo to an RGB crop: crop first, then decode no more than it needs."""
+"""From the bytes of a photo to RGB crops: choose the crops first, then decode only what they need.
+
+header = read_header(content)  # the size, which the crops are chosen by
+crops, recovered = decode(header, boxes, sizes)
+"""
 
 import io
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,173 +54,42 @@ class Box(NamedTuple):
     width: float
 
 
-@dataclass(frozen=True)
-class Crop:
-    """A decoded crop.
+class Header(NamedTuple):
+    """What is known of a photo before its crops are chosen.
 
     Attributes:
-        pixels: RGB, `[size, size, 3]`.
-        recovered: what was wrong with a file that could be decoded all the same, or "".
+        size: height and width of the upright photo.
+        stored_size: height and width before EXIF turns it.
+        content: the file's bytes; those of a JPEG with its headers put in order if they were not.
+        orientation: of EXIF, 1..8.
+        complete: whether a JPEG's scans bring all coefficients.
+        recovered: what is wrong with headers that can be read all the same, or "".
+        pixels: the upright photo, if only Pillow decodes it; None for most JPEGs.
     """
 
-    pixels: Pixels
-    recovered: str
+    size: tuple[int, int]
+    stored_size: tuple[int, int]
+    content: bytes | memoryview
+    orientation: int = 1
+    complete: bool = True
+    recovered: str = ""
+    pixels: Pixels | None = None
 
 
-@dataclass(frozen=True)
-class Crops:
-    """Crops of one photo.
-
-    Attributes:
-        pixels: RGB, `[size, size, 3]` each.
-        recovered: what was wrong with a file that could be decoded all the same, or "".
-    """
-
-    pixels: list[Pixels]
-    recovered: str
-
-
-def read_crop(
-    content: bytes | memoryview,
-    choose: Callable[[int, int], Box],
-    size: int,
-    *,
-    spare: float = 1.0,
-) -> Crop:
-    """Decodes one square crop of a photo, as `read_crops` does several.
-
-    Raises:
-        BadPhoto: the file is empty, no photo, cut off, or too large.
-    """
-    crops = read_crops(content, lambda height, width: [choose(height, width)], [size], spare=spare)
-    return Crop(crops.pixels[0], crops.recovered)
-
-
-def read_crops(
-    content: bytes | memoryview,
-    choose: Callable[[int, int], Sequence[Box]],
-    sizes: Sequence[int],
-    *,
-    spare: float = 1.0,
-) -> Crops:
-    """Decodes a photo once and resizes crops of it to squares.
-
-    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which every crop is still
-    `spare` times as large as its result; the crops' edges are then rounded to pixels of that
-    scale. The rest of the way is an antialiased bilinear resize, Pillow's to within rounding, so
-    that no pixel of a crop is skipped.
+def read_header(content: bytes | memoryview) -> Header:
+    """Reads the header of a JPEG; decodes a photo of any other format, which Pillow does.
 
     Args:
-        content: the file's bytes; the format is told from them, not from a name.
-        choose: called with the upright photo's height and width, gives the crops.
-        sizes: side of each result, in pixels.
-        spare: 1 or more. A JPEG's own half scale is sharper than a resize to half; with 1.5 it
-            is resized enough afterwards for the difference not to count.
+        content: the file's bytes; they decide the format, not a name.
 
     Raises:
         BadPhoto: the file is empty, no photo, cut off, or too large.
     """
     if not len(content):
         raise BadPhoto("the file is empty")
-    if content[:3] == b"\xff\xd8\xff":
-        return _read_jpeg_crops(content, choose, sizes, spare)
-    upright = _read_with_pillow(content)
-    return Crops(_all_resized(upright, choose(*upright.shape[:2]), sizes), "")
-
-
-def _read_jpeg_crops(
-    content: bytes | memoryview,
-    choose: Callable[[int, int], Sequence[Box]],
-    sizes: Sequence[int],
-    spare: float,
-) -> Crops:
-    header = _read_header(content)
-    boxes = choose(*header.upright_size)
-    if header.only_pillow:
-        return Crops(_all_resized(_read_with_pillow(content), boxes, sizes), header.recovered)
-    factor = min(decode_factor(box, size, spare) for box, size in zip(boxes, sizes, strict=True))
-    pixels, recovered, factor = _decode_jpeg(header, factor)
-    scaled = [Box(*(side / factor for side in box)) for box in boxes]
-    return Crops(_all_resized(_upright(pixels, header.orientation), scaled, sizes), recovered)
-
-
-class _Header(NamedTuple):
-    """What a JPEG says of itself; the sides are those before EXIF turns it."""
-
-    height: int
-    width: int
-    orientation: int
-    only_pillow: bool  # CMYK: only Pillow knows that these files store inverted ink
-    complete: bool  # whether its scans bring all coefficients
-    content: bytes | memoryview  # the file, with its headers put in order where they were not
-    recovered: str
-
-    @property
-    def upright_size(self) -> tuple[int, int]:
-        """Height and width."""
-        turned = self.orientation >= 5
-        return (self.width, self.height) if turned else (self.height, self.width)
-
-
-def _read_header(content: bytes | memoryview) -> _Header:
-    orientation, scans = _look_through(content)
-    recovered = ""
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
-    except ValueError:
-        content, recovered = without_oddities(bytes(content)), "odd header"
-        try:
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
-        except ValueError as error:
-            raise BadPhoto(f"broken JPEG header: {error}") from None
-    _refuse_enormous(height, width, LARGEST_JPEG if scans.one else LARGEST_PROGRESSIVE)
-    only_pillow = colorspace in ("CMYK", "YCCK")
-    return _Header(height, width, orientation, only_pillow, scans.complete, content, recovered)
-
-
-def decode_factor(box: Box, size: int, spare: float) -> int:
-    """The scale, 1 / factor, at which a JPEG is decoded for a crop."""
-    # Only powers of two: libjpeg's 5/8, 6/8 and 7/8 cost more than a whole decode.
-    room = min(box.height, box.width) / (size * spare)
-    return 8 if room >= 8 else 4 if room >= 4 else 2 if room >= 2 else 1
-
-
-def _decode_jpeg(header: _Header, factor: int) -> tuple[Pixels, str, int]:
-    """The pixels, what was recovered, and the factor, which a limit may have raised."""
-    height, width, content = header.height, header.width, header.content
-    while -(-height // factor) * -(-width // factor) > LARGEST_PHOTO:
-        factor *= 2
-    scale = {
-        "min_height": -(-height // factor),
-        "min_width": -(-width // factor),
-        "min_factor": factor,
-        "buffer": _room("decoded", -(-height // factor) * -(-width // factor) * 3),
-    }
-    try:
-        pixels = simplejpeg.decode_jpeg(content, "RGB", **scale)
-        faults = [header.recovered] if header.complete else [header.recovered, "unfinished scans"]
-        return pixels, ", ".join(filter(None, faults)), factor
-    except ValueError as error:
-        reason = str(error)
-    # Strict decoding refuses files that every viewer opens whole.
-    if height * width > LARGEST_PHOTO:
-        raise BadPhoto(f"cut off or damaged: {reason}")
-    content = bytes(content)
-    in_order = without_oddities(content)
-    try:
-        whole, recovered = mended(in_order, lambda data: simplejpeg.decode_jpeg(data, "RGB"))
-        pixels = simplejpeg.decode_jpeg(whole, "RGB", **scale)
-    except (Damaged, ValueError) as error:
-        raise BadPhoto(f"cut off or damaged: {error}") from None
-    return pixels, recovered or "odd header", factor
-
-
-def _look_through(content: bytes | memoryview) -> tuple[int, Scans]:
-    """The EXIF orientation 1..8 of a JPEG, 1 (upright) where the file does not say; its scans.
-
-    Raises:
-        BadPhoto: it has too many scans.
-    """
+    if content[:3] != b"\xff\xd8\xff":
+        upright, stored_size = _read_with_pillow(content)
+        return Header(upright.shape[:2], stored_size, content, pixels=upright)
     orientation, scans = 1, Scans()
     for segment in segments(content):
         marker, _, begin, end = segment
@@ -230,7 +102,120 @@ def _look_through(content: bytes | memoryview) -> tuple[int, Scans]:
             break
         if scans.n > MOST_SCANS:
             raise BadPhoto(f"more than {MOST_SCANS} scans; save it as an ordinary JPEG")
-    return orientation, scans
+    in_order, recovered = content, ""
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        in_order, recovered = without_oddities(bytes(content)), "odd header"
+        try:
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(in_order)
+        except ValueError as error:
+            raise BadPhoto(f"broken JPEG header: {error}") from None
+    _refuse_enormous(height, width, LARGEST_JPEG if scans.one else LARGEST_PROGRESSIVE)
+    size = (width, height) if orientation >= 5 else (height, width)
+    # Only Pillow knows that CMYK files store inverted ink.
+    pixels = _read_with_pillow(content)[0] if colorspace in ("CMYK", "YCCK") else None
+    return Header(size, (height, width), in_order, orientation, scans.complete, recovered, pixels)
+
+
+def decode(
+    header: Header, boxes: Sequence[Box], sizes: Sequence[int], *, spare: float = 1.0
+) -> tuple[list[Pixels], str]:
+    """Decodes a photo once and resizes crops of it to squares.
+
+    A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which every crop is still
+    `spare` times as large as its result; the crops' edges are then rounded to pixels of that
+    scale. The rest of the way is an antialiased bilinear resize, Pillow's to within rounding, so
+    that no pixel of a crop is skipped.
+
+    Args:
+        header: of the photo.
+        boxes: the crops, in pixels of the upright photo.
+        sizes: side of each result, in pixels.
+        spare: 1 or more. A JPEG's own half scale is sharper than a resize to half; with 1.5 it
+            is resized enough afterwards for the difference not to count.
+
+    Returns:
+        The crops, RGB `[size, size, 3]`; and what was wrong with a file that could be decoded all
+        the same, or "".
+
+    Raises:
+        BadPhoto: the file is cut off or damaged.
+    """
+    factor = min(decode_factor(box, size, spare) for box, size in zip(boxes, sizes, strict=True))
+    pixels, recovered, factor = _decode_at(header, factor)
+    if factor > 1:
+        boxes = [Box(*(side / factor for side in box)) for box in boxes]
+    crops = [_resized(pixels, box, size) for box, size in zip(boxes, sizes, strict=True)]
+    return crops, recovered
+
+
+def decode_whole(header: Header, factor: int) -> tuple[Pixels, str]:
+    """Decodes a whole photo. At any scale a JPEG's entropy-coded data are read to the end.
+
+    Args:
+        header: of the photo.
+        factor: 1, 2, 4 or 8: a JPEG is decoded at 1 / factor of its size.
+
+    Returns:
+        The upright photo, RGB; the next photo that the thread decodes may take its place. And what
+        was wrong with a file that could be decoded all the same, or "".
+
+    Raises:
+        BadPhoto: the file is cut off or damaged.
+    """
+    pixels, recovered, _ = _decode_at(header, factor)
+    return pixels, recovered
+
+
+def decode_factor(box: Box, size: int, spare: float) -> int:
+    """The scale, 1 / factor, at which a JPEG is decoded for a crop."""
+    # Only powers of two: libjpeg's 5/8, 6/8 and 7/8 cost more than a whole decode.
+    room = min(box.height, box.width) / (size * spare)
+    return 8 if room >= 8 else 4 if room >= 4 else 2 if room >= 2 else 1
+
+
+def shrink(pixels: Pixels, height: int, width: int) -> Pixels:
+    """The picture in another size, antialiased as crops are."""
+    return _antialiased(np.ascontiguousarray(pixels), height, width)
+
+
+def _decode_at(header: Header, factor: int) -> tuple[Pixels, str, int]:
+    """The upright photo, what was recovered, and the factor, which a limit may have raised."""
+    if header.pixels is not None:
+        return header.pixels, header.recovered, 1
+    (height, width), content = header.stored_size, header.content
+    while -(-height // factor) * -(-width // factor) > LARGEST_PHOTO:
+        factor *= 2
+    scale = {
+        "min_height": -(-height // factor),
+        "min_width": -(-width // factor),
+        "min_factor": factor,
+        "buffer": _room("decoded", -(-height // factor) * -(-width // factor) * 3),
+    }
+    recovered = header.recovered
+    try:
+        pixels = simplejpeg.decode_jpeg(content, "RGB", **scale)
+        if not header.complete:
+            recovered = f"{recovered}, unfinished scans" if recovered else "unfinished scans"
+    except ValueError as error:
+        # Strict decoding refuses files that every viewer opens whole.
+        if height * width > LARGEST_PHOTO:
+            raise BadPhoto(f"cut off or damaged: {error}") from None
+        in_order = without_oddities(bytes(content))
+        try:
+            whole, recovered = mended(in_order, lambda data: simplejpeg.decode_jpeg(data, "RGB"))
+            pixels = simplejpeg.decode_jpeg(whole, "RGB", **scale)
+        except (Damaged, ValueError) as fault:
+            raise BadPhoto(f"cut off or damaged: {fault}") from None
+        recovered = recovered or "odd header"
+    if header.orientation >= 5:  # 5 to 8 swap the axes
+        pixels = pixels.transpose(1, 0, 2)
+    if header.orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if header.orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels, recovered, factor
 
 
 def _orientation(exif: bytes) -> int:
@@ -243,23 +228,15 @@ def _orientation(exif: bytes) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    if orientation >= 5:  # 5 to 8 swap the axes
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
-
-
-def _read_with_pillow(content: bytes | memoryview) -> Pixels:
+def _read_with_pillow(content: bytes | memoryview) -> tuple[Pixels, tuple[int, int]]:
+    """The upright photo, and its height and width before EXIF turned it."""
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
+        stored_size = (image.height, image.width)
         _refuse_enormous(image.height, image.width, LARGEST_PHOTO)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        return _eight_bit_rgb(image)
+        return _eight_bit_rgb(image), stored_size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadPhoto(f"more than {LARGEST_PHOTO} pixels") from None
     except BadPhoto:
@@ -309,10 +286,6 @@ def _refuse_enormous(height: int, width: int, most: int) -> None:
         raise BadPhoto(f"{width} x {height} are more than {most} pixels")
 
 
-def _all_resized(pixels: Pixels, boxes: Sequence[Box], sizes: Sequence[int]) -> list[Pixels]:
-    return [_resized(pixels, box, size) for box, size in zip(boxes, sizes, strict=True)]
-
-
 def _resized(pixels: Pixels, box: Box, size: int) -> Pixels:
     height, width = pixels.shape[:2]
     top = min(max(round(box.top), 0), height - 1)
@@ -355,58 +328,3 @@ def _room(name: str, n_bytes: int) -> UInt8[np.ndarray, "_"]:
         room = np.empty(n_bytes, np.uint8)
         setattr(_rooms, name, room)
     return room[:n_bytes]
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A whole photo, upright.
-
-    Attributes:
-        pixels: RGB; those of a JPEG at the scale that was asked for. The next photo that the
-            thread reads may take their place.
-        size: height and width of the upright photo.
-        header_size: height and width before EXIF turned it.
-        recovered: what was wrong with a file that could be decoded all the same, or "".
-    """
-
-    pixels: Pixels
-    size: tuple[int, int]
-    header_size: tuple[int, int]
-    recovered: str
-
-
-def read_whole(content: bytes | memoryview, choose_factor: Callable[[int, int], int]) -> Whole:
-    """Decodes a whole photo. At any scale a JPEG's entropy-coded data are read to the end.
-
-    Args:
-        content: the file's bytes.
-        choose_factor: called with the upright photo's height and width, gives 1, 2, 4 or 8: a
-            JPEG is decoded at 1 / factor of its size.
-
-    Raises:
-        BadPhoto: the file is empty, no photo, cut off, or too large.
-    """
-    if not len(content):
-        raise BadPhoto("the file is empty")
-    if content[:3] == b"\xff\xd8\xff":
-        return _read_whole_jpeg(content, choose_factor)
-    pixels = _read_with_pillow(content)
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        header_size = (image.height, image.width)
-    return Whole(pixels, (pixels.shape[0], pixels.shape[1]), header_size, "")
-
-
-def _read_whole_jpeg(
-    content: bytes | memoryview, choose_factor: Callable[[int, int], int]
-) -> Whole:
-    header = _read_header(content)
-    size = header.upright_size
-    if header.only_pillow:
-        return Whole(_read_with_pillow(content), size, header[:2], header.recovered)
-    pixels, recovered, _ = _decode_jpeg(header, choose_factor(*size))
-    return Whole(_upright(pixels, header.orientation), size, header[:2], recovered)
-
-
-def shrink(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The picture in another size, antialiased as crops are."""
-    return _antialiased(np.ascontiguousarray(pixels), height, width)

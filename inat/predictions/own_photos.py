@@ -11,7 +11,7 @@ from inat.core.metrics import top_k
 from inat.core.priors import log_softmax
 from inat.dataset.split import Split
 from inat.dataset.taxonomy import Taxonomy
-from inat.loader.loader import PhotoEvent
+from inat.loader.reader import PhotoIssue
 from inat.photos.search import (
     FoundPhoto,
     PassedOver,
@@ -59,7 +59,7 @@ def guess_species(
     return PhotoGuesses(guesses, unreadable + loader.bad_photos)
 
 
-def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoEvent]]:
+def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoIssue]]:
     """The photos at or below a path, and those that cannot be read."""
     if not path.exists():
         raise InputError(f"{readable(path)}: there is no such photo or folder")
@@ -76,7 +76,7 @@ def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoEvent]]:
         raise InputError(f"{readable(path)}: there is no photo in it{reason}")
     meant = ("unreadable", "heic", "raw", "broken link")
     unread = [
-        PhotoEvent(-1, readable(one.path), one.reason or one.kind, "bad")
+        PhotoIssue(-1, readable(one.path), one.reason or one.kind, "bad")
         for one in passed_over
         if one.kind in meant
     ]

@@ -27,10 +27,12 @@ from inat.core.progress import first_few, progress_bar, say
 from inat.dataset.locations import have_place, places_of
 from inat.dataset.split import Split
 from inat.geo.predict import predict_log_presence
-from inat.loader.loader import Batch, Loader, worker_deaths
+from inat.loader.batches import Batch
+from inat.loader.loader import Loader
 from inat.loader.views import View, parse_views
+from inat.loader.workers import worker_deaths
 from inat.models.device import freed_memory_kept, pick_device, resolve_precision
-from inat.models.view_batches import refuse_sizes
+from inat.models.forward import refuse_sizes
 from inat.photos.decode import SLOW_SECONDS
 from inat.predictions.file import PredictionFile, read_prediction, store, write_prediction
 from inat.predictions.meta import LOG_PRESENCE, PredictionMeta, Role

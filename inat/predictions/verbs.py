@@ -14,7 +14,7 @@ from inat.predictions.processes import this_process
 from inat.runs.run import Run, open_run
 
 if TYPE_CHECKING:
-    from inat.loader.loader import PhotoEvent
+    from inat.loader.reader import PhotoIssue
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PhotoGuesses:
     """
 
     guesses: list[Guess]
-    unreadable: list["PhotoEvent"]
+    unreadable: list["PhotoIssue"]
 
     def lines(self) -> list[str]:
         """A line for each photo that could be read."""

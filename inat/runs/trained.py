@@ -22,7 +22,8 @@ from inat.config.schema import (
 from inat.core.errors import InputError, one_line
 from inat.core.progress import say
 from inat.dataset.split import Split, cut_holdout, load_split
-from inat.loader.loader import Batch, Loader, build_loader, to_device
+from inat.loader.batches import Batch, to_device
+from inat.loader.loader import Loader, build_loader
 from inat.models.backbone import Triple, build_backbone
 from inat.models.device import (
     can_run,

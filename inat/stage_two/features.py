@@ -25,7 +25,8 @@ from inat.core.errors import InputError, WorldError
 from inat.core.files import atomic_folder, read_json_as, reserve, write_json
 from inat.core.progress import Bar, progress_bar, say
 from inat.dataset.split import Split
-from inat.loader.loader import Loader, PhotoEvent
+from inat.loader.loader import Loader
+from inat.loader.reader import PhotoIssue
 from inat.models.device import freed_memory_kept
 from inat.stage_two.extractor import FeatureExtractor
 
@@ -180,7 +181,7 @@ def _fill_augmented(
     values: Float16[np.ndarray, "photos features"],
     epoch: int,
     bar: Bar,
-) -> list[PhotoEvent]:
+) -> list[PhotoIssue]:
     """The photos as an epoch of the run's recipe draws them, each once.
 
     A training loader leaves out the last, shorter batch; so it is asked for whole batches, and

@@ -19,14 +19,13 @@ from inat.core.files import (
     atomic_folder,
     damaged_files,
     read_json,
-    remove_leftovers,
     sha256,
     write_checksums,
     write_json,
 )
-from inat.core.progress import first_few, say
+from inat.core.progress import first_few
 from inat.runs.facts import WeightsFacts
-from inat.training.processes import by_first, is_sharded, like, whole
+from inat.training.processes import full_tensor, is_sharded, on_rank_zero, shard_like
 
 CHOSEN_ON = "mean class accuracy on the held-out part of train"
 """What the best epoch, the runs of a greedy soup and a searched tau are chosen by."""
@@ -65,10 +64,18 @@ class LoopState:
     shows_prior: bool = False
     weights: WeightsFacts = field(default_factory=WeightsFacts)
 
-    @property
-    def stage_step(self) -> int:
-        """Optimiser steps of the stage behind us."""
-        return self.step - self.first_step
+    def begin_stage(self, *, begins_average: bool) -> None:
+        """Starts a stage; "best" is best of a stage: priors and sizes differ between stages."""
+        self.first_step, self.best_score, self.shows_prior = self.step, None, False
+        if begins_average:
+            self.average_began = self.step
+
+    def improves(self, score: float) -> bool:
+        """Whether a validation's score is the best of the stage so far; if so, notes it."""
+        if self.best_score is not None and score <= self.best_score:
+            return False
+        self.best_score = score
+        return True
 
     @property
     def begun_epochs(self) -> int:
@@ -95,33 +102,30 @@ def save_checkpoint(
     """
 
     def contents() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        parts = {"model": network, "ema": ema, "loss": loss}
-        states = {name: {} if part is None else part.state_dict() for name, part in parts.items()}
-        of_optimizer, rest = _split_optimizer(optimizer)
-        tensors = {name: _owned(state) for name, state in states.items()}
-        return {**tensors, "optimizer": of_optimizer}, rest
+        modules = {"model": network, "ema": ema, "loss": loss}
+        tensors = {
+            name: {key: _owned(tensor) for key, tensor in module.state_dict().items()}
+            for name, module in modules.items()
+            if module is not None
+        }
+        tensors["optimizer"], rest = _split_optimizer(optimizer)
+        return tensors, rest
 
-    gathered = contents() if is_sharded(network) else None
-    by_first(lambda: _write_checkpoint(folder, state, *(gathered or contents()), keep, best))
+    def write() -> None:
+        tensors, rest = gathered or contents()
+        with atomic_folder(folder, keep=keep) as partial:
+            for name, of_part in tensors.items():
+                # Few losses remember anything, as seesaw its counts.
+                if of_part or name == "optimizer":
+                    save_file(of_part, partial / f"{name}.safetensors")
+            write_json(partial / "optimizer.json", rest)
+            write_json(partial / "state.json", asdict(state))
+            write_checksums(partial)
+            if best is not None:  # before: a last that knows the best score must never stand alone
+                _write_best(best, partial, state)
 
-
-def _write_checkpoint(
-    folder: Path,
-    state: LoopState,
-    tensors: dict[str, dict[str, Tensor]],
-    rest_of_optimizer: dict[str, Any],
-    keep: Path | None,
-    best: Path | None,
-) -> None:
-    with atomic_folder(folder, keep=keep) as partial:
-        for name, of_part in tensors.items():
-            if of_part or name == "optimizer":  # few losses remember anything, as seesaw its counts
-                save_file(of_part, partial / f"{name}.safetensors")
-        write_json(partial / "optimizer.json", rest_of_optimizer)
-        write_json(partial / "state.json", asdict(state))
-        write_checksums(partial)
-        if best is not None:  # before: a last that knows the best score must never stand alone
-            _write_best(best, partial, state)
+    gathered = contents() if is_sharded(network) else None  # by all processes together
+    on_rank_zero(write)
 
 
 def _write_best(best: Path, written: Path, state: LoopState) -> None:
@@ -131,46 +135,31 @@ def _write_best(best: Path, written: Path, state: LoopState) -> None:
     with atomic_folder(best) as partial:
         for name in ("model.safetensors", "ema.safetensors"):
             if name in sums:
-                _link(written / name, partial / name)
+                try:
+                    (partial / name).hardlink_to(written / name)
+                except OSError:  # exFAT and some network disks have none
+                    shutil.copyfile(written / name, partial / name)
         write_json(partial / "state.json", asdict(replace(state, weights=facts)))
         linked = {name: sums[name] for name in sums if (partial / name).is_file()}
         state_sum = {"state.json": sha256(partial / "state.json")}
         write_json(partial / CHECKSUMS, linked | state_sum)
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:  # exFAT and some network disks have none
-        shutil.copyfile(source, target)
-
-
-def settle_checkpoints(last: Path, before: Path) -> bool:
-    """Makes `last` the newest whole checkpoint, and says so where that is the one before it.
-
-    For those who know that nobody else writes there now.
-
-    Returns:
-        Whether there is a checkpoint.
+def newest_checkpoint(last: Path, before: Path) -> tuple[Path | None, str]:
+    """The newer whole one of two checkpoints, and what is damaged; None if there is none.
 
     Raises:
-        InputError: there are some, and each is damaged.
+        InputError: each that is there is damaged.
     """
-    for folder in (last, before):
-        remove_leftovers(folder)
     there = [folder for folder in (last, before) if folder.is_dir()]
     faults = {folder: damaged_files(folder) for folder in there}
-    whole = [folder for folder in there if not faults[folder]]
-    told = "; ".join(
+    damage = "; ".join(
         f"{folder}: {first_few(files)} damaged" for folder, files in faults.items() if files
     )
+    whole = [folder for folder in there if not faults[folder]]
     if there and not whole:
-        raise InputError(f"{told}; no checkpoint is whole: train with --overwrite")
-    if whole and whole[0] != last:
-        say(f"warning: {told or f'{last}: missing'}; going on from the checkpoint before it")
-        shutil.rmtree(last, ignore_errors=True)
-        before.replace(last)
-    return bool(whole)
+        raise InputError(f"{damage}; no checkpoint is whole: train with --overwrite")
+    return (whole[0] if whole else None), damage
 
 
 def read_state(folder: Path) -> LoopState:
@@ -180,14 +169,14 @@ def read_state(folder: Path) -> LoopState:
         InputError: state.json is missing or says something else.
     """
     path = folder / "state.json"
-    told = read_json(path)
-    if not isinstance(told, dict) or told.keys() != {each.name for each in fields(LoopState)}:
+    content = read_json(path)
+    if not isinstance(content, dict) or content.keys() != {each.name for each in fields(LoopState)}:
         raise InputError(
             f"{path}: not the state of a training (its fields are not those of this version); "
             "train again"
         )
     try:
-        return msgspec.convert(told, LoopState)
+        return msgspec.convert(content, LoopState)
     except msgspec.ValidationError as error:
         raise InputError(f"{path}: not the state of a training ({error}); train again") from None
 
@@ -207,7 +196,7 @@ def load_checkpoint(
     """
     try:
         weights, own = load_file(folder / "model.safetensors"), network.state_dict()
-        network.load_state_dict({name: like(weights[name], own[name]) for name in weights})
+        network.load_state_dict({name: shard_like(weights[name], own[name]) for name in weights})
         if ema is not None:
             ema.load_state_dict(load_file(folder / "ema.safetensors"))
         if loss is not None and loss.state_dict():
@@ -216,7 +205,11 @@ def load_checkpoint(
         rest = read_json(folder / "optimizer.json")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         tensors = {key: _like_its(tensor, key, parameters) for key, tensor in tensors.items()}
-        optimizer.load_state_dict(_joined_optimizer(tensors, rest))
+        entries: dict[int, dict[str, Any]] = {}
+        for key, value in {**tensors, **rest["numbers"]}.items():
+            index, _, name = key.partition(".")
+            entries.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": entries, "param_groups": rest["param_groups"]})
         return read_state(folder)
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -225,9 +218,9 @@ def load_checkpoint(
         ) from None
 
 
-def _owned(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors stores rows as they lie; channels_last weights are laid out anew.
-    return {name: whole(tensor).detach().cpu().contiguous() for name, tensor in state.items()}
+def _owned(tensor: Tensor) -> Tensor:
+    # safetensors stores rows as they lie in memory, and channels_last weights lie otherwise.
+    return full_tensor(tensor).detach().cpu().contiguous()
 
 
 def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -238,7 +231,7 @@ def _split_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str,
     for index, entries in state["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = whole(value).detach().cpu().contiguous()
+                tensors[f"{index}.{name}"] = _owned(value)
             else:
                 numbers[f"{index}.{name}"] = value
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
@@ -251,13 +244,5 @@ def _like_its(tensor: Tensor, key: str, parameters: list[nn.Parameter]) -> Tenso
     if tensor.shape != parameter.shape:
         return tensor
     if isinstance(parameter, DTensor):
-        return like(tensor, parameter)
+        return shard_like(tensor, parameter)
     return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-
-
-def _joined_optimizer(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **rest["numbers"]}.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": rest["param_groups"]}

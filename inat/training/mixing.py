@@ -5,15 +5,16 @@ mixes the same photos, and so does any number of processes.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+import torch.distributed as dist
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from inat.config.schema import TransformConfig
-from inat.training.processes import BatchPart, on_device
 
 ATTEMPTS = 10
 ERASED_SCALE = (0.02, 1 / 3)
@@ -21,6 +22,66 @@ ERASED_RATIO = (0.3, 1 / 0.3)
 
 Images = Float[Tensor, "batch 3 height width"]
 Targets = Int64[Tensor, "batch"] | Float[Tensor, "batch classes"]
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """A batch over all processes, and the place of this process's images in it.
+
+    Attributes:
+        sizes: images of each process, in the order of the global batch.
+        rank: number of this process.
+    """
+
+    sizes: tuple[int, ...]
+    rank: int = 0
+
+    @property
+    def n_images(self) -> int:
+        """Images of all processes."""
+        return sum(self.sizes)
+
+    @property
+    def own(self) -> slice:
+        """This process's images."""
+        first = sum(self.sizes[: self.rank])
+        return slice(first, first + self.sizes[self.rank])
+
+    def partners(
+        self, rows: Shaped[Tensor, "own ..."], partner: Int64[np.ndarray, "global"]
+    ) -> Shaped[Tensor, "own ..."]:
+        """The row of each own image's partner, from the process that holds it; each process
+        receives only what it needs.
+
+        Args:
+            rows: one per own image.
+            partner: a permutation of the global batch, the same in all processes.
+        """
+        if len(self.sizes) == 1:
+            return rows.index_select(0, on_device(partner, rows.device))
+        # Who holds each image's partner, and whose image it is, by place in the global batch.
+        holder = np.searchsorted(np.cumsum(self.sizes), partner, side="right")
+        owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        sent = partner[holder == self.rank] - self.own.start
+        come_from = holder[self.own]
+        received = rows.new_empty(rows.shape)
+        dist.all_to_all_single(
+            received,
+            rows.index_select(0, on_device(sent, rows.device)),
+            np.bincount(come_from, minlength=len(self.sizes)).tolist(),
+            np.bincount(owner[holder == self.rank], minlength=len(self.sizes)).tolist(),
+        )
+        # Rows come by holder, and within a holder in order of the images that they are for.
+        place = np.argsort(np.argsort(come_from, kind="stable"))
+        return received.index_select(0, on_device(place, rows.device))
+
+
+def on_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor; a copy to a GPU does not wait for it."""
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Boxes(NamedTuple):
@@ -46,13 +107,13 @@ class Mix(NamedTuple):
     box: tuple[int, int, int, int] | None
 
 
-def mixed(
+def mix_images(
     images: Images,
     labels: Int64[Tensor, "batch"],
     n_classes: int,
     recipe: TransformConfig,
     rng: np.random.Generator,
-    part: BatchPart,
+    whole: GlobalBatch,
 ) -> tuple[Images, Targets]:
     """The batch after mixup or CutMix, with soft targets; as it was where the recipe has neither.
 
@@ -63,22 +124,22 @@ def mixed(
         recipe: `mixup` and `cutmix` are the alphas of their Beta(alpha, alpha); with both each
             step takes one of them at random.
         rng: the step's own, the same in all processes.
-        part: which part of the global batch the images are; partners come from all of it.
+        whole: the global batch; partners come from all of it.
     """
-    mix = draw_mix(recipe, part.n_images, images.shape[-1], rng)
-    if mix is None:
+    drawn = draw_mix(recipe, whole.n_images, images.shape[-1], rng)
+    if drawn is None:
         return images, labels
     # Seen as [B, H, W, 3] channels_last images are contiguous.
     layout, rows = _layout(images), images.permute(0, 2, 3, 1)
-    if mix.box is None:
-        rows = part.partners(rows, mix.partner).lerp_(rows, mix.share)
+    if drawn.box is None:
+        rows = whole.partners(rows, drawn.partner).lerp_(rows, drawn.share)
     else:
-        top, left, height, width = mix.box
+        top, left, height, width = drawn.box
         box = rows[:, top : top + height, left : left + width]
-        box.copy_(part.partners(box, mix.partner))
-    others = one_hot(part.partners(labels, mix.partner), n_classes)
+        box.copy_(whole.partners(box, drawn.partner))
+    others = one_hot(whole.partners(labels, drawn.partner), n_classes)
     images = rows.permute(0, 3, 1, 2).contiguous(memory_format=layout)
-    return images, others.lerp_(one_hot(labels, n_classes), mix.share)
+    return images, others.lerp_(one_hot(labels, n_classes), drawn.share)
 
 
 def draw_mix(
@@ -109,24 +170,24 @@ def one_hot(labels: Int64[Tensor, "batch"], n_classes: int) -> Float[Tensor, "ba
     return rows.scatter_(1, labels[:, None], 1.0)
 
 
-def erased(
-    images: Images, recipe: TransformConfig, rng: np.random.Generator, part: BatchPart
+def erase_images(
+    images: Images, recipe: TransformConfig, rng: np.random.Generator, whole: GlobalBatch
 ) -> Images:
     """The images with boxes erased: `recipe.erasing` is random erasing (Zhong et al. 2020), which
     puts noise in the place of 2 to 33 % of an image; `recipe.cutout` puts the mean colour in a
     square of that side (DeVries and Taylor 2017). Boxes are drawn for the global batch, of which
-    `part` is this process's; the noise is each process's own."""
-    n_images, size = part.n_images, images.shape[-1]
+    `whole` says which are this process's; the noise is each process's own."""
+    n_images, size = whole.n_images, images.shape[-1]
     if recipe.erasing:
         boxes = draw_erasing(recipe.erasing, n_images, size, rng)
         # The loop seeds torch by (seed, step, rank), so the noise is a pure function too.
         # Drawn in one order of the pixels, so that the layout does not change it.
         noise = torch.randn_like(images, memory_format=torch.channels_last)
         noise = noise.contiguous(memory_format=_layout(images))
-        images = torch.where(_inside(boxes, images, part), noise, images)
+        images = torch.where(_inside(boxes, images, whole), noise, images)
     if recipe.cutout:
         boxes = draw_cutout(recipe.cutout, n_images, size, rng)
-        images = torch.where(_inside(boxes, images, part), 0.0, images)
+        images = torch.where(_inside(boxes, images, whole), 0.0, images)
     return images
 
 
@@ -160,9 +221,9 @@ def _layout(images: Images) -> torch.memory_format:
     return torch.channels_last if is_last else torch.contiguous_format
 
 
-def _inside(boxes: Boxes, images: Images, part: BatchPart) -> Tensor:
+def _inside(boxes: Boxes, images: Images, whole: GlobalBatch) -> Tensor:
     """Whether each pixel is in its image's box, `[batch, 1, height, width]`."""
-    sides = (on_device(side[part.own], images.device)[:, None] for side in boxes)
+    sides = (on_device(side[whole.own], images.device)[:, None] for side in boxes)
     top, left, height, width = sides
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)

@@ -2,16 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from itertools import accumulate
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -23,72 +19,12 @@ from inat.core.errors import InatError, InputError, WorldError, one_line
 from inat.models.device import PRECISIONS
 
 T = TypeVar("T")
+Arguments = ParamSpec("Arguments")
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others within a step before it gives up."""
 
 SIGNS_OF_LOSS = ("gloo", "nccl", "connection", "timed out", "timeout", "process group")
-
-
-@dataclass(frozen=True)
-class BatchPart:
-    """The part of a global batch that this process holds.
-
-    Attributes:
-        sizes: images of each process, in the order of the global batch.
-        rank: number of this process.
-    """
-
-    sizes: tuple[int, ...]
-    rank: int = 0
-
-    @property
-    def n_images(self) -> int:
-        """Images of the global batch."""
-        return sum(self.sizes)
-
-    @property
-    def own(self) -> slice:
-        """Where this process's images stand in the global batch."""
-        first = sum(self.sizes[: self.rank])
-        return slice(first, first + self.sizes[self.rank])
-
-    def partners(
-        self, rows: Shaped[Tensor, "own ..."], partner: Int64[np.ndarray, "global"]
-    ) -> Shaped[Tensor, "own ..."]:
-        """The row of each own image's partner, from the process that holds it; each process gets
-        no more than it needs.
-
-        Args:
-            rows: one an own image.
-            partner: a permutation of the global batch, the same in all processes.
-        """
-        if len(self.sizes) == 1:
-            return rows.index_select(0, on_device(partner, rows.device))
-        ends = np.array([*accumulate(self.sizes)])
-        # Who holds each image's partner, and whose image it is, by place in the global batch.
-        holder = np.searchsorted(ends, partner, side="right")
-        owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        sent = partner[holder == self.rank] - self.own.start
-        come_from = holder[self.own]
-        received = rows.new_empty(rows.shape)
-        dist.all_to_all_single(
-            received,
-            rows.index_select(0, on_device(sent, rows.device)),
-            np.bincount(come_from, minlength=len(self.sizes)).tolist(),
-            np.bincount(owner[holder == self.rank], minlength=len(self.sizes)).tolist(),
-        )
-        # Rows come by holder, and within a holder in order of the images that they are for.
-        place = np.argsort(np.argsort(come_from, kind="stable"))
-        return received.index_select(0, on_device(place, rows.device))
-
-
-def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """The array as a tensor; a copy to a GPU does not wait for it."""
-    tensor = torch.from_numpy(values)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def n_processes() -> int:
@@ -141,28 +77,6 @@ def summed(value: Tensor) -> Tensor:
 def averaged(value: Tensor) -> Tensor:
     """The mean over all processes; written into `value`."""
     return summed(value).div_(n_processes())
-
-
-def average_statistics(network: nn.Module) -> None:
-    """Gives every process the mean of the processes' running statistics of batch norm.
-
-    Each process normalises by its own part of a batch and keeps statistics of those parts. Their
-    mean uses all photos, where the statistics of rank 0, which DistributedDataParallel would
-    spread, use those of one process. Frozen statistics are left alone.
-    """
-    if n_processes() == 1:
-        return
-    statistics = [
-        statistic
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.training
-        for statistic in (module.running_mean, module.running_var)
-        if statistic is not None
-    ]
-    if statistics:
-        # One message for all: there are a hundred of them, and each would wait for the network.
-        means = averaged(torch.cat(statistics)).split_with_sizes([len(one) for one in statistics])
-        torch._foreach_copy_(statistics, means)
 
 
 @cache
@@ -224,18 +138,20 @@ def gathered(value: T) -> list[T]:
     return values  # type: ignore[return-value]
 
 
-def by_first(work: Callable[[], T]) -> T:
-    """Does something in rank 0 while the others wait, and gives all of them what came of it.
+def on_rank_zero(
+    function: Callable[Arguments, T], *arguments: Arguments.args, **options: Arguments.kwargs
+) -> T:
+    """Calls a function in rank 0 while the others wait; all get its result.
 
     Raises:
         InatError: what rank 0 raised; so is what the system refused it (OSError).
     """
     if n_processes() == 1:
-        return work()
+        return function(*arguments, **options)
     told: list[T | Exception | None] = [None]
     if dist.get_rank() == 0:
         try:
-            told = [work()]
+            told = [function(*arguments, **options)]
         except (InatError, OSError) as error:
             told = [error]
     dist.broadcast_object_list(told, src=0, group=_hosts(dist.group.WORLD))
@@ -281,12 +197,12 @@ def weights_together(network: nn.Module) -> Iterator[None]:
             module.set_reshard_after_forward(module is not network, recurse=False)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered from all processes, any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, reference: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
     """This process's shard of a whole tensor where `reference` is sharded."""
     if not isinstance(reference, DTensor):
         return tensor
@@ -295,7 +211,7 @@ def like(tensor: Tensor, reference: Tensor) -> Tensor:
 
 
 @contextmanager
-def others_alive() -> Iterator[None]:
+def peer_failures_reported() -> Iterator[None]:
     """Says in a sentence that another process has gone.
 
     Raises:

@@ -1,30 +1,34 @@
-"""One optimiser step, which waits for no device."""
+"""One optimizer step, which never waits for the device."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from inat.loader.loader import Batch, to_device
+from inat.loader.batches import Batch, normalize
 from inat.samplers.base import BATCHES, stream
+from inat.training.averages import Step, average_statistics
 from inat.training.checkpoint import LoopState
-from inat.training.mixing import erased, mixed
-from inat.training.processes import average_statistics, summed
+from inat.training.mixing import GlobalBatch, erase_images, mix_images
+from inat.training.processes import gathered, summed
 from inat.training.trainer import Trainer
-from inat.training.window import Step
+
+SIZES = "sizes"
+"""Key under which a batch keeps how many images each process has of it."""
 
 
 def accumulated(trainer: Trainer) -> Iterator[tuple[list[Batch], int]]:
-    """The batches of one step after another, and how many were read for them; a rest of fewer is
-    left out."""
+    """Yields the micro-batches of each step, and how many batches were read for them.
+
+    Left out are an incomplete last step, and batches of which a process has no readable photo.
+    """
     group: list[Batch] = []
     n_read = 0
     for batch in trainer.loader:
         n_read += 1
-        if min(trainer.part_of(batch).sizes):  # else all photos of a process were unreadable
+        if min(_sizes(trainer, batch)):
             group.append(batch)
         if len(group) == trainer.n_batches:
             yield group, n_read
@@ -32,27 +36,69 @@ def accumulated(trainer: Trainer) -> Iterator[tuple[list[Batch], int]]:
 
 
 def take_step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
-    """One optimiser step; its loss is still on the device."""
+    """Takes one optimizer step over this process's micro-batches; its loss stays on the device.
+
+    Normalization. The loss of a step is one mean over the targets i of all micro-batches of all P
+    processes: sum_i w_i l_i / W, with W = sum_i w_i and w_i = 1 without class weights. A loss
+    module returns the mean of one micro-batch b, m_b = sum_{i in b} w_i l_i / W_b. backward()
+    adds up the gradients of a process's micro-batches; DDP and FSDP then average those of the
+    processes, that is, add them up and divide by P. So each micro-batch must backpropagate
+    m_b * (W_b / W * P): 1/P * sum_b m_b (W_b / W * P) = sum_i w_i l_i / W, whatever the sizes of
+    the micro-batches and the weights of their targets.
+    """
     config, accelerator, optimizer = trainer.plan.config, trainer.accelerator, trainer.optimizer
-    trainer.schedule.step_update(state.stage_step + 1)
-    total = torch.zeros((), device=accelerator.device)
-    weight = _step_weight(trainer, batches)
-    bare = trainer.backbone.network
-    for place, batch in enumerate(batches):
+    device, n_processes = accelerator.device, accelerator.num_processes
+    rank, recipe, network = accelerator.process_index, config.transforms, trainer.backbone.network
+    stage_step = state.step - state.first_step
+    trainer.schedule.step_update(stage_step + 1)
+
+    # W, from the labels: mixup's partners are a permutation of the global batch.
+    labels = [batch["label"].to(device, non_blocking=True) for batch in batches]
+    weight = trainer.loss.weight_of(torch.cat(labels))
+    if n_processes > 1:
+        weight = summed(weight)
+
+    total = torch.zeros((), device=device)
+    for place, (batch, targets) in enumerate(zip(batches, labels, strict=True)):
+        # What is random depends on (seed, stage, epoch, step, micro-batch) alone, so a resume
+        # repeats it: dropout, drop path and erasing's noise by torch's generator, which differs
+        # between processes; the rest by `rng`, which is the same in all.
+        block = stage_step * trainer.n_batches + place
+        key = (config.seed, block * n_processes + rank, trainer.plan.number - 1)
+        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1
+        torch.manual_seed(int(seed))
+        images = normalize(
+            batch["image"],
+            device,
+            trainer.backbone.mean,
+            trainer.backbone.std,
+            channels_last=trainer.channels_last,
+        )
+        if recipe.mixup or recipe.cutmix or recipe.erasing or recipe.cutout:
+            rng = stream(config.seed, state.epoch, BATCHES, block)
+            whole = GlobalBatch(_sizes(trainer, batch), rank)
+            images = erase_images(images, recipe, rng, whole)
+            n_classes = trainer.plan.trained.n_classes
+            images, targets = mix_images(images, targets, n_classes, recipe, rng, whole)
+
+        # Processes exchange gradients once per step, after the last micro-batch.
         is_last = place == len(batches) - 1
-        if isinstance(bare, FSDPModule):  # of which accelerate's no_sync does not know
-            bare.set_requires_gradient_sync(is_last)
-            is_last = True
-        with nullcontext() if is_last else accelerator.no_sync(trainer.network):
-            loss = _loss(trainer, batch, state, place, weight)
+        sync = nullcontext() if is_last else accelerator.no_sync(trainer.network)
+        if isinstance(network, FSDPModule):  # which accelerate's no_sync does not know
+            network.set_requires_gradient_sync(is_last)
+            sync = nullcontext()
+        with sync:
+            loss = trainer.loss(trainer.network(images), targets)
+            loss = loss * (trainer.loss.weight_of(targets) / weight * n_processes)
             accelerator.backward(loss)
         total += loss.detach()
+
     if config.optim.clip_grad_norm is not None:
         accelerator.clip_grad_norm_(trainer.network.parameters(), config.optim.clip_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    # So that every process holds the same state after each step, and a checkpoint all of it.
-    average_statistics(trainer.backbone.network)
+    if n_processes > 1:  # so that all processes hold the same state, which a checkpoint keeps
+        average_statistics(network)
     if trainer.ema is not None:
         trainer.ema.update(state.step - state.average_began)
     return Step(
@@ -60,45 +106,16 @@ def take_step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
         learning_rate=min(group["lr"] for group in optimizer.param_groups),
         loss=total,
         image_ids=[batch["image_id"] for batch in batches],
-        n_images=sum(len(batch["label"]) for batch in batches) * accelerator.num_processes,
+        n_images=sum(len(batch["label"]) for batch in batches) * n_processes,
         skipped=bool(getattr(optimizer, "step_was_skipped", False)),
     )
 
 
-def _step_weight(trainer: Trainer, batches: list[Batch]) -> Tensor:
-    """What the step's mean divides by, over all its batches and processes. Partners of mixup are
-    a permutation, so the labels tell it before anything is mixed."""
-    device = trainer.accelerator.device
-    labels = [batch["label"].to(device, non_blocking=True) for batch in batches]
-    return summed(trainer.loss.weight_of(torch.cat(labels)))
-
-
-def _loss(trainer: Trainer, batch: Batch, state: LoopState, place: int, weight: Tensor) -> Tensor:
-    """This process's share of the loss of the batch that is number `place` of its step, times the
-    number of processes, since these average their gradients."""
-    config, device = trainer.plan.config, trainer.accelerator.device
-    part = trainer.part_of(batch)
-    # What is random depends on (seed, stage, epoch, step, place) alone, so a resume repeats it:
-    # dropout, drop path and the noise of erased boxes by torch's generator, which is each
-    # process's own, the rest by `rng`, which is the same in all.
-    block = state.stage_step * trainer.n_batches + place
-    own_block = block * len(part.sizes) + part.rank
-    torch.manual_seed(_block_seed(config.seed, own_block, trainer.plan.number - 1))
-    rng = stream(config.seed, state.epoch, BATCHES, block)
-    images = to_device(
-        batch,
-        device,
-        trainer.backbone.mean,
-        trainer.backbone.std,
-        channels_last=trainer.channels_last,
-    )
-    labels = batch["label"].to(device, non_blocking=True)
-    images = erased(images, config.transforms, rng, part)
-    n_classes = trainer.plan.trained.n_classes
-    images, targets = mixed(images, labels, n_classes, config.transforms, rng, part)
-    loss: Tensor = trainer.loss(trainer.network(images), targets)
-    return loss * (trainer.loss.weight_of(targets) / weight * len(part.sizes))
-
-
-def _block_seed(seed: int, block: int, stage: int) -> int:
-    return int(np.random.SeedSequence((seed, block, stage)).generate_state(1, np.uint64)[0] >> 1)
+def _sizes(trainer: Trainer, batch: Batch) -> tuple[int, ...]:
+    """How many images of a batch each process has; they differ if unreadable ones are skipped."""
+    n_images, n_processes = len(batch["label"]), int(trainer.accelerator.num_processes)
+    if trainer.loader.on_bad_photo == "stop":
+        return (n_images,) * n_processes
+    if SIZES not in batch:  # asked for once
+        batch[SIZES] = torch.tensor(gathered(n_images))
+    return tuple(batch[SIZES].tolist())

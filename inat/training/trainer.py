@@ -1,27 +1,22 @@
-"""What a training moves: network, optimiser, schedule and loaders, made anew for each stage."""
+"""The state of one training stage: network, optimizer, schedule, loaders."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from inat.config.schema import Config
 from inat.core.competitions import find_competition
-from inat.core.errors import InputError, one_line
+from inat.core.errors import InputError
 from inat.core.metrics import Validation
 from inat.core.progress import say
-from inat.loader.loader import Batch, Loader, build_loader
+from inat.loader.loader import Loader, build_loader
 from inat.losses import build_loss
 from inat.losses.base import Loss
 from inat.models.backbone import (
@@ -33,32 +28,13 @@ from inat.models.backbone import (
     set_image_size,
     try_batch,
 )
-from inat.models.device import (
-    can_run,
-    fast_kernels,
-    freed_memory_kept,
-    pick_device,
-    prefers_channels_last,
-    resolve_precision,
-    to_device_format,
-)
-from inat.runs.run import Run
-from inat.training.average import MovingAverage
+from inat.models.device import prefers_channels_last, to_device_format
+from inat.training.averages import MovingAverage
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan
-from inat.training.processes import (
-    PATIENCE,
-    BatchPart,
-    gathered,
-    is_sharded,
-    micro_batches,
-    shard,
-)
+from inat.training.processes import is_sharded, micro_batches, shard
 
 FEW_PHOTOS = 64
-
-PART_SIZES = "part_sizes"
-"""Key of a batch under which its part's sizes are kept."""
 
 
 @dataclass
@@ -69,6 +45,7 @@ class Trainer:
         plan: of the stage.
         network: as accelerate prepared it; the bare one is `backbone.network`.
         ema: moving average of the weights, or None.
+        n_batches: micro-batches of this process whose gradients are added up for a step.
         channels_last: memory format of images and convolutions; else they are contiguous.
         validated: the last validation of this process, or None.
     """
@@ -83,6 +60,7 @@ class Trainer:
     ema: MovingAverage | None
     loader: Loader
     held_out_loader: Loader | None
+    n_batches: int
     precision: str
     channels_last: bool
     validated: Validation | None = None
@@ -96,110 +74,6 @@ class Trainer:
     def averaged(self) -> nn.Module | None:
         """The moving average's own network, or None."""
         return None if self.ema is None else self.ema.module
-
-    @property
-    def n_batches(self) -> int:
-        """Batches of this process whose gradients are added up for a step."""
-        return micro_batches(self.plan.config, self.accelerator.num_processes)[0]
-
-    @property
-    def loaders(self) -> list[Loader]:
-        """That of training, and that of the held-out part where there is one."""
-        both = (self.loader, self.held_out_loader)
-        return [loader for loader in both if loader is not None]
-
-    def part_of(self, batch: Batch) -> BatchPart:
-        """Which part of its global batch a batch is."""
-        n_images, rank = len(batch["label"]), self.accelerator.process_index
-        if self.loader.on_bad_photo == "stop":
-            return BatchPart((n_images,) * self.accelerator.num_processes, rank)
-        if PART_SIZES not in batch:  # unreadable photos are left out; asked for once
-            batch[PART_SIZES] = torch.tensor(gathered(n_images))
-        return BatchPart(tuple(batch[PART_SIZES].tolist()), rank)
-
-
-@contextmanager
-def engine(config: Config, begun: Run | None = None) -> Iterator[tuple[Accelerator, str]]:
-    """accelerate's engine and the precision; leaves no generator or setting of torch changed.
-
-    Args:
-        config: of the training.
-        begun: the run that is gone on with, whose precision an auto means.
-
-    Raises:
-        InputError: the device has no such precision, or is not there.
-    """
-    runtime = config.runtime
-    device = pick_device(runtime.device)
-    precision = _precision(config, device, begun)
-    # Before CUDA starts, which then reads what is wanted of it.
-    with fast_kernels(runtime.fast_kernels, deterministic=runtime.deterministic):
-        accelerator = _accelerator(device, precision)
-        cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
-        try:
-            # The loop seeds torch's generators anew each step.
-            with torch.random.fork_rng(devices=cuda), freed_memory_kept():
-                yield accelerator, precision
-        finally:
-            # A second training of another precision in this process would be refused otherwise.
-            AcceleratorState._reset_state(False)
-
-
-def _accelerator(device: torch.device, precision: str) -> Accelerator:
-    try:
-        accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision,
-            cpu=device.type == "cpu",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-        )
-    except (NotImplementedError, ValueError) as error:  # of cards without P2P, of its environment
-        raise InputError(f"accelerate refuses this machine: {one_line(error):.300}") from None
-    if accelerator.gradient_accumulation_steps != 1:
-        raise InputError(
-            f"accelerate would divide every loss by {accelerator.gradient_accumulation_steps} "
-            "(--gradient_accumulation_steps, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS); leave "
-            "that out, and set optim.accumulate"
-        )
-    return accelerator
-
-
-def _precision(config: Config, device: torch.device, begun: Run | None) -> str:
-    precision = _precision_here(config, device, begun)
-    if precision == "fp16" and config.runtime.shard:
-        raise InputError(
-            "runtime.shard spreads the weights over processes, which fp16 cannot go with, and auto "
-            "is fp16 on this GPU; set runtime.precision fp32, or runtime.shard false"
-        )
-    return precision
-
-
-def _precision_here(config: Config, device: torch.device, begun: Run | None) -> str:
-    asked = config.runtime.precision
-    if asked != "auto" and can_run(asked, device):
-        return asked
-    if begun is None:
-        if asked == "fp16" and device.type == "cpu":
-            raise InputError(
-                "runtime.precision: a CPU trains in bf16 or fp32, not fp16; give one of them, or "
-                "auto"
-            )
-        if asked != "auto":
-            raise InputError(
-                f"runtime.precision: this {device.type} device has no {asked}; give auto, which is "
-                f"{resolve_precision('auto', device)} here"
-            )
-        return resolve_precision("auto", device)
-    kept, kind = begun.facts.precision, begun.facts.device
-    if device.type == kind and can_run(kept, device):
-        return kept
-    precision = resolve_precision("auto", device)
-    if precision != kept:
-        remedy = f"; runtime.precision {kept} would keep it" if can_run(kept, device) else ""
-        say(
-            f"warning: {begun.path} was begun on {kind} in {kept}, and goes on on {device.type} in "
-            f"{precision}{remedy}"
-        )
-    return precision
 
 
 def describe_device(trainer: "Trainer") -> list[str]:
@@ -240,7 +114,14 @@ def build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Train
     if warning:
         say(f"warning: {warning}")
     if config.runtime.gradient_checkpointing:
-        _checkpoint_gradients(backbone.network, config.model.backbone)
+        network: Any = backbone.network
+        try:
+            network.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError):  # timm asserts where a network cannot
+            raise InputError(
+                f"runtime.gradient_checkpointing: {config.model.backbone} has no such way; set it "
+                "false, or lower batch_size and raise optim.accumulate"
+            ) from None
     sharded = config.runtime.shard and accelerator.num_processes > 1
     channels_last = config.runtime.channels_last and prefers_channels_last(
         accelerator.device, precision
@@ -286,8 +167,9 @@ def next_trainer(trainer: Trainer, stage: StagePlan) -> Trainer:
         trainer.precision,
         channels_last=trainer.channels_last,
     )
-    for loader, before in zip(started.loaders, trainer.loaders, strict=True):
-        loader.take_events(before)
+    started.loader.take_issues(trainer.loader)
+    if started.held_out_loader and trainer.held_out_loader:
+        started.held_out_loader.take_issues(trainer.held_out_loader)
     started.validated = trainer.validated
     return started
 
@@ -321,13 +203,21 @@ def _stage_trainer(
     schedule = build_schedule(
         config.optim, bare_optimizer, steps_per_epoch=stage.steps_per_epoch, epochs=config.epochs
     )
-    network = _prepared(accelerator, backbone.network)
+    # Sharded weights bring their gradients together themselves.
+    sharded = is_sharded(backbone.network)
+    network: nn.Module = accelerator.prepare_model(backbone.network, evaluation_mode=sharded)
+    if isinstance(network, DistributedDataParallel):
+        # Running statistics are averaged after each step, not those of rank 0 sent before it.
+        network.broadcast_buffers = False
+    if config.runtime.compile:
+        compiled: Any = torch.compile(network, dynamic=False)
+        network = compiled
     optimizer = accelerator.prepare_optimizer(bare_optimizer)
     return Trainer(
         plan=stage,
         accelerator=accelerator,
         backbone=backbone,
-        network=_compiled(network) if config.runtime.compile else network,
+        network=network,
         loss=build_loss(
             config.loss,
             prior=stage.loss_prior,
@@ -340,34 +230,10 @@ def _stage_trainer(
         ema=ema,
         loader=_loader(stage, accelerator, training=True),
         held_out_loader=_loader(stage, accelerator, training=False) if stage.held_out else None,
+        n_batches=micro_batches(config, accelerator.num_processes)[0],
         precision=precision,
         channels_last=channels_last,
     )
-
-
-def _compiled(network: nn.Module) -> nn.Module:
-    compiled: Any = torch.compile(network, dynamic=False)
-    assert isinstance(compiled, nn.Module)  # its declared type says no more than callable
-    return compiled
-
-
-def _prepared(accelerator: Accelerator, network: nn.Module) -> nn.Module:
-    # Weights that are sharded bring their gradients together themselves.
-    prepared: nn.Module = accelerator.prepare_model(network, evaluation_mode=is_sharded(network))
-    if isinstance(prepared, DistributedDataParallel):
-        # Running statistics are averaged after each step, not those of rank 0 sent before it.
-        prepared.broadcast_buffers = False
-    return prepared
-
-
-def _checkpoint_gradients(network: Any, name: str) -> None:
-    try:
-        network.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError):  # timm asserts where a network cannot
-        raise InputError(
-            f"runtime.gradient_checkpointing: {name} has no such way; set it false, or lower "
-            "batch_size and raise optim.accumulate"
-        ) from None
 
 
 def _loader(plan: StagePlan, accelerator: Accelerator, *, training: bool) -> Loader:

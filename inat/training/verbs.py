@@ -60,7 +60,7 @@ def train(
 
 def dry_run(config: Config | Path | str, *, overrides: Mapping[str, Any] | None = None) -> DryRun:
     """The plan of a training, with the peak memory that one batch of each of its stages took."""
-    from inat.training.loop import try_run
+    from inat.training.trial import try_run
 
     config, _ = resolved(config, None, overrides)
     return DryRun(tuple(try_run(config)))

@@ -10,7 +10,6 @@ without it photos of noise stand in.
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,18 +111,20 @@ def kit_epoch(root: Path, log_path: Path) -> Iterator[Step]:
     from inat.runs.metrics_log import MetricsLog
     from inat.runs.run import Run
     from inat.training import loop
+    from inat.training.accelerator import build_accelerator
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
+    from inat.training.run_files import CheckpointSchedule
     from inat.training.stopping import StopSignals
-    from inat.training.trainer import build_trainer, engine
+    from inat.training.trainer import build_trainer
 
     data = {"root": str(root), "holdout": "none", "keep_photos": True}
     config = build({**RECIPE, "data": data}, "benchmark")
-    with engine(config) as (accelerator, precision):
+    with build_accelerator(config) as (accelerator, precision):
         trainer = build_trainer(make_plan(config), accelerator, precision)
         state, log = LoopState(), MetricsLog(log_path)
         run = Run(log_path.parent)
-        keeper = loop._Keeper(run, log, StopSignals(), time.monotonic(), 0)
+        keeper = CheckpointSchedule(run, log, StopSignals(), state)
 
         def epoch() -> None:
             loop._train_epoch(trainer, state, keeper, config.epochs)

@@ -118,8 +118,8 @@ def test_describe(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def workers_memory(loader: Loader) -> Iterator[int]:
     """Anonymous bytes of the loader's worker processes."""
-    assert loader._processes is not None
-    for worker in loader._processes._iterator._workers:  # type: ignore[union-attr]
+    assert loader._processes._idle is not None
+    for worker in loader._processes._idle._iterator._workers:  # type: ignore[union-attr]
         yield anonymous(worker.pid)
 
 

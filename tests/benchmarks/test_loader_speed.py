@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import simplejpeg
 from contestants import Contestant, Step, alternate, endless, spread
+from photo_reading import read_crop
 from photo_worlds import Texture, make_photo_world, mean_kilobytes
 from PIL import Image
 
 from inat.config.schema import TransformConfig
 from inat.loader.transforms import EVAL_SPARE, EpochDraws, centre_crop, random_resized_crop
-from inat.photos.decode import Box, decode_factor, read_crop
+from inat.photos.decode import Box, decode_factor
 
 SIZE, BATCH, WORKERS = 224, 32, 2
 ROUNDS, STEPS = 5, 20
@@ -34,7 +35,8 @@ def kit_batches(root: Path, training: bool, workers: int, worker_kind: str) -> I
     import torch
 
     from inat.dataset.split import load_split
-    from inat.loader.loader import build_loader, to_device
+    from inat.loader.batches import to_device
+    from inat.loader.loader import build_loader
 
     if workers == 0:
         pin_to_one_core()

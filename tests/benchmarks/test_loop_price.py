@@ -7,7 +7,6 @@ synthetic world stands in.
 
 import multiprocessing
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -120,18 +119,19 @@ def kit(root: Path, recipe: dict[str, Any], folder: Path) -> Iterator[tuple[Any,
     """A trainer, what keeps it, and where it stands."""
     from inat.runs.metrics_log import MetricsLog
     from inat.runs.run import create_run
-    from inat.training import loop
+    from inat.training.accelerator import build_accelerator
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
+    from inat.training.run_files import CheckpointSchedule
     from inat.training.stopping import StopSignals
-    from inat.training.trainer import build_trainer, engine
+    from inat.training.trainer import build_trainer
 
     config = settings_of(root, recipe)
     run, state = create_run(folder, config), LoopState()
-    with engine(config) as (accelerator, precision):
+    with build_accelerator(config) as (accelerator, precision):
         trainer = build_trainer(make_plan(config), accelerator, precision)
         trainer.network.train()
-        keeper = loop._Keeper(run, MetricsLog(run.metrics_path), StopSignals(), time.monotonic(), 0)
+        keeper = CheckpointSchedule(run, MetricsLog(run.metrics_path), StopSignals(), state)
         yield trainer, keeper, state
 
 
@@ -205,17 +205,18 @@ def test_a_compiled_network_has_the_same_losses_and_its_speed_is_told(
 def losses(root: Path, runtime: dict[str, Any]) -> list[float]:
     """Of the first five steps of cifar_resnet32."""
     from inat.config.reading import build
+    from inat.training.accelerator import build_accelerator
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
     from inat.training.step import accumulated, take_step
-    from inat.training.trainer import build_trainer, engine
+    from inat.training.trainer import build_trainer
 
     # At its random start mobilenetv2_100 blows any rounding up: float32's own logits are 5e-4 from
     # those of float64. A ResNet-32 does not; a small learning rate keeps it so.
     recipe = {**RECIPE, "sampler": {"epoch_size": 5 * RECIPE["batch_size"]}, "optim": SLOW}
     data = {"root": str(root), "holdout": "none"}
     config = build({**recipe, "data": data, "runtime": runtime}, "benchmark")
-    with engine(config) as (accelerator, precision):
+    with build_accelerator(config) as (accelerator, precision):
         trainer = build_trainer(make_plan(config), accelerator, precision)
         trainer.network.train()
         state, found = LoopState(), []

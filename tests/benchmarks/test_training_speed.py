@@ -83,10 +83,11 @@ def kit_step(
 ) -> Iterator[Step]:
     """The same recipe through the kit."""
     from inat.config.reading import build
+    from inat.training.accelerator import build_accelerator
     from inat.training.checkpoint import LoopState
     from inat.training.plan import make_plan
     from inat.training.step import take_step
-    from inat.training.trainer import build_trainer, engine
+    from inat.training.trainer import build_trainer
 
     recipe = {
         "batch_size": BATCH,
@@ -107,7 +108,7 @@ def kit_step(
         "runtime": runtime or {},
     }
     config = build(recipe, "benchmark")
-    with engine(config) as (accelerator, precision):
+    with build_accelerator(config) as (accelerator, precision):
         trainer = build_trainer(make_plan(config), accelerator, precision)
         trainer.network.train()
         batches = endless(trainer.loader)
