@@ -8,11 +8,13 @@ import pytest
 import yaml
 
 from inat.config.reading import build, read_config
-from inat.config.schema import Config, DataConfig, parse_holdout, switch_epoch
+from inat.config.schema import FIRST_FIELDS, Config, DataConfig, parse_holdout, switch_epoch
 from inat.config.strict_yaml import DEEPEST_LEVEL, LARGEST_FILE
 from inat.config.values import merge
 from inat.core.competitions import COMPETITIONS
 from inat.core.errors import InputError, WorldError
+from inat.losses import LOSSES
+from inat.samplers import SAMPLERS
 
 OPTIM_FIELDS = (
     "name, lr_per_256, lr_scaling, head_lr_factor, layer_decay, weight_decay, decay_norms, "
@@ -208,15 +210,13 @@ def test_a_value_of_the_wrong_type_is_refused_with_file_and_field(
     ("text", "sentence"),
     [
         ("loss: {name: hinge}",
-         "FILE: loss.name takes one of balanced_bce, ce, logit_adjusted, balanced_softmax, focal, "
-         "ldam, seesaw, not 'hinge'"),
+         f"FILE: loss.name takes one of {', '.join(LOSSES)}, not 'hinge'"),
         ("loss: {class_weights: effective}",
          "FILE: loss.class_weights takes one of none, effective_number, inverse, not "
          "'effective'; did you mean effective_number?"),
         ("sampler: {name: balanced}",
-         "FILE: sampler.name takes one of class_balanced, square_root, progressive, "
-         "effective_number, instance, class_balanced_cycling, repeat_factor, not "
-         "'balanced'; did you mean class_balanced?"),
+         f"FILE: sampler.name takes one of {', '.join(SAMPLERS)}, not 'balanced'; "
+         "did you mean class_balanced?"),
         ("data: {on_bad_photo: skp}",
          "FILE: data.on_bad_photo takes one of stop, skip, not 'skp'; did you mean skip?"),
         ("data: {competition: inaturalist-2017}",
@@ -549,7 +549,8 @@ def test_every_value_of_a_yaml_reaches_its_field(tmp_path: Path) -> None:
         if not isinstance(value, dict):
             assert value != defaults[name], name
             continue
-        for field in value.keys() - {"shard"}:  # which goes with neither stages nor ema_decay
+        # Not shard, which goes with neither stages nor ema_decay, nor options of later parts.
+        for field in set(FIRST_FIELDS.get(name, value)) - {"shard"}:
             assert value[field] != defaults[name][field], f"{name}.{field}"
     assert config.data.root == Path("some/where")
     assert config.transforms.scale == (0.25, 0.75)
