@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any, ClassVar, Unpack
 
 from inat.core.errors import InputError
 from inat.core.lazy import functional, np, priors, torch
@@ -53,6 +53,7 @@ class LogitAdjustedLoss(CrossEntropyLoss):
     name = "logit_adjusted"
     summary = "cross-entropy of logits + tau log prior (Menon et al. 2021, eq. 10)"
     takes_class_weights = False
+    is_plain_if_uniform: ClassVar[bool] = True  # adjusted by a uniform prior it is cross-entropy
     log_prior: torch.Tensor
 
     @dataclass(frozen=True, kw_only=True)
@@ -77,10 +78,10 @@ class LogitAdjustedLoss(CrossEntropyLoss):
 
     @classmethod
     def describe(cls, options: Any, tail: Tail, draws: str) -> str:
-        # A softmax that is adjusted by a uniform prior is plain cross-entropy.
-        is_plain = tail.prior is not None and priors.is_uniform(tail.prior)
-        plain = f", which is plain ce under {draws} draws" if is_plain else ""
-        return super().describe(options, tail, draws) + plain
+        text = super().describe(options, tail, draws)
+        if cls.is_plain_if_uniform and tail.prior is not None and priors.is_uniform(tail.prior):
+            text += f", which is plain ce under {draws} draws"
+        return text
 
     @classmethod
     def facts(cls, options: Any) -> list[str]:
