@@ -431,9 +431,7 @@ def test_an_iteration_leaves_torchs_generator_and_threads_alone(
          "an epoch of 15 photos is less than one global batch of 16; "
          "lower batch_size or raise sampler.epoch_size"),
         ({"sampler": "uniform"},
-         "sampler: unknown name 'uniform'; "
-         "valid: class_balanced, class_balanced_cycling, effective_number, instance, progressive, "
-         "repeat_factor, square_root"),
+         f"sampler.name: unknown name 'uniform'; valid: {', '.join(sorted(SAMPLERS))}"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_met_are_refused(

@@ -455,10 +455,10 @@ class Config(Options):
                 f"loss.name {loss.name} weighs every species against the one true species of "
                 "a photo, and mixed photos show two; set transforms.mixup 0 and transforms.cutmix 0"
             )
-        object.__setattr__(self, "stages", self._laid_stages())
         self._check_shard()
         self._check_prior_of_the_draws()
         self._check_corrected_once()
+        object.__setattr__(self, "stages", self._laid_stages())
 
     def _laid_stages(self) -> tuple[Stage, ...]:
         laid: list[Stage] = []
