@@ -19,7 +19,8 @@ from inat.cli.app import main
 from inat.config.schema import TransformConfig
 from inat.core import threads
 from inat.core.errors import InputError, WorldError
-from inat.loader.loader import default_workers, to_device
+from inat.loader.batches import to_device
+from inat.loader.loader import default_workers
 from inat.models import forward
 from inat.models.device import (
     can_run,
@@ -32,9 +33,8 @@ from inat.models.forward import iterate_logits
 from inat.models.heads import classifiers_in_float32
 from inat.runs import trained
 from inat.runs.run import Run
-from inat.training import trainer
-from inat.training.mixing import erased, mixed
-from inat.training.processes import BatchPart, on_device
+from inat.training import accelerator
+from inat.training.mixing import GlobalBatch, erase_images, mix_images, on_device
 
 CUDA, MPS, CPU = torch.device("cuda"), torch.device("mps"), torch.device("cpu")
 
@@ -166,7 +166,8 @@ def test_a_training_resumes_in_its_precision_or_what_the_card_has(
     expected: str,
 ) -> None:
     plug_in(monkeypatch, card)
-    begun: Any = SimpleNamespace(path="RUN", facts=SimpleNamespace(precision=kept, device="cuda"))
+    facts = SimpleNamespace(precision=kept, device="cuda")
+    begun: Any = SimpleNamespace(path="RUN", facts=facts)
     config = tiny_config(**{"runtime.precision": configured})
     assert accelerator._precision(config, CUDA, begun) == expected
     assert ("warning: RUN was begun" in capsys.readouterr().err) is (card == "T4")
@@ -222,9 +223,9 @@ def test_what_is_done_to_a_batch_is_the_same_in_both_memory_formats_and_leaves_t
     for memory in (torch.channels_last, torch.contiguous_format):
         torch.manual_seed(0)
         images = torch.arange(4 * 3 * 16 * 16.0).view(4, 3, 16, 16).contiguous(memory_format=memory)
-        rng, part = np.random.default_rng(1), BatchPart((4,))
-        images = erased(images, RECIPES[name], rng, part)
-        images, _ = mixed(images, torch.arange(4), 4, RECIPES[name], rng, part)
+        rng, part = np.random.default_rng(1), GlobalBatch((4,))
+        images = erase_images(images, RECIPES[name], rng, part)
+        images, _ = mix_images(images, torch.arange(4), 4, RECIPES[name], rng, part)
         assert images.is_contiguous(memory_format=memory)
         made.append(images)
     assert torch.equal(*made)
@@ -275,9 +276,9 @@ def test_mixing_leaves_no_tensor_on_the_host(name: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.Tensor, "index_select", index_select)
     images = torch.empty(4, 3, 16, 16, device="meta")
     labels = torch.arange(4, device="meta")
-    rng, part = np.random.default_rng(1), BatchPart((4,))
-    images = erased(images, RECIPES[name], rng, part)
-    images, targets = mixed(images, labels, 4, RECIPES[name], rng, part)
+    rng, part = np.random.default_rng(1), GlobalBatch((4,))
+    images = erase_images(images, RECIPES[name], rng, part)
+    images, targets = mix_images(images, labels, 4, RECIPES[name], rng, part)
     assert images.device.type == targets.device.type == "meta"
     assert set(moved) <= {"meta"}
 
@@ -401,16 +402,16 @@ def test_a_deterministic_training_says_so_to_cuda_before_it_starts_and_puts_all_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    before, seen, real = switches(), [], trainer.Accelerator
+    before, seen, real = switches(), [], accelerator.Accelerator
 
     def started(*arguments: Any, **options: Any) -> Any:
         seen.append(switches())
         return real(*arguments, **options)
 
-    monkeypatch.setattr(trainer, "Accelerator", started)
+    monkeypatch.setattr(accelerator, "Accelerator", started)
     for deterministic in (True, False):
         config = tiny_config(**{"runtime.deterministic": deterministic, "runtime.device": "cpu"})
-        with trainer.engine(config):
+        with accelerator.build_accelerator(config):
             assert switches() == seen[-1]
         assert switches() == before
     assert seen[0] == (False, True, True, True, False, ":4096:8", "high")
@@ -529,7 +530,7 @@ def test_a_classifier_multiplies_in_float32_what_the_body_gives_in_bf16(backbone
         "label": torch.zeros(4, dtype=torch.long),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "to_device", lambda *_, **__: images)
+        patch.setattr(forward, "normalize", lambda *_, **__: images)
         ((_, logits),) = iterate_logits(
             network, [batch], n_classes=40, mean=(0.5,) * 3, std=(0.5,) * 3, precision="bf16"
         )
