@@ -31,19 +31,12 @@ class _Passing(Exception):
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on a server, as it is now.
-
-    Attributes:
-        url: its address.
-        size: bytes; None where the server does not tell.
-        etag: as the server states it; "" where it does not.
-        last_modified: as the server states it; "" where it does not.
-    """
+    """A file on a server, as it is now."""
 
     url: str
-    size: int | None
-    etag: str
-    last_modified: str
+    size: int | None  # in bytes, where the server states it
+    etag: str  # "" where the server states none
+    last_modified: str  # "" where the server states none
 
     @property
     def version(self) -> dict[str, int | str | None]:
@@ -76,11 +69,8 @@ def look_up(session: requests.Session, url: str) -> Remote:
 class Part:
     """The bytes of a file that came so far, in a file that a later call goes on with.
 
-    Beside it lies a note of the version on the server that they are of.
-
-    Args:
-        path: the file.
-        remote: what is to come into it; bytes of another version are removed.
+    Beside it lies a note of the version on the server that they are of; bytes of another version
+    than `remote` are removed.
     """
 
     def __init__(self, path: Path, remote: Remote) -> None:
@@ -108,11 +98,8 @@ class Part:
             advance(len(piece))
 
     def fetch(self, session: requests.Session, advance: Callable[[int], object]) -> None:
-        """Brings what is missing.
-
-        Args:
-            session: from `open_session`.
-            advance: told the number of bytes that came; less than 0 where they had to go.
+        """Brings what is missing; `advance` gets the number of bytes that came, negative where they
+        had to go.
 
         Raises:
             WorldError: the server refuses, or the connection broke too often; what came is kept.

@@ -208,7 +208,15 @@ def import_folders(
         listed = _species_of(found, species)
         classes = {one.name: one.photos for one in listed}
         if imbalance_factor is not None:
-            classes = _imbalanced(classes, imbalance_factor, rng)
+            if imbalance_factor < 1:
+                raise InputError(
+                    f"--imbalance-factor {imbalance_factor:g} is less than 1; 100 is the usual one"
+                )
+            largest, last = max(map(len, classes.values())), max(len(classes) - 1, 1)
+            for place, (name, photos) in enumerate(classes.items()):
+                n_kept = max(1, int(largest * imbalance_factor ** (-place / last)))
+                chosen = rng.permutation(len(photos))[:n_kept]
+                classes[name] = [photos[i] for i in sorted(chosen)]
         passed_over = found.all_passed_over()
         tested: list[tuple[int, FoundPhoto]] = []
         labelled = False
@@ -385,21 +393,6 @@ def _without_photos(folder: PhotoFolder) -> str:
     text = f"{readable(folder.path)}: there is no photo in it"
     lines = passed_over_lines(folder.all_passed_over())
     return f"{text} ({'; '.join(lines)})" if lines else f"{text}; remove it or add one"
-
-
-def _imbalanced(
-    classes: Mapping[str, Sequence[FoundPhoto]], factor: float, rng: np.random.Generator
-) -> dict[str, list[FoundPhoto]]:
-    if factor < 1:
-        raise InputError(f"--imbalance-factor {factor:g} is less than 1; 100 is the usual one")
-    largest = max(map(len, classes.values()))
-    steps = max(len(classes) - 1, 1)
-    kept = {}
-    for place, (name, photos) in enumerate(classes.items()):
-        wanted = max(1, int(largest * factor ** (-place / steps)))
-        chosen = rng.permutation(len(photos))[:wanted]
-        kept[name] = [photos[i] for i in sorted(chosen)]
-    return kept
 
 
 def _digests(photos: Sequence[Path]) -> dict[Path, str]:

@@ -55,13 +55,9 @@ def unpack(path: Path, archive: Archive, root: Path, advance: Callable[[int], ob
     """Writes what an archive brings below the data root; gives the number of its files.
 
     A photo that is there in the right size is left as it is, so that what was interrupted goes
-    on. The archive's mode bits, owners and dates are not taken over.
-
-    Args:
-        path: the .tar.gz or .zip file.
-        archive: what it is to bring; other files in it are left out.
-        root: the data root; it and the photo folders in it may be links to folders elsewhere.
-        advance: told the number of bytes of the archive that were gone through.
+    on. The archive's mode bits, owners and dates are not taken over, nor files that it is not to
+    bring. The root and the photo folders in it may be links. `advance` gets the number of bytes of
+    the archive that were read.
 
     Raises:
         WorldError: the archive is cut off or damaged, lacks what it is to bring, or has a member
@@ -223,19 +219,16 @@ def _tar_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Memb
 
 
 def _tar_kind(member: tarfile.TarInfo) -> str:
-    if member.isdir():
-        return "folder"
-    if member.issparse():  # a few bytes of it may stand for a full disk of zeros
-        return "a sparse file"
-    if member.isreg():
-        return "file"
-    if member.issym():
-        return "a symbolic link"
-    if member.islnk():
-        return "a hard link"
-    if member.isfifo():
-        return "a pipe"
-    return "a device" if member.isdev() else "of an unknown kind"
+    kinds = {
+        "folder": member.isdir(),
+        "a sparse file": member.issparse(),  # a few bytes of it may stand for a full disk of zeros
+        "file": member.isreg(),
+        "a symbolic link": member.issym(),
+        "a hard link": member.islnk(),
+        "a pipe": member.isfifo(),
+        "a device": member.isdev(),
+    }
+    return next((kind for kind, is_so in kinds.items() if is_so), "of an unknown kind")
 
 
 def _zip_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Member]:

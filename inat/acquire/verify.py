@@ -43,22 +43,15 @@ Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found, in the order of the file names.
-
-    Attributes:
-        missing: photos that are not there.
-        bad: photos that cannot be read or decoded.
-        recovered: photos that were decoded after a repair.
-        mismatched: photos of another size, or of other bytes, than the annotations state.
-        slow: photos that took more than a second.
-        copied: photos whose bytes stand under two species, or in two of train, val and test.
-    """
+    """What was found, in the order of the file names."""
 
     missing: list[Finding] = field(default_factory=list)
-    bad: list[Finding] = field(default_factory=list)
-    recovered: list[Finding] = field(default_factory=list)
+    bad: list[Finding] = field(default_factory=list)  # they cannot be read or decoded
+    recovered: list[Finding] = field(default_factory=list)  # decoded after a repair
+    # Of another size, or of other bytes, than the annotations state.
     mismatched: list[Finding] = field(default_factory=list)
-    slow: list[Finding] = field(default_factory=list)
+    slow: list[Finding] = field(default_factory=list)  # they took more than a second
+    # Their bytes stand under two species, or in two of train, val and test.
     copied: list[Finding] = field(default_factory=list)
 
     def extend(self, other: "Findings") -> None:
@@ -184,8 +177,7 @@ class _StatedSizes:
     def of(self, photo: int) -> list[list[int]]:
         """Each [height, width] that is stated."""
         first, last = np.searchsorted(self._photos, [photo, photo + 1])
-        stated: list[list[int]] = self._sizes[first:last].tolist()
-        return stated
+        return self._sizes[first:last].tolist()
 
     def digest(self) -> str:
         return xxh3_64_hexdigest(np.column_stack([self._photos, self._sizes]).tobytes())

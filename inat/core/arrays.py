@@ -137,8 +137,7 @@ def positions(
 ) -> Int64[np.ndarray, "some"]:
     """Where each of `wanted` is in `ids`, which may be in any order and must hold all of them."""
     order = np.argsort(ids)
-    found: Int64[np.ndarray, some] = order[np.searchsorted(ids, wanted, sorter=order)]
-    return found
+    return order[np.searchsorted(ids, wanted, sorter=order)]
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:

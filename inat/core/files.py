@@ -157,12 +157,8 @@ def atomic_folder(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
     At every moment there is a whole folder at `path`, a kill included: the two change places in
     one step, where the file system can do that. Where `path` is a link, the folder that it points
-    to is replaced, on the disk where that lies.
-
-    Args:
-        path: the folder to be.
-        keep: where the folder goes that was at `path`; the one that was there goes away. None:
-            that at `path` goes away.
+    to is replaced, on the disk where that lies. What was at `path` moves to `keep`, where that is
+    given, and else goes away.
     """
     named, path = path, path.resolve()
     _put_back(path)

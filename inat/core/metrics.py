@@ -30,8 +30,7 @@ def hits_at(
     guesses: Int64[np.ndarray, "images k"], labels: Int64[np.ndarray, "images"], k: int
 ) -> Bool[np.ndarray, "images"]:
     """Whether the true label is among the first k guesses."""
-    hits: Bool[np.ndarray, images] = (guesses[:, :k] == labels[:, None]).any(axis=1)
-    return hits
+    return (guesses[:, :k] == labels[:, None]).any(axis=1)
 
 
 def class_means(

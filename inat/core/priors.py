@@ -20,8 +20,7 @@ Prior = Float64[np.ndarray, "classes"]
 
 def count_prior(counts: Int64[np.ndarray, "classes"]) -> Prior:
     """n_j / N."""
-    prior: Prior = counts / counts.sum()
-    return prior
+    return counts / counts.sum()
 
 
 def uniform_prior(n_classes: int) -> Prior:
@@ -31,18 +30,12 @@ def uniform_prior(n_classes: int) -> Prior:
 
 def normalised(weights: Float64[np.ndarray, "classes"]) -> Prior:
     """Weights scaled to sum to 1."""
-    prior: Prior = weights / weights.sum()
-    return prior
+    return weights / weights.sum()
 
 
 def prior_left(draws: Prior, adjusted_by: Prior | None, tau: float) -> Prior:
-    """The prior that logits still carry after a loss that added tau log(adjusted_by).
-
-    Args:
-        draws: prior of the sampler's draws.
-        adjusted_by: prior in the loss; None for plain cross-entropy.
-        tau: strength of the adjustment.
-    """
+    """The prior that logits still carry after a loss that added tau log(adjusted_by) to those of
+    the sampler's draws; None: plain cross-entropy."""
     if adjusted_by is None:
         return draws
     return normalised(draws * adjusted_by**-tau)
@@ -67,8 +60,7 @@ def same_prior(one: ArrayLike | None, other: ArrayLike | None) -> bool:
 
 def tau_shift(logits_prior: Prior, tau: float) -> Float64[np.ndarray, "classes"]:
     """What to add to logits for a post-hoc adjustment: -tau log(prior) (Menon et al., eq. 9)."""
-    shift: Float64[np.ndarray, classes] = -tau * np.log(logits_prior)
-    return shift
+    return -tau * np.log(logits_prior)
 
 
 def target_shift(logits_prior: Prior, target: Prior) -> Float64[np.ndarray, "classes"]:
@@ -85,8 +77,7 @@ def total_variation(
     one: Float64[np.ndarray, "classes *columns"], other: Float64[np.ndarray, "classes *columns"]
 ) -> Float64[np.ndarray, "*columns"] | np.float64:
     """Half the sum of absolute differences: the share of photos that would have to change class."""
-    half: Float64[np.ndarray, "*columns"] | np.float64 = np.abs(one - other).sum(axis=0) / 2
-    return half
+    return np.abs(one - other).sum(axis=0) / 2
 
 
 def log_softmax(logits: Float[np.ndarray, "images classes"]) -> Float[np.ndarray, "images classes"]:

@@ -54,9 +54,6 @@ class AnnotationCache:
 
     New ones are found at once, but written by `write` alone: of a data set with a fault, which
     may show in the last of its files, nothing is kept.
-
-    Args:
-        root: the data set's folder.
     """
 
     def __init__(self, root: Path) -> None:

@@ -46,14 +46,10 @@ OPTIONAL = ("digest", "group", "date_c")
 
 
 class AnnotationTables:
-    """The tables of the data set in `root`.
+    """The tables of the data set in `root`; the competition names its files.
 
     A table's key follows from every file that it depends on: the labels of val are numbered by
     the species of train, and its ids were compared with train's.
-
-    Args:
-        root: the data set's folder.
-        spec: it names the files.
 
     Raises:
         InputError: here, there is no such folder; from every method, a file that is missing,

@@ -131,7 +131,15 @@ def parse_dates(values: Sequence[Any], source: str) -> Dates:
             known[at] = found
         else:
             moments[at], known[at] = np.datetime64(found, "us"), Known.DAY
-    _refuse_beyond(moments, values, source)
+    # A day to spare: a time without a zone may be ahead of UTC.
+    end = np.datetime64(datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1), "us")
+    beyond = np.flatnonzero((moments < np.datetime64(f"{FIRST_YEAR}")) | (moments > end))
+    if len(beyond):
+        at = beyond[0]
+        raise InputError(
+            f"{source}[{at}]: 'date' is {values[at]!r:.40}, which is not between {FIRST_YEAR} and "
+            "today; fix it, or make it null"
+        )
     return Dates(moments, known)
 
 
@@ -253,15 +261,3 @@ def _day_first(dates: dict[int, _Ordered], values: Sequence[Any], source: str) -
             "the day or the month comes first; write dates as YYYY-MM-DD"
         )
     return bool(days)
-
-
-def _refuse_beyond(moments: np.ndarray, values: Sequence[Any], source: str) -> None:
-    # A day to spare: a time without a zone may be ahead of UTC.
-    end = np.datetime64(datetime.now(UTC).replace(tzinfo=None) + timedelta(days=1), "us")
-    beyond = np.flatnonzero((moments < np.datetime64(f"{FIRST_YEAR}")) | (moments > end))
-    if len(beyond):
-        at = beyond[0]
-        raise InputError(
-            f"{source}[{at}]: 'date' is {values[at]!r:.40}, which is not between {FIRST_YEAR} and "
-            "today; fix it, or make it null"
-        )

@@ -1,4 +1,8 @@
-"""Cuts that leave photos which belong together on one side."""
+"""Cuts that leave photos which belong together on one side.
+
+`draws` order the photos of a species and are distinct there; photos of one of the `groups` stay
+together, and None makes each photo a group.
+"""
 
 from collections.abc import Callable
 
@@ -26,8 +30,7 @@ def joined(*keys: Int64[np.ndarray, "photos"]) -> Int64[np.ndarray, "photos"] | 
     edges = (np.concatenate(rows), np.concatenate(columns))
     graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(n_nodes, n_nodes))
     _, group = connected_components(graph, directed=False)
-    of_photos: Int64[np.ndarray, photos] = group[: len(keys[0])].astype(np.int64)
-    return of_photos
+    return group[: len(keys[0])].astype(np.int64)
 
 
 def hold_share(
@@ -41,14 +44,8 @@ def hold_share(
 
     Photos are held out in the order of their draws. A group that would exceed the share is passed
     over; of what is then missing, the smallest group left is held out with the chance that keeps
-    the expected share. Without groups that is the fraction of a photo, rounded by the dither.
-
-    Args:
-        labels: species of each photo.
-        draws: order within a species; distinct there.
-        groups: photos of one group stay on one side; None: each photo is a group.
-        share: above 0 and below 1.
-        dither: uniform in [0, 1), one number a species.
+    the expected share. Without groups that is the fraction of a photo, rounded by the dither,
+    uniform in [0, 1).
     """
     place, count = _places_within_species(labels, draws, len(dither))
     held = place < np.minimum(np.floor(count * share + dither[labels]), count - 1)
@@ -80,15 +77,8 @@ def hold_fold(
     """Which photos are held out of a fold of every species; the only group of one never is.
 
     Each group, the largest first and then in the order of the draws, goes to the fold that has
-    the fewest photos of the species, of equal ones to the first from the species' start on.
-
-    Args:
-        labels: species of each photo.
-        draws: order within a species; distinct there.
-        groups: photos of one group stay on one side; None: each photo is a group.
-        starts: fold that is dealt to first in each species, counted from 0.
-        fold: counted from 1.
-        n_folds: how many there are.
+    the fewest photos of the species, of equal ones to the first from the species' start (from 0)
+    on. `fold` counts from 1.
     """
     place, count = _places_within_species(labels, draws, len(starts))
     held = ((place + starts[labels]) % n_folds == fold - 1) & (count > 1)
@@ -126,15 +116,9 @@ def _whole_groups(
 ) -> Bool[np.ndarray, "photos"]:
     """`held`, decided again in the species that have a group of several photos.
 
-    A group that spans species is decided where it has the most photos.
-
-    Args:
-        held: the decision photo by photo.
-        labels: species of each photo.
-        draws: order within a species.
-        groups: of each photo.
-        choose: of a species and the sizes of its groups, in the order of the draws: the positions
-            of those that are held out.
+    A group that spans species is decided where it has the most photos. `choose` gets a species and
+    the sizes of its groups in the order of the draws, and returns the positions of those that are
+    held out.
     """
     photos = pd.DataFrame({"group": groups, "label": labels, "draw": draws})
     several = photos["group"].duplicated(keep=False)

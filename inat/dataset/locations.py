@@ -1,8 +1,7 @@
 """Where and when photos were taken, scaled as a geo prior takes it."""
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Float32
 
 from inat.core.competitions import find_competition
 from inat.core.errors import InputError
@@ -44,23 +43,17 @@ def places_of(photos: Split) -> Float32[np.ndarray, "photos 3"]:
             )
     lon, lat = (table[name].to_numpy(np.float64) for name in ("lon", "lat"))
     lon, lat = np.where(np.isnan(lat), np.nan, lon), np.where(np.isnan(lon), np.nan, lat)
-    scaled = np.stack([lon / 180, lat / 90, 2 * _shares_of_year(table) - 1], axis=1)
-    places: Float32[np.ndarray, "photos 3"] = scaled.astype(np.float32)
-    return places
+    dates = table["date"].dt.tz_localize(None).to_numpy("datetime64[us]")
+    year = dates.astype("datetime64[Y]")
+    begin, end = (moment.astype("datetime64[us]") for moment in (year, year + 1))
+    share = (dates - begin) / (end - begin)
+    if "date_c" in table:
+        given = table["date_c"].to_numpy(np.float64)
+        share = np.where(np.isnan(given), share, given)
+    scaled = np.stack([lon / 180, lat / 90, 2 * share - 1], axis=1)
+    return scaled.astype(np.float32)
 
 
 def have_place(places: Float32[np.ndarray, "photos 3"]) -> Bool[np.ndarray, "photos"]:
     """Which photos have a place, dated or not."""
-    placed: Bool[np.ndarray, photos] = ~np.isnan(places[:, 0])
-    return placed
-
-
-def _shares_of_year(table: pd.DataFrame) -> Float64[np.ndarray, "photos"]:
-    date = table["date"].dt.tz_localize(None).to_numpy("datetime64[us]")
-    year = date.astype("datetime64[Y]")
-    begin, end = (moment.astype("datetime64[us]") for moment in (year, year + 1))
-    share: Float64[np.ndarray, photos] = (date - begin) / (end - begin)
-    if "date_c" not in table:
-        return share
-    given = table["date_c"].to_numpy(np.float64)
-    return np.where(np.isnan(given), share, given)
+    return ~np.isnan(places[:, 0])

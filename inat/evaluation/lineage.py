@@ -78,8 +78,7 @@ def _same_group(outcomes: Outcomes, species: pd.DataFrame, rank: str) -> Bool[np
     given = (species[rank] != "").to_numpy(bool)
     true, guessed = outcomes.labels, outcomes.guessed
     same: Bool[np.ndarray, images] = groups[true] == groups[guessed]
-    right: Bool[np.ndarray, images] = (same & given[true]) | outcomes.hits
-    return right
+    return (same & given[true]) | outcomes.hits
 
 
 def _groups(species: pd.DataFrame, rank: str) -> Int64[np.ndarray, "classes"]:

@@ -23,16 +23,11 @@ def refuse_seen_photos(
 ) -> list[str]:
     """Refuses photos half of which, or more, were trained on or had something chosen on them.
 
-    Args:
-        prediction: of the photos.
-        others: what it is compared with.
-        chosen_here: take photos on which something was chosen, and say so.
-
     Returns:
-        Sentences that belong beside the score.
+        Sentences that belong beside the score; with `chosen_here`, that the photos are such.
 
     Raises:
-        InputError: half of the photos or more are such.
+        InputError: half of the photos or more were trained on, or chosen on without `chosen_here`.
     """
     roles = roles_for(prediction, *others)
     trained_on = int((roles == Role.TRAINED_ON).sum())

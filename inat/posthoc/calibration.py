@@ -127,8 +127,7 @@ def mean_probability(
     It and not the training prior stands in the denominator of EM (Alexandari et al. 2020).
     """
     blocks = (calibration.probabilities(logits[rows]) for rows in row_blocks(*logits.shape))
-    prior: Prior = np.sum([block.sum(axis=0) for block in blocks], axis=0) / len(logits)
-    return prior
+    return np.sum([block.sum(axis=0) for block in blocks], axis=0) / len(logits)
 
 
 def row_blocks(n_images: int, n_classes: int) -> Iterator[slice]:

@@ -152,8 +152,7 @@ def _given_weights(weights: str | Sequence[float], n_members: int) -> list[float
         raise InputError(f"--weights {text}: {len(numbers)} numbers for {n_members} members")
     if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.sum() > 0):
         raise InputError(f"--weights {text}: weights must be numbers from 0 on, and not all 0")
-    normalised: list[float] = (numbers / numbers.sum()).tolist()
-    return normalised
+    return (numbers / numbers.sum()).tolist()
 
 
 def _fitted(

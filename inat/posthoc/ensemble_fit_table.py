@@ -41,8 +41,7 @@ class FitTable:
     @property
     def is_true(self) -> Bool[np.ndarray, "photos listed"]:
         """Where the true class stands."""
-        found: Bool[np.ndarray, "photos listed"] = self.shortlist == self.labels[:, None]
-        return found
+        return self.shortlist == self.labels[:, None]
 
     def select(self, rows: Int64[np.ndarray, "some"]) -> "FitTable":
         """The table of some of the photos."""
@@ -68,8 +67,7 @@ class FitTable:
     def hits(self, mean_part: Float[np.ndarray, "photos listed"]) -> Bool[np.ndarray, "photos"]:
         """Whether the true class has the highest score; ties go to the lower label."""
         best = np.take_along_axis(self.shortlist, mean_part.argmax(axis=1)[:, None], axis=1)
-        hits: Bool[np.ndarray, photos] = best[:, 0] == self.labels
-        return hits
+        return best[:, 0] == self.labels
 
     def accuracy(self, mean_part: Float[np.ndarray, "photos listed"]) -> float:
         """Mean class accuracy of the ensemble that has this mean part."""

@@ -80,8 +80,7 @@ def greedy(table: FitTable, parts: Parts) -> Weights:
         scores.append((accuracies[best], -min(losses)))
         total += parts[best]
     n_kept = 1 + max(range(GREEDY_PICKS), key=scores.__getitem__)
-    weights: Weights = np.bincount(picks[:n_kept], minlength=len(parts)) / n_kept
-    return weights
+    return np.bincount(picks[:n_kept], minlength=len(parts)) / n_kept
 
 
 def convex(table: FitTable, parts: Parts) -> Weights:

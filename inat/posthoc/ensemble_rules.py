@@ -23,12 +23,7 @@ def pool(
     mean_logprob is sum_m w_m log softmax(z_m / T_m), mean_prob is
     log sum_m w_m softmax(z_m / T_m), rank is -sum_m w_m min(rank_m, 100), where rank_m is the
     number of classes that member m puts above: 0 is its best, and ties share the better rank.
-
-    Args:
-        how: the rule.
-        members: logits of each member, one after another, so that one alone is in memory.
-        weights: of each member, summing to 1.
-        temperatures: of each member; ranks have none.
+    Members come one after another, so that one alone is in memory; their weights sum to 1.
     """
     total: Float32[np.ndarray, "images classes"] | None = None
     for logits, weight, temperature in zip(members, weights, temperatures, strict=True):

@@ -191,13 +191,12 @@ def em(
     class starts at 0, where it would stay.
 
     Args:
-        ratios: of `likelihood_ratios`; they are the bulk, and gone through once a step for all
-            columns that still move.
+        ratios: of `likelihood_ratios`; the bulk, read once a step for all columns that still move.
         start: the first prior.
         pseudo_counts: a, photos that each class is given; a column an estimate.
         weights: how often each photo counts in each estimate; None: once.
         tolerance: an estimate rests when a step's total variation is below it.
-        max_iterations: stop at the latest after so many steps.
+        max_iterations: most steps.
     """
     pseudo = pseudo_counts if pseudo_counts.ndim == 2 else pseudo_counts[:, None]
     n_columns = pseudo.shape[1]
@@ -224,8 +223,7 @@ def log_likelihood(
 ) -> Float64[np.ndarray, "images columns"]:
     """log p(x) of each photo under each prior, over that under the source prior."""
     tiny = np.finfo(np.float64).tiny
-    gains: Float64[np.ndarray, "images columns"] = np.log(np.maximum(ratios @ priors, tiny))
-    return gains
+    return np.log(np.maximum(ratios @ priors, tiny))
 
 
 def fit_power(

@@ -90,12 +90,8 @@ def presence_power(
 ) -> float | None:
     """b of the least-squares line log share = a + b log n over the species.
 
-    Args:
-        shares: sums over photos of each species' share of the presence.
-        train_counts: n.
-
-    Returns:
-        None where nothing tells it: no photo has a place, or all species have as many photos.
+    `shares` are sums over photos. None where nothing tells it: no photo has a place, or all species
+    have as many photos.
     """
     known = (shares > 0) & (train_counts > 0)
     log_n = np.log(train_counts[known])

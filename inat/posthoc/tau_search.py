@@ -33,8 +33,7 @@ class TauChoice:
     @property
     def never_held_out(self) -> list[int]:
         """Category ids of the species that had no say in it."""
-        ids: list[int] = self.photos.absent_species["category_id"].tolist()
-        return ids
+        return self.photos.absent_species["category_id"].tolist()
 
     @property
     def how(self) -> str:

@@ -62,7 +62,7 @@ TRAITS: dict[str, tuple[float, float]] = {
 TRAIT_NAMES = tuple(TRAITS)
 _LOW, _HIGH = np.array(list(TRAITS.values())).T
 
-# Random streams of a photo, one a purpose: a change to one leaves the others' draws alone.
+# Random streams of a photo.
 _FRAME, _BACKGROUND, _INDIVIDUAL, _POSE, _FRONT, _LIGHT, _CAMERA = range(101, 108)
 
 # Two creatures of a species differ by this much in latent units (siblings: about 0.5).
@@ -92,13 +92,12 @@ class Creature:
 
 def trait_values(latent: Floats) -> Floats:
     """Latent traits `[..., T]`, any real numbers, as values inside the ranges of TRAITS."""
-    values: Floats = _LOW + (_HIGH - _LOW) / (1.0 + np.exp(-latent))
-    return values
+    return _LOW + (_HIGH - _LOW) / (1.0 + np.exp(-latent))
 
 
 def photo_size(seed: int, index: int, longest_side: int) -> Size:
     """Width and height of photo `index`, known without rendering it."""
-    across, down = _SIDES[_stream(seed, _FRAME, index).integers(len(_SIDES))]
+    across, down = _SIDES[stream(seed, _FRAME, index).integers(len(_SIDES))]
     scale = longest_side / max(across, down)
     return Size(round(across * scale), round(down * scale))
 
@@ -106,7 +105,7 @@ def photo_size(seed: int, index: int, longest_side: int) -> Size:
 def render_jpeg(creature: Creature, seed: int, index: int, longest_side: int) -> bytes:
     """Photo `index` of a creature as JPEG bytes, the same on every call."""
     photo = render(creature, seed, index, longest_side)
-    quality = int(_stream(seed, _CAMERA, index).integers(72, 94))
+    quality = int(stream(seed, _CAMERA, index).integers(72, 94))
     return bytes(
         simplejpeg.encode_jpeg(photo, quality=quality, colorspace="BGR", colorsubsampling="420")
     )
@@ -117,21 +116,22 @@ def render(creature: Creature, seed: int, index: int, longest_side: int) -> Pixe
     size = photo_size(seed, index, longest_side)
     photo = background(seed, index, size)
     canvas, alpha = _draw(creature, seed, index, side=longest_side * 3 // 4)
-    photo = _place(photo, canvas, alpha, _stream(seed, _POSE, index, 1))
-    rng = _stream(seed, _FRONT, index)
+    photo = _place(photo, canvas, alpha, stream(seed, _POSE, index, 1))
+    rng = stream(seed, _FRONT, index)
     n_blades = int(rng.choice([0, 0, 1, 2, 3]))  # of grass and leaves, in front of the creature
     for tone in _to_bgr(rng.uniform((20, -22, 5), (75, 8, 38), (n_blades, 3))):
         _blade(photo, rng, tone, wide=float(rng.uniform(0.015, 0.07)))
-    rng = _stream(seed, _LIGHT, index)
+    rng = stream(seed, _LIGHT, index)
     # Brightness, color cast and a gradient across the photo.
     gain = np.exp(rng.normal(0, 0.2) + rng.normal(0, 0.07, 3))
     field = (gain * np.exp(rng.normal(0, 0.12, (2, 2, 1)))).astype(np.float32)
     lit = cv2.multiply(photo, cv2.resize(field, tuple(size)), dtype=cv2.CV_8U)
     photo = np.asarray(lit, dtype=np.uint8)
-    return _take(photo, _stream(seed, _CAMERA, index, 1))
+    return _take(photo, stream(seed, _CAMERA, index, 1))
 
 
-def _stream(seed: int, *path: int) -> np.random.Generator:
+def stream(seed: int, *path: int) -> np.random.Generator:
+    """The random numbers of one purpose: a change to one leaves the others' draws alone."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *path])))
 
 
@@ -153,9 +153,21 @@ _PALETTES = np.array(  # Lab of the dark, middle and light tones
 
 def background(seed: int, index: int, size: Size) -> Pixels:
     """What photo `index` shows behind the creature, BGR `[height, width, 3]`."""
-    rng = _stream(seed, _BACKGROUND, index)
+    rng = stream(seed, _BACKGROUND, index)
     tones = _PALETTES[rng.integers(len(_PALETTES))] + rng.normal(0, 6, (1, 3)).astype(np.float32)
-    relief = _relief(rng, size, stretch=float(rng.choice([1.0, 1.0, 3.0, 0.3])))
+    # Noise of several octaves, from blotches down to pixels.
+    stretch = float(rng.choice([1.0, 1.0, 3.0, 0.3]))
+    total = np.zeros((size.height, size.width), dtype=np.float32)
+    fall = float(rng.uniform(0.45, 0.9))
+    weight, cells = 1.0, 3.0
+    while cells < max(size) / 2:
+        shape = (max(2, round(cells * stretch)), max(2, round(cells / stretch)))
+        shape = (min(shape[0], size.height), min(shape[1], size.width))
+        octave = rng.random(shape, dtype=np.float32) - 0.5
+        total += weight * cv2.resize(octave, tuple(size), interpolation=cv2.INTER_LINEAR)
+        weight, cells = weight * fall, cells * 2.6
+    spread = float(rng.uniform(40, 85)) / max(float(total.std()), 1e-6)
+    relief = np.clip(total * spread + 128, 0, 255).astype(np.uint8)
     steps = np.linspace(0, 2, 256)
     colors = np.stack([np.interp(steps, (0, 1, 2), tones[:, k]) for k in range(3)], axis=-1)
     photo = cv2.applyColorMap(relief, _to_bgr(colors).reshape(256, 1, 3))
@@ -168,22 +180,6 @@ def background(seed: int, index: int, size: Size) -> Pixels:
         reach = (2 * round(float(rng.uniform(0.4, 5.0)) * max(size) / 256) + 1,) * 2
         photo = cv2.blur(cv2.blur(photo, reach), reach)
     return np.asarray(photo, dtype=np.uint8)
-
-
-def _relief(rng: np.random.Generator, size: Size, stretch: float) -> Pixels:
-    """Noise of several octaves, from blotches down to pixels, 0..255 `[height, width]`."""
-    total = np.zeros((size.height, size.width), dtype=np.float32)
-    fall = float(rng.uniform(0.45, 0.9))
-    weight, cells = 1.0, 3.0
-    while cells < max(size) / 2:
-        shape = (max(2, round(cells * stretch)), max(2, round(cells / stretch)))
-        shape = (min(shape[0], size.height), min(shape[1], size.width))
-        octave = rng.random(shape, dtype=np.float32) - 0.5
-        total += weight * cv2.resize(octave, tuple(size), interpolation=cv2.INTER_LINEAR)
-        weight, cells = weight * fall, cells * 2.6
-    spread = float(rng.uniform(40, 85)) / max(float(total.std()), 1e-6)
-    relief: Pixels = np.clip(total * spread + 128, 0, 255).astype(np.uint8)
-    return relief
 
 
 def _blade(photo: Any, rng: np.random.Generator, tone: Any, wide: float) -> None:
@@ -218,7 +214,7 @@ class Lobe(NamedTuple):
 
 def _draw(creature: Creature, seed: int, index: int, side: int) -> tuple[Pixels, Pixels]:
     """One individual, head up: BGR and alpha, both `side` pixels square."""
-    rng = _stream(seed, _INDIVIDUAL, index)
+    rng = stream(seed, _INDIVIDUAL, index)
     latent = creature.latent + rng.normal(0, INDIVIDUAL_SPREAD, len(TRAITS))
     look = dict(zip(TRAIT_NAMES, trait_values(latent).tolist(), strict=True))
     lab = [[look[f"{name}_{axis}"] for axis in "lab"] for name in Tones._fields]
@@ -227,7 +223,7 @@ def _draw(creature: Creature, seed: int, index: int, side: int) -> tuple[Pixels,
     canvas = np.empty((side, side, 3), dtype=np.uint8)
     canvas[:] = tones.base
     alpha = np.zeros((side, side), dtype=np.uint8)
-    opening = float(_stream(seed, _POSE, index).normal(0, 7))
+    opening = float(stream(seed, _POSE, index).normal(0, 7))
     for lobe in _PLANS[creature.plan](look, opening):
         _paint_lobe(canvas, alpha, skin, lobe, look, tones)
     _paint_body(canvas, alpha, creature.plan, look, tones)
@@ -260,16 +256,6 @@ def _skin(look: Look, tones: Tones, rng: np.random.Generator, side: int) -> Pixe
     grain = rng.normal(1, 0.09, (height // 2, width // 2)).astype(np.float32)
     skin *= cv2.resize(grain, (width, height))[..., None]
     painted = np.clip(skin, 0, 255).astype(np.uint8)
-    _spots(painted, look, tones)
-    if look["vein_contrast"] >= 0.05:
-        vein = tones.base * (1 - look["vein_contrast"])
-        for end in (0.1, 0.3, 0.5, 0.7, 0.9):
-            _line(painted, np.array([[0, 0.5 * height], [width, end * height]]), vein, 1)
-    return painted
-
-
-def _spots(skin: Any, look: Look, tones: Tones) -> None:
-    height, width = skin.shape[:2]
     count = look["spot_count"]
     for k in range(int(np.ceil(max(count, 0.0)))):
         # The last spot grows with the trait, so that no count is a cliff.
@@ -277,8 +263,13 @@ def _spots(skin: Any, look: Look, tones: Tones) -> None:
         along = look["spot_along"] - 0.19 * k * (-1) ** k
         across = 0.5 + 0.5 * look["spot_across"] * (-1) ** k
         center = (along * width, across * height)
-        _disc(skin, center, radius, tones.spot)
-        _disc(skin, center, radius * look["spot_ring"], tones.second)
+        _disc(painted, center, radius, tones.spot)
+        _disc(painted, center, radius * look["spot_ring"], tones.second)
+    if look["vein_contrast"] >= 0.05:
+        vein = tones.base * (1 - look["vein_contrast"])
+        for end in (0.1, 0.3, 0.5, 0.7, 0.9):
+            _line(painted, np.array([[0, 0.5 * height], [width, end * height]]), vein, 1)
+    return painted
 
 
 def _winged(look: Look, opening: float) -> Iterator[Lobe]:
@@ -423,7 +414,18 @@ def _paint_disc(
 def _place(photo: Pixels, canvas: Pixels, alpha: Pixels, rng: np.random.Generator) -> Pixels:
     """The creature on the background, turned, foreshortened, mirrored, with its shadow."""
     height, width = photo.shape[:2]
-    pose = _pose(rng, len(canvas), Size(width, height))
+    # The homography from the canvas into the photo.
+    reach, side = min(width, height) * float(rng.uniform(0.62, 1.12)) / 2, len(canvas)
+    corners = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    corners *= (rng.choice([-1.0, 1.0]), 1.0)
+    corners = corners @ _turn(rng.normal(0, 0.7)).T
+    tilt = rng.uniform(0, np.pi)
+    squeeze = np.diag([float(rng.uniform(0.7, 1.0)), 1.0])
+    corners = corners @ _turn(tilt) @ squeeze @ _turn(-tilt)
+    corners += rng.normal(0, 0.04, (4, 2))
+    center = np.array([width, height]) * (0.5 + rng.normal(0, 0.07, 2))
+    source = np.array([[0, 0], [side, 0], [side, side], [0, side]], dtype=np.float32)
+    pose = cv2.getPerspectiveTransform(source, (center + corners * reach).astype(np.float32))
     seen = cv2.warpPerspective(canvas, pose, (width, height), borderMode=cv2.BORDER_REPLICATE)
     cut = cv2.warpPerspective(alpha, pose, (width, height))
     shift = rng.uniform(-0.04, 0.04, 2) * max(width, height)
@@ -439,22 +441,6 @@ def _place(photo: Pixels, canvas: Pixels, alpha: Pixels, rng: np.random.Generato
 def _times(photo: Any, share: Any) -> Any:
     """Pixels times a share 0..255 of them."""
     return cv2.multiply(photo, cv2.cvtColor(share, cv2.COLOR_GRAY2BGR), scale=1 / 255)
-
-
-def _pose(rng: np.random.Generator, side: int, size: Size) -> Floats:
-    """The homography `[3, 3]` from the canvas into the photo."""
-    reach = min(size) * float(rng.uniform(0.62, 1.12)) / 2
-    corners = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
-    corners *= (rng.choice([-1.0, 1.0]), 1.0)
-    corners = corners @ _turn(rng.normal(0, 0.7)).T
-    tilt = rng.uniform(0, np.pi)
-    squeeze = np.diag([float(rng.uniform(0.7, 1.0)), 1.0])
-    corners = corners @ _turn(tilt) @ squeeze @ _turn(-tilt)
-    corners += rng.normal(0, 0.04, (4, 2))
-    center = np.array(size) * (0.5 + rng.normal(0, 0.07, 2))
-    source = np.array([[0, 0], [side, 0], [side, side], [0, side]], dtype=np.float32)
-    target = (center + corners * reach).astype(np.float32)
-    return np.asarray(cv2.getPerspectiveTransform(source, target))
 
 
 def _turn(radians: float) -> Floats:
@@ -492,8 +478,7 @@ def _to_bgr(lab: Floats) -> Pixels:
         return np.empty((0, 3), dtype=np.uint8)
     inside = np.clip(lab, (0, -100, -100), (100, 100, 100)).astype(np.float32)
     bgr = cv2.cvtColor(inside[None], cv2.COLOR_Lab2BGR)
-    levels: Pixels = (np.clip(bgr, 0, 1) * 255).round().astype(np.uint8)[0]
-    return levels
+    return (np.clip(bgr, 0, 1) * 255).round().astype(np.uint8)[0]
 
 
 def _pixels(points: Floats, side: int) -> Floats:

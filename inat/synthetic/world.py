@@ -5,7 +5,6 @@ The tree of life, the ranges, the seasons and the looks are drawn first and writ
 machine, whatever the number of workers.
 """
 
-import csv
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import orjson
+import pandas as pd
 
 from inat.core.bands import FEW_BELOW, MANY_ABOVE
 from inat.core.errors import InputError, WorldError
@@ -157,7 +157,21 @@ def synth(
         InputError: an option is wrong, or `out` is a file or holds another world.
         WorldError: a rendering process died.
     """
-    plan = _checked(profile, seed, photos, workers)
+    if profile not in PROFILES:
+        valid = ", ".join(PROFILES)
+        raise InputError(f"profile {profile!r}: there is no such profile; valid: {valid}")
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed {seed}: give a whole number from 0 to {MAX_SEED}")
+    if workers is not None and workers < 0:
+        raise InputError(f"workers {workers}: give 0 (no extra process) or more")
+    plan = PROFILES[profile]
+    if photos is not None and plan.n_photo_files is None:
+        raise InputError(
+            f"photos {photos}: goes only with profile inat2018, not with {profile}, where every "
+            "row has its own photo; leave photos out"
+        )
+    if photos is not None and photos < 2:
+        raise InputError(f"photos {photos}: give at least 2, one for train and val, one for test")
     n_files = plan.n_photo_files if photos is None else photos
     identity = {
         "generator": GENERATOR_VERSION, "profile": profile, "seed": seed, "photos": n_files
@@ -198,32 +212,10 @@ def train_counts(profile: Profile) -> Ints:
     # What flooring left over: one each for the species with the most room left.
     rest = abs(missing) - int(step.sum())
     step[np.argsort(-(room - step), kind="stable")[:rest]] += 1
-    moved: Ints = np.sort(counts + np.sign(missing) * step)[::-1]
-    return moved
+    return np.sort(counts + np.sign(missing) * step)[::-1]
 
 
-# --- options and what is there already -------------------------------------------------------
-
-
-def _checked(profile: str, seed: int, photos: int | None, workers: int | None) -> Profile:
-    if profile not in PROFILES:
-        valid = ", ".join(PROFILES)
-        raise InputError(f"profile {profile!r}: there is no such profile; valid: {valid}")
-    if not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed {seed}: give a whole number from 0 to {MAX_SEED}")
-    if workers is not None and workers < 0:
-        raise InputError(f"workers {workers}: give 0 (no extra process) or more")
-    plan = PROFILES[profile]
-    if photos is None:
-        return plan
-    if plan.n_photo_files is None:
-        raise InputError(
-            f"photos {photos}: goes only with profile inat2018, not with {profile}, where every "
-            "row has its own photo; leave photos out"
-        )
-    if photos < 2:
-        raise InputError(f"photos {photos}: give at least 2, one for train and val, one for test")
-    return plan
+# --- what is there already -------------------------------------------------------------------
 
 
 def _world_in(out: Path, identity: Row) -> World | None:
@@ -270,8 +262,15 @@ class Tree:
 
 
 def _grow_tree(profile: Profile, seed: int) -> Tree:
-    rng = _stream(seed, _TREE)
-    genus_sizes = list(_genus_sizes(profile.n_species, rng))
+    rng = creatures.stream(seed, _TREE)
+    genus_sizes, left = [], profile.n_species  # of 2 to 5 species
+    while left > 5:
+        size = int(rng.integers(2, 6))
+        if left - size == 1:
+            size += 1 if size < 5 else -1
+        genus_sizes.append(size)
+        left -= size
+    genus_sizes.append(left)
     n_genera = len(genus_sizes)
     cuts = rng.choice(n_genera - 1, min(profile.n_supercategories, n_genera) - 1, replace=False)
     top = np.zeros(n_genera, dtype=np.int64)
@@ -286,19 +285,7 @@ def _grow_tree(profile: Profile, seed: int) -> Tree:
         of_genus[rank] = below
     group = {rank: np.repeat(of_genus[rank], genus_sizes) for rank in of_genus}
     group["species"] = np.arange(profile.n_species)
-    return Tree(group, _name_groups(group, _stream(seed, _NAMES)))
-
-
-def _genus_sizes(n_species: int, rng: np.random.Generator) -> Iterator[int]:
-    """Sizes of 2 to 5 species that sum to `n_species`."""
-    left = n_species
-    while left > 5:
-        size = int(rng.integers(2, 6))
-        if left - size == 1:
-            size += 1 if size < 5 else -1
-        yield size
-        left -= size
-    yield left
+    return Tree(group, _name_groups(group, creatures.stream(seed, _NAMES)))
 
 
 def _grouped(parents: Ints, most: int, rng: np.random.Generator) -> Ints:
@@ -366,8 +353,8 @@ class Species:
 
 
 def _draw_species(profile: Profile, tree: Tree, seed: int) -> Species:
-    n_species, rng = profile.n_species, _stream(seed, _RANGES)
-    ids = _gapped_ids(n_species, _stream(seed, _IDS, 0))
+    n_species, rng = profile.n_species, creatures.stream(seed, _RANGES)
+    ids = _gapped_ids(n_species, creatures.stream(seed, _IDS, 0))
     genus = tree.group["genus"]
     lat = rng.uniform(-45, 60, genus.max() + 1)[genus] + rng.normal(0, 9, n_species)
     lon = rng.uniform(-180, 180, genus.max() + 1)[genus] + rng.normal(0, 14, n_species)
@@ -377,7 +364,9 @@ def _draw_species(profile: Profile, tree: Tree, seed: int) -> Species:
     latent = np.zeros((n_species, n_traits))
     for k, rank in enumerate(RANKS):
         group = tree.group[rank]
-        change = _stream(seed, _LOOKS, k).normal(0, MUTATION[rank], (group.max() + 1, n_traits))
+        change = creatures.stream(seed, _LOOKS, k).normal(
+            0, MUTATION[rank], (group.max() + 1, n_traits)
+        )
         latent += change[group]
     return Species(
         category_id=ids,
@@ -421,7 +410,7 @@ def _truth(tree: Tree, species: Species) -> Iterator[Row]:
 def _categories(tree: Tree, species: Species, seed: int) -> list[Row]:
     """The rows of `categories`, in shuffled order: a label is neither the id nor the place."""
     rows = []
-    for k in _stream(seed, _IDS, 1).permutation(len(species.category_id)):
+    for k in creatures.stream(seed, _IDS, 1).permutation(len(species.category_id)):
         lineage = {rank: tree.names[rank][tree.group[rank][k]] for rank in RANKS}
         top = tree.group["supercategory"][k]
         rows.append(
@@ -468,15 +457,23 @@ def _draw_splits(
     n_test[: profile.n_test % n_species] += 1
     n_val = np.full(n_species, profile.n_val_per_species)
     labels = [
-        _stream(seed, _ROWS, k).permutation(np.repeat(np.arange(n_species), counts))
+        creatures.stream(seed, _ROWS, k).permutation(np.repeat(np.arange(n_species), counts))
         for k, counts in enumerate((species.n_train, n_val, n_test))
     ]
     ends = np.cumsum([0, *map(len, labels)])
-    ids = _gapped_ids(int(ends[-1]), _stream(seed, _ROWS, 3))
+    ids = _gapped_ids(int(ends[-1]), creatures.stream(seed, _ROWS, 3))
     if n_files is None:
         file, shown, n_train_val = np.arange(ends[-1]), np.concatenate(labels), int(ends[2])
     else:
-        file, shown, n_train_val = _shared_files(labels, n_species, n_files)
+        # Files are fewer than rows: each row has one of the species or, since species are in tree
+        # order, of a relative.
+        n_train_val = max(1, n_files * 3 // 4)
+        n_here = n_files - n_train_val
+        nearest = [part * n_train_val // n_species for part in labels[:2]]
+        file = np.concatenate([*nearest, n_train_val + labels[2] * n_here // n_species])
+        shown = np.concatenate(
+            [np.arange(n) * n_species // n + n_species // (2 * n) for n in (n_train_val, n_here)]
+        )
     splits = {
         name: Split(ids[ends[k] : ends[k + 1]], labels[k], file[ends[k] : ends[k + 1]])
         for k, name in enumerate(_SPLITS)
@@ -484,21 +481,10 @@ def _draw_splits(
     return splits, shown, n_train_val
 
 
-def _shared_files(labels: list[Ints], n_species: int, n_files: int) -> tuple[Ints, Ints, int]:
-    """File of each row when files are fewer than rows: one of the species or of a relative."""
-    n_train_val = max(1, n_files * 3 // 4)
-    n_test = n_files - n_train_val
-    # Species are in tree order: the nearest number is a relative's.
-    files = [part * n_train_val // n_species for part in labels[:2]]
-    files.append(n_train_val + labels[2] * n_test // n_species)
-    shown = [np.arange(n) * n_species // n + n_species // (2 * n) for n in (n_train_val, n_test)]
-    return np.concatenate(files), np.concatenate(shown), n_train_val
-
-
 def _lay_out_files(
     tree: Tree, species: Species, shown: Ints, n_train_val: int, longest_side: int, seed: int
 ) -> PhotoFiles:
-    names = _stream(seed, _FILES).bytes(16 * len(shown)).hex()
+    names = creatures.stream(seed, _FILES).bytes(16 * len(shown)).hex()
     top = tree.group["supercategory"]
     paths = []
     for k, one in enumerate(shown):
@@ -583,9 +569,17 @@ def _write_world(
     }
     truth = {"species": _truth(tree, species)}
     _write_tables(out / "truth.json", {**info, "world": counts}, truth)
-    _write_solution(out / "solution.csv", splits["test"], species, seed)
+    test = splits["test"]
+    is_public = creatures.stream(seed, _USAGE).random(len(test.image_id)) < 1 / 3
+    columns = {
+        "id": test.image_id,
+        "expected": species.category_id[test.species],
+        "usage": np.where(is_public, "Public", "Private"),
+    }
+    with atomic_file(out / "solution.csv") as partial_path:
+        pd.DataFrame(columns).to_csv(partial_path, index=False, lineterminator="\n")
     for k, name in enumerate(("train", "val")):
-        rows = _location_rows(splits[name], species, _stream(seed, _PLACES, k))
+        rows = _location_rows(splits[name], species, creatures.stream(seed, _PLACES, k))
         path = out / f"{name}2018_locations.json"
         with atomic_file(path) as partial_path, partial_path.open("wb") as handle:
             handle.write(b"[")
@@ -659,16 +653,6 @@ def _location_rows(split: Split, species: Species, rng: np.random.Generator) -> 
         }
 
 
-def _write_solution(path: Path, split: Split, species: Species, seed: int) -> None:
-    public = _stream(seed, _USAGE).random(len(split.image_id)) < 1 / 3
-    labels = species.category_id[split.species].tolist()
-    with atomic_file(path) as partial_path, partial_path.open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(("id", "expected", "usage"))
-        usage = np.where(public, "Public", "Private").tolist()
-        writer.writerows(zip(split.image_id.tolist(), labels, usage, strict=True))
-
-
 _CHUNK = 20_000  # rows in memory at a time: half a million dicts would take a gigabyte
 
 
@@ -693,7 +677,3 @@ def _joined(rows: Iterable[Row]) -> Iterator[bytes]:
             between, chunk = b",\n", []
     if chunk:
         yield between + orjson.dumps(chunk)[1:-1]
-
-
-def _stream(seed: int, *path: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *path])))
