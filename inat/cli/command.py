@@ -3,7 +3,7 @@
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -53,66 +53,73 @@ class Command:
 
     def load(self) -> Callable[..., Any]:
         """The function, with the signature and the docstring that the parser reads."""
-        main, *others = map(_imported, (self.function, *self.extends))
-        found: dict[str, inspect.Parameter] = {}
-        helps: dict[str, str] = {}
-        for function in (main, *others):
-            hints = get_type_hints(function, include_extras=True)
-            for name, parameter in inspect.signature(function).parameters.items():
-                if parameter.kind is not parameter.VAR_KEYWORD and name not in self.only_python:
-                    found.setdefault(name, parameter.replace(annotation=parsed_type(hints[name])))
-            helps = _helps(function) | helps
-        made = [
-            self._parameter(place, parameter, helps.get(name, ""))
-            for place, (name, parameter) in enumerate(found.items())
-        ]
-        made.sort(key=lambda parameter: parameter.kind)
-        gathers = made[0].kind is made[0].VAR_POSITIONAL and found[made[0].name].kind is not (
-            inspect.Parameter.VAR_POSITIONAL
-        )
+        main, *others = functions = [imported(name) for name in (self.function, *self.extends)]
+        parameters = self.command_line(functions)
+        gathers = parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
 
-        def call(*arguments: Any, **options: Any) -> Any:
-            return main(arguments, **options) if gathers else main(*arguments, **options)
+        def call(*words: Any, **options: Any) -> Any:
+            return main(words, **options) if gathers else main(*words, **options)
 
         text, _, _ = (inspect.getdoc(main) or "").partition("\n\nArgs:")
         named = ", ".join(f"inat.{one.__name__}" for one in others or [main])
-        call.__doc__ = f"{text}\n\nFrom Python: {named}."
-        call.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in made}
+        call.__doc__ = (
+            f"{as_flags(text, [one.name for one in parameters])}\n\nFrom Python: {named}."
+        )
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {one.name: one.annotation for one in parameters}
         return call
 
-    def _parameter(self, place: int, parameter: inspect.Parameter, text: str) -> inspect.Parameter:
-        hint, own = parameter.annotation, [Parameter(help=text)]
-        if hint is bool and parameter.default is False:
-            own.append(Parameter(negative=""))
-        if parameter.default == ():
-            own.append(Parameter(show_default=False))
-        if parameter.name in self.parameters:
-            own.append(self.parameters[parameter.name])
-        kind = parameter.kind
-        if kind is not parameter.VAR_POSITIONAL:
-            is_flag = place >= self.n_positional
-            kind = parameter.KEYWORD_ONLY if is_flag else parameter.POSITIONAL_OR_KEYWORD
-            if not is_flag and get_origin(hint) is list:  # gathered from all words
-                kind, (hint,) = parameter.VAR_POSITIONAL, get_args(hint)
-        return parameter.replace(kind=kind, annotation=Annotated[(hint, *own)])
+    def command_line(self, functions: Sequence[Callable[..., Any]]) -> list[inspect.Parameter]:
+        """The parameters of all functions, each with its type and its help for the parser."""
+        found: dict[str, inspect.Parameter] = {}
+        helps: dict[str, str] = {}
+        for function in functions:
+            hints = get_type_hints(function, include_extras=True)
+            for name, one in inspect.signature(function).parameters.items():
+                if one.kind is not one.VAR_KEYWORD and name not in self.only_python:
+                    found.setdefault(name, one.replace(annotation=parsed_type(hints[name])))
+            described = {
+                one.arg_name: one.description for one in parse(function.__doc__ or "").params
+            }
+            helps = {name: text for name, text in described.items() if text} | helps
+        parameters = []
+        for place, (name, one) in enumerate(found.items()):
+            hint, kind, is_flag = one.annotation, one.kind, place >= self.n_positional
+            if kind is not one.VAR_POSITIONAL:
+                kind = one.KEYWORD_ONLY if is_flag else one.POSITIONAL_OR_KEYWORD
+                if not is_flag and get_origin(hint) is list:  # takes all words without a flag
+                    kind, (hint,) = one.VAR_POSITIONAL, get_args(hint)
+            spelling = [Parameter(help=help_entry(helps.get(name, ""), found))]
+            if hint is bool and one.default is False:
+                spelling.append(Parameter(negative=""))
+            if one.default == ():
+                spelling.append(Parameter(show_default=False))
+            if name in self.parameters:
+                spelling.append(self.parameters[name])
+            parameters.append(one.replace(kind=kind, annotation=Annotated[(hint, *spelling)]))
+        return sorted(parameters, key=lambda one: one.kind)
 
 
-def _imported(name: str) -> Callable[..., Any]:
+def imported(name: str) -> Callable[..., Any]:
+    """The function of "module:function"."""
     module, _, attribute = name.partition(":")
     function: Callable[..., Any] = getattr(import_module(module), attribute)
     return function
 
 
-def _helps(function: Callable[..., Any]) -> dict[str, str]:
-    """The entries of `Args:` as the help shows them: what is None there has no flag here."""
-    found = {}
-    for one in parse(function.__doc__ or "").params:
-        text = re.sub(r"\bNone\b", "unset", " ".join((one.description or "").split()))
-        # A text that begins with a value of the option (last, or best) keeps it as it is typed.
-        is_sentence = re.match("[a-z-]+ [a-z]", text)
-        found[one.arg_name] = text[0].upper() + text[1:] if is_sentence else text
-    return found
+def help_entry(text: str, names: Collection[str]) -> str:
+    """An entry of `Args:` as the help shows it: what is None in Python has no flag here."""
+    text = re.sub(r"\bNone\b", "unset", " ".join(text.split())).replace(". unset", ". Unset")
+    # A text that begins with a value of the option (last, or best) keeps it as it is typed.
+    is_sentence = re.match("[a-z-]+ [a-zA-Z]", text)
+    return as_flags(text[0].upper() + text[1:] if is_sentence else text, names)
+
+
+def as_flags(text: str, names: Collection[str]) -> str:
+    """The text with --short-side for `short_side`, where that is one of the names."""
+    return re.sub(
+        r"`(\w+)`", lambda m: f"--{m[1].replace('_', '-')}" if m[1] in names else m[0], text
+    )
 
 
 def parsed_type(hint: Any) -> Any:

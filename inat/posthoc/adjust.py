@@ -66,7 +66,8 @@ def adjust(
 ) -> PredictionFile:
     """Moves a prediction's logits to another class prior (post-hoc logit adjustment).
 
-    The result is a new prediction file; its `notes` state what the adjustment did.
+    Or adds a geo prior's log presence to them. The 2018 test set has no locations. The result is a
+    new prediction file; its notes state what the adjustment did.
 
     Args:
         prediction: the prediction file to start from; it is left as it is.
@@ -85,8 +86,8 @@ def adjust(
             check the estimate; an oof must be that of the folds that made the prediction, or of
             its config. Where it is another model's, a note says so.
         geo: a geo prior's prediction of the same photos: instead of moving the prior, add its log
-            presence (Mac Aodha et al. 2019); photos without a place keep their logits. The 2018
-            test set has no locations. tau and target are separate adjustments, before or after.
+            presence (Mac Aodha et al. 2019); photos without a place keep their logits. tau and
+            target are separate adjustments, before or after.
         overwrite: replace what is at `out`.
 
     Raises:

@@ -78,10 +78,10 @@ def estimate_score(
     on: Path | str | PredictionFile | None = None,
     competition: str | None = None,
 ) -> Estimate:
-    """The score that a submission of a prediction may expect.
+    """Estimates the score of a submission: that of the same model on labeled photos.
 
-    It is that of the same model on labeled photos, so it holds if the test photos have the same
-    mix of species; the mean over species is the score of a balanced test.
+    It holds if the test photos have the species mix of these photos; the mean over species is the
+    score of a test with as many photos of each species.
 
     Args:
         prediction: a prediction file of the test split.
