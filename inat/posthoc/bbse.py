@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 from jaxtyping import Float, Float64, Int64
 
 from inat.core.priors import Prior
@@ -58,8 +57,10 @@ def confusion_matrix(
     predicted: Int64[np.ndarray, "images"], labels: Int64[np.ndarray, "images"], n_classes: int
 ) -> Any:
     """C_ij = P(predicted i, true j), a sparse array `[classes, classes]` that sums to 1."""
+    from scipy.sparse import csr_array  # here: slow to import
+
     shares = np.full(len(labels), 1 / len(labels))
-    return sp.csr_array((shares, (predicted, labels)), shape=(n_classes, n_classes))
+    return csr_array((shares, (predicted, labels)), shape=(n_classes, n_classes))
 
 
 def explained_shares(
@@ -70,9 +71,11 @@ def explained_shares(
     Of n_j held-out photos of class j the share c_ij is predicted i; the variance of c_ij is
     estimated by c_ij (1 - c_ij) / (n_j - 1), and by c_ij where there is one photo.
     """
+    from scipy.sparse import diags_array  # here: slow to import
+
     held: Float64[np.ndarray, classes] = np.asarray(confusion.sum(axis=0)).ravel()
     inverse = np.divide(1, held, out=np.zeros_like(held), where=held > 0)
-    given = confusion @ sp.diags_array(inverse)
+    given = confusion @ diags_array(inverse)
     counts = np.rint(held * n_held)
     per_photo = prior**2 / np.maximum(counts - 1, 1)
     return given @ prior, given @ per_photo - given.power(2) @ (per_photo * (counts > 1))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
-from scipy.optimize import minimize
 
 from inat.core.priors import Prior
 
@@ -71,6 +70,8 @@ def calibrate(
         nll, by_bias, by_slope = _nll(logits, labels, 1 + moved[-1], moved[:-1])
         gradient = (np.append(by_bias, by_slope) + penalty * moved) * scale
         return (nll + penalty / 2 * float(moved @ moved)) / n_images, gradient / n_images
+
+    from scipy.optimize import minimize  # here: slow to import, and no help needs it
 
     found = minimize(
         loss,

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import scipy.sparse as sp
 from jaxtyping import Float, Float64, Int64
-from scipy.optimize import minimize_scalar
 
 from inat.core.priors import Prior, temper, total_variation
 from inat.posthoc.bbse import BbseCheck, check_by_bbse, hard_predictions
@@ -152,6 +150,8 @@ def likelihood_ratios(
     inverse = np.divide(1, source, out=np.zeros_like(source), where=source > 0)
     if logits.size <= DENSE_RATIOS:
         return calibration.probabilities(logits) * inverse
+    import scipy.sparse as sp  # here: slow to import, and no help needs it
+
     floor, n_kept = RATIO_FLOOR, 0
     kept: list[Ratios] = []
     for rows in row_blocks(*logits.shape):
@@ -240,6 +240,8 @@ def fit_power(
     def loss(power: float) -> float:
         gains = log_likelihood(ratios, temper(base, power)[:, None])[:, 0]
         return float((power - 1) ** 2 / 2 - weights @ gains)
+
+    from scipy.optimize import minimize_scalar  # here: slow to import, and no help needs it
 
     return float(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x)
 
