@@ -15,7 +15,7 @@ import inat
 from inat.cli.app import main
 from inat.core.errors import InputError
 from inat.core.files import read_json
-from inat.core.priors import count_prior
+from inat.core.priors import count_prior, drawn_shift
 from inat.dataset.split import cut_holdout, load_split
 from inat.predictions.file import PredictionFile
 from inat.predictions.meta import Origin
@@ -153,14 +153,14 @@ def test_logits_that_carry_one_prior_or_an_unknown_one_stay_as_they_are(
 def test_a_species_without_photos_keeps_its_logits_and_its_prior_of_0(
     place: Path, tmp_path: Path
 ) -> None:
-    from inat.predictions.folds import _common_prior, _shift
+    from inat.predictions.folds import _common_prior
 
     priors = [np.array([0.5, 0.5, 0.0]), np.array([0.2, 0.8, 0.0])]
     common = _common_prior(priors)
     assert common is not None
     assert common == pytest.approx([math.sqrt(0.1) / (s := math.sqrt(0.1) + math.sqrt(0.4)),
                                     math.sqrt(0.4) / s, 0])  # fmt: skip
-    assert _shift(priors[0], common.tolist())[2] == 0
+    assert drawn_shift(priors[0], common)[2] == 0
     assert _common_prior([priors[0], None]) is None
 
 

@@ -664,4 +664,5 @@ def test_the_verbs_lead_from_places_to_an_evaluation(
     capsys.readouterr()
     for verb in ("stage-two", "adjust"):
         assert main([verb, "--help"]) == 0
-        assert "The 2018 test set has no locations" in " ".join(capsys.readouterr().out.split())
+        text = capsys.readouterr().out.replace("│", " ")  # the frame of the list of options
+        assert "The 2018 test set has no locations" in " ".join(text.split())

@@ -28,7 +28,7 @@ from inat.models.heads import build_head
 from inat.predictions.file import PredictionFile, store
 from inat.runs.checkpoints import find_checkpoint
 from inat.runs.run import Run
-from inat.runs.trained import load_model, open_trained
+from inat.runs.trained import open_trained
 from inat.samplers import build_sampler
 from inat.samplers.base import FEATURE_VIEWS, epoch_order, stream
 from inat.stage_two import features as features_module
@@ -99,7 +99,7 @@ def forward(extractor: FeatureExtractor, network: Any, images: Tensor) -> np.nda
 def test_features_are_those_of_centre_mirror_image_and_the_recipe_s_own_draws(run: Run) -> None:
     extractor = extractor_of(run)
     photos = extractor.source.trained
-    network = load_model(run, find_checkpoint(run)).network
+    network = open_trained(run).model.network
     kept = cached_features(extractor, photos, n_views=3)
     assert kept.values.shape == (3, len(photos), 256)
     assert kept.values.dtype == np.float16

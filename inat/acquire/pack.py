@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import simplejpeg
@@ -30,7 +31,7 @@ from inat.acquire.parts import (
 )
 from inat.core.competitions import Competition, find_competition
 from inat.core.errors import InputError
-from inat.core.files import atomic_file, locked, read_json, sha256, write_json
+from inat.core.files import atomic_file, locked, read_json, read_json_as, sha256, write_json
 from inat.core.progress import Bar, progress_bar
 from inat.core.threads import in_order, stretches, usable_processors
 from inat.photos.decode import BadPhoto, Box, decode_factor, decode_whole, read_header, shrink
@@ -71,6 +72,25 @@ LONGEST_SIDE = 65_500
 SETTINGS = "settings.json"
 Trouble = Literal["missing", "bad", "recovered"]
 TROUBLES: tuple[Trouble, ...] = ("missing", "bad", "recovered")
+
+
+class _ShardFinding(msgspec.Struct):
+    """A troubled photo of a shard; `position` counts within the shard."""
+
+    position: int
+    file_name: str
+    reason: str
+
+
+class _ShardFacts(msgspec.Struct):
+    """A finished shard: its file, the place of its first photo in the part, its troubled photos."""
+
+    file: PackFile
+    first: int
+    n_reduced: int
+    missing: list[_ShardFinding]
+    bad: list[_ShardFinding]
+    recovered: list[_ShardFinding]
 
 
 @dataclass(frozen=True)
@@ -287,14 +307,14 @@ class _Writer:
         path = self._folder / shard_name(shard)
         if not path.is_file() or not _facts_path(path).is_file():
             return False
-        facts = read_json(_facts_path(path))
-        same_photos = (facts["first"], facts["file"]["n_photos"]) == (photos.start, len(photos))
-        if not same_photos or path.stat().st_size != facts["file"]["n_bytes"]:
+        facts = _read_facts(path)
+        same_photos = (facts.first, facts.file.n_photos) == (photos.start, len(photos))
+        if not same_photos or path.stat().st_size != facts.file.n_bytes:
             return False
-        for trouble in ("missing", "bad"):
-            for finding in facts[trouble]:
-                now = prepare(photos[finding["position"]])
-                if (now.trouble, now.reason) != (trouble, finding["reason"]):
+        for trouble, findings in (("missing", facts.missing), ("bad", facts.bad)):
+            for finding in findings:
+                now = prepare(photos[finding.position])
+                if (now.trouble, now.reason) != (trouble, finding.reason):
                     return False
         return True
 
@@ -302,7 +322,7 @@ class _Writer:
         path = self._folder / shard_name(shard)
         # What is known of an older shard of that name must not be taken for this one's.
         _facts_path(path).unlink(missing_ok=True)
-        found: dict[str, list[dict[str, Any]]] = {trouble: [] for trouble in TROUBLES}
+        found: dict[Trouble, list[_ShardFinding]] = {trouble: [] for trouble in TROUBLES}
         n_photos = n_reduced = 0
         with (
             naming_disk_faults(path),
@@ -315,18 +335,17 @@ class _Writer:
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, SHARD_SCHEMA))
                 for position, photo in enumerate(batch, n_photos):
                     if photo.trouble:
-                        fact = {"file_name": photo.file_name, "reason": photo.reason}
-                        found[photo.trouble].append({"position": position, **fact})
+                        finding = _ShardFinding(position, photo.file_name, photo.reason)
+                        found[photo.trouble].append(finding)
                 n_photos += len(batch)
                 n_reduced += sum(photo.reduced for photo in batch)
                 bar.advance(len(batch))
-        file = _described(path, n_photos)
-        facts = {"file": file, "first": first, "n_reduced": n_reduced, **found}
-        self._write_json(_facts_path(path).name, facts)
+        facts = _ShardFacts(_described(path, n_photos), first, n_reduced, **found)
+        self._write_json(_facts_path(path).name, msgspec.to_builtins(facts))
 
     def _finish(self, n_shards: int, number: int, n_parts: int) -> None:
         paths = [self._folder / shard_name(shard) for shard in range(n_shards)]
-        facts = [read_json(_facts_path(path)) for path in paths]
+        facts = [_read_facts(path) for path in paths]
         index = self._folder / INDEX
         tables = [shard_index(path, shard) for shard, path in enumerate(paths)]
         table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables])
@@ -343,18 +362,18 @@ class _Writer:
             number=number,
             n_parts=n_parts,
             settings=self._settings,
-            shards=tuple(PackFile(**fact["file"]) for fact in facts),
+            shards=tuple(fact.file for fact in facts),
             index=_described(index, len(table)),
         )
         found = {
             trouble: [
-                {"file_name": finding["file_name"], "reason": finding["reason"]}
+                {"file_name": finding.file_name, "reason": finding.reason}
                 for fact in facts
-                for finding in fact[trouble]
+                for finding in getattr(fact, trouble)
             ]
             for trouble in TROUBLES
         }
-        n_reduced = sum(fact["n_reduced"] for fact in facts)
+        n_reduced = sum(fact.n_reduced for fact in facts)
         content = part.manifest(n_photos=len(table), n_reduced=n_reduced, **found)
         self._write_json(MANIFEST, content)
 
@@ -408,6 +427,11 @@ def _described(path: Path, n_photos: int) -> PackFile:
 def _facts_path(shard: Path) -> Path:
     """The file that says that a shard is whole, and what is in it; written after it."""
     return shard.with_suffix(".json")
+
+
+def _read_facts(shard: Path) -> _ShardFacts:
+    path = _facts_path(shard)
+    return read_json_as(path, _ShardFacts, "delete it, and the shard is packed again")
 
 
 def _check_options(short_side: int, quality: int, workers: int | None) -> None:

@@ -73,6 +73,14 @@ def target_shift(logits_prior: Prior, target: Prior) -> Float64[np.ndarray, "cla
     return shift
 
 
+def drawn_shift(logits_prior: Prior, target: Prior) -> Float64[np.ndarray, "classes"]:
+    """`target_shift`, which leaves a class alone whose prior is 0 in one of the two."""
+    shift = np.zeros(len(target))
+    drawn = (logits_prior > 0) & (target > 0)
+    shift[drawn] = target_shift(logits_prior[drawn], target[drawn])
+    return shift
+
+
 def total_variation(
     one: Float64[np.ndarray, "classes *columns"], other: Float64[np.ndarray, "classes *columns"]
 ) -> Float64[np.ndarray, "*columns"] | np.float64:

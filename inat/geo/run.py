@@ -1,13 +1,14 @@
-"""A geo prior of a run's training photos, as a run of its own."""
+"""A geo prior of a run's training photos, as a run of its own, and its predictions."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32
 from msgspec.structs import replace
 
 from inat.config.schema import Config
@@ -26,6 +27,8 @@ from inat.runs.trained import TrainedRun
 
 FEW_STEPS = 500
 CHUNK = 1024
+PRESENCE_BYTES = 64_000_000
+"""Of log presence as float32, at a time."""
 
 
 def make_geo_run(
@@ -99,3 +102,25 @@ def _score_held_out(
     )
     say(f"           by place and date alone, {result}")
     log.write("validation", epoch=recipe.epochs, chosen={}, **vars(result))
+
+
+def predict_log_presence(
+    geo: TrainedRun, places: Float32[np.ndarray, "photos 3"]
+) -> Iterator[tuple[slice, Float[np.ndarray, "chunk classes"]]]:
+    """The log presence of each species, chunk by chunk; the row of a photo without a place is
+    all 0.
+
+    Args:
+        geo: a run of `inat stage-two --method geo_prior`.
+        places: of the photos, as `places_of` gives them.
+    """
+    n_classes = len(geo.run.facts.category_ids)
+    with torch.random.fork_rng(devices=[]):
+        network = GeoPrior(n_classes)
+    network.load_state_dict(dict(geo.checkpoint.load_weights()))
+    device = pick_device(geo.config.runtime.device)
+    network.to(device)
+    length = max(1, PRESENCE_BYTES // (4 * n_classes))
+    for begin in range(0, len(places), length):
+        chunk = slice(begin, begin + length)
+        yield chunk, log_presence(network, torch.from_numpy(places[chunk]).to(device)).cpu().numpy()

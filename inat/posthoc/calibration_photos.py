@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from inat.core.errors import InputError
-from inat.core.priors import target_shift
+from inat.core.priors import drawn_shift
 from inat.predictions.file import PredictionFile, store
 from inat.predictions.meta import Role
 from inat.predictions.same_model import differences
@@ -48,9 +48,7 @@ def calibration_logits(
     carried, wanted = held_out.logits_prior, prediction.logits_prior
     if carried is None or wanted is None or np.allclose(carried, wanted, rtol=1e-6):
         return held_out.logits
-    shift = np.zeros(len(wanted))
-    drawn = (carried > 0) & (wanted > 0)
-    shift[drawn] = target_shift(carried[drawn], wanted[drawn])
+    shift = drawn_shift(carried, wanted)
     moved = np.empty_like(held_out.logits)
     for chunk in held_out.chunks():
         moved[chunk] = store(held_out.read(chunk) + shift, moved.dtype)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 from msgspec.structs import replace
 
 from inat.core.errors import InputError
-from inat.core.priors import Prior, normalised, target_shift
+from inat.core.priors import Prior, drawn_shift, normalised
 from inat.core.progress import first_few, say
 from inat.predictions.file import PredictionFile, read_prediction, store, write_prediction
 from inat.predictions.meta import Origin, PredictionMeta, read_meta
@@ -70,28 +70,28 @@ def predict_out_of_fold(
     ]
     path = opened.prediction(name or OUT_OF_FOLD)
     meta = _meta(opened, parts)
+    is_there = (path / "meta.json").is_file
     if this_process(options.get("rank"), options.get("world_size")).rank != 0:
+        left = ["what rank 0 makes of all folds"]
         wait_until_none(
-            lambda: [] if _stands(path, meta) else ["what rank 0 makes of all folds"], str(path)
+            lambda: [] if is_there() and _difference(path, meta) is None else left, str(path)
         )
-    elif overwrite or not (path / "meta.json").is_file():
+    elif overwrite or not is_there():
         _join(path, parts, meta)
-    elif key := _difference(read_meta(path / "meta.json"), meta):
+    elif name_of_other := _difference(path, meta):
         raise InputError(
-            f"{path}: there is a prediction with another {key}; give another --name, or --overwrite"
+            f"{path}: there is a prediction with another {name_of_other}; give another --name, or "
+            "--overwrite"
         )
     joined = read_prediction(path)
-    _name_never_held_out(joined)
+    if names := joined.absent_species["name"].tolist():
+        say(f"{joined.path}: species never held out: {len(names)} ({first_few(names)})")
     return joined
 
 
-def _stands(path: Path, meta: PredictionMeta) -> bool:
-    place = path / "meta.json"
-    return place.is_file() and _difference(read_meta(place), meta) is None
-
-
-def _difference(there: PredictionMeta, meta: PredictionMeta) -> str | None:
+def _difference(path: Path, meta: PredictionMeta) -> str | None:
     """What a joined prediction that is there already has otherwise than the one asked for."""
+    there = read_meta(path / "meta.json")
     digests = [[fold.checkpoint_sha256 for fold in one.folds] for one in (there, meta)]
     if digests[0] != digests[1]:
         return "checkpoint"
@@ -99,7 +99,7 @@ def _difference(there: PredictionMeta, meta: PredictionMeta) -> str | None:
     return next((name for name in names if getattr(there, name) != getattr(meta, name)), None)
 
 
-def _join(path: Path, parts: list[PredictionFile], meta: PredictionMeta) -> PredictionFile:
+def _join(path: Path, parts: list[PredictionFile], meta: PredictionMeta) -> None:
     ids = np.concatenate([part.ids for part in parts])
     order = np.argsort(ids)
     place: Int64[np.ndarray, images] = np.empty_like(order)
@@ -118,12 +118,13 @@ def _join(path: Path, parts: list[PredictionFile], meta: PredictionMeta) -> Pred
     ) as rows:
         begin = 0
         for part in parts:
-            shift = _shift(part.logits_prior, meta.logits_prior)
+            carried, shift = part.logits_prior, np.zeros(1)
+            if carried is not None and meta.logits_prior is not None:
+                shift = drawn_shift(carried, np.array(meta.logits_prior))
             for chunk in part.chunks():
                 moved = store(part.read(chunk) + shift, rows.dtype)
                 rows[place[begin:][chunk]] = moved
             begin += len(part)
-    return read_prediction(path)
 
 
 def _meta(folds: FoldRuns, parts: list[PredictionFile]) -> PredictionMeta:
@@ -160,20 +161,3 @@ def _common_prior(priors: list[Prior | None]) -> Prior | None:
 
     known = [prior for prior in priors if prior is not None]
     return normalised(gmean(np.stack(known))) if len(known) == len(priors) else None
-
-
-def _shift(carried: Prior | None, common: list[float] | None) -> Float64[np.ndarray, "classes"]:
-    """What to add to a fold's logits; nothing for a species without photos, whose prior is 0."""
-    if carried is None or common is None:
-        return np.zeros(1)
-    target = np.array(common)
-    shift = np.zeros(len(target))
-    drawn = target > 0
-    shift[drawn] = target_shift(carried[drawn], target[drawn])
-    return shift
-
-
-def _name_never_held_out(joined: PredictionFile) -> None:
-    names = joined.absent_species["name"].tolist()
-    if names:
-        say(f"{joined.path}: species never held out: {len(names)} ({first_few(names)})")

@@ -80,11 +80,7 @@ class Parts:
         try:
             with open_file(self._path(number)), safe_open(self._path(number), "numpy") as part:
                 header: dict[str, str] = part.metadata() or {}
-        except (
-            OSError,
-            InputError,
-            SafetensorError,
-        ):  # not there or damaged: made again
+        except (OSError, InputError, SafetensorError):  # missing or damaged: it is made again
             return {}
         return header
 

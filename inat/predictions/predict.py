@@ -26,7 +26,7 @@ from inat.core.priors import count_prior
 from inat.core.progress import first_few, progress_bar, say
 from inat.dataset.locations import have_place, places_of
 from inat.dataset.split import Split
-from inat.geo.predict import predict_log_presence
+from inat.geo.run import predict_log_presence
 from inat.loader.batches import Batch
 from inat.loader.loader import Loader
 from inat.loader.views import View, parse_views
@@ -123,11 +123,10 @@ class Job:
         if run.made_by == "inat train":
             # A soup and a second stage keep the config of the run that they were made of.
             meta.config_digest_without_holdout = run.config.digest_without_holdout
-        if run.is_geo_prior:
-            meta.logits, meta.views = LOG_PRESENCE, []
-        else:
-            meta.views = [view.facts() for view in self.views]
-            meta.view_mean = self.view_mean if len(self.views) > 1 else None
+        meta.views = [view.facts() for view in self.views]
+        meta.view_mean = self.view_mean if len(self.views) > 1 else None
+        if run.is_geo_prior:  # it looks at no photo
+            meta.logits, meta.views, meta.view_mean = LOG_PRESENCE, [], None
         return meta
 
     @cached_property
@@ -247,7 +246,7 @@ def _predict_photos(job: Job, path: Path, meta: PredictionMeta, process: Process
     digest = job.digest(model, meta)
     parts = Parts(parts_folder(path), digest, len(job.photos), job.photos_a_part)
     if process.rank and not process.share(len(parts)):
-        # Rank 0 needs nothing of this process, and may have done with the parts before.
+        # Rank 0 needs nothing of this process, and may have removed the parts before.
         joined = "the prediction, which rank 0 joins"
         wait_until_none(lambda: [] if _is_made(job, path, meta) else [joined], str(path))
         return
@@ -265,9 +264,9 @@ def _predict_photos(job: Job, path: Path, meta: PredictionMeta, process: Process
             _join(job, parts, path, meta)
     if process.rank == 0:
         parts.remove()
-    else:
-        joining = "what rank 0 makes of all parts"
-        wait_until_none(lambda: [*missing(), joining] if parts.folder.is_dir() else [], str(path))
+        return
+    joining = "what rank 0 makes of all parts"
+    wait_until_none(lambda: [*missing(), joining] if parts.folder.is_dir() else [], str(path))
 
 
 def _is_made(job: Job, path: Path, meta: PredictionMeta) -> bool:

@@ -61,19 +61,16 @@ def open_folds(path: FoldRuns | Path | str) -> FoldRuns:
             f"{first.path}: holds out {first.config.data.holdout} and not fold:1/K; "
             "inat train --folds K makes fold runs"
         )
-    n_folds = holdout[1]
-    others = [_same_but_fold(first, path, fold, n_folds) for fold in range(2, n_folds + 1)]
-    return FoldRuns(path, (first, *others))
-
-
-def _same_but_fold(first: Run, path: Path, fold: int, n_folds: int) -> Run:
-    run = open_run(fold_path(path, fold))
-    holdout = f"fold:{fold}/{n_folds}"
-    wanted = replace(first.config, data=replace(first.config.data, holdout=holdout))
-    if run.config.digest != wanted.digest:
-        fields = ", ".join(differing_fields(run.config, wanted))
-        raise InputError(
-            f"{run.path}: differs from {first.path} in more than its fold ({fields}); make all "
-            "folds with the same settings"
-        )
-    return run
+    runs = [first]
+    for fold in range(2, holdout[1] + 1):
+        run = open_run(fold_path(path, fold))
+        data = replace(first.config.data, holdout=f"fold:{fold}/{holdout[1]}")
+        wanted = replace(first.config, data=data)
+        if run.config.digest != wanted.digest:
+            fields = ", ".join(differing_fields(run.config, wanted))
+            raise InputError(
+                f"{run.path}: differs from {first.path} in more than its fold ({fields}); make all "
+                "folds with the same settings"
+            )
+        runs.append(run)
+    return FoldRuns(path, tuple(runs))

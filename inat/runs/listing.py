@@ -21,20 +21,8 @@ from inat.runs.run import Run, is_run
 DEEPEST_LEVEL = 3
 SETTINGS = ("run", "method", "sampler", "backbone", "epochs", "seed")
 BEST_HIGH = ("held_out", "top1", "mean_class_accuracy", "macro_f1", *BANDS)
-BEST_LOW = ("top3_error", "ece")
-COLUMNS = (
-    *SETTINGS,
-    "held_out",
-    "prediction",
-    "n_images",
-    "top1",
-    "top3_error",
-    "mean_class_accuracy",
-    "macro_f1",
-    *BANDS,
-    "ece",
-    "note",
-)
+SCORES = ("n_images", "top1", "top3_error", "mean_class_accuracy", "macro_f1", *BANDS, "ece")
+COLUMNS = (*SETTINGS, "held_out", "prediction", *SCORES, "note")
 SHOWN = ("run", "method", "epochs", "held_out", "prediction", "top1", "mean_class_accuracy", *BANDS)
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -79,25 +67,24 @@ def list_runs(
 
 def runs_table(table: pd.DataFrame) -> Table:
     """The chief columns for a terminal, shares in per cent."""
-    shown = Table(box=None, pad_edge=False)
-    notes = bool(table["note"].notna().any())
-    for name in (*SHOWN, *(["note"] if notes else [])):
-        is_share = name in BEST_HIGH
-        shown.add_column(
-            name.replace("_", " ") + (" %" if is_share else ""),
+    rich_table = Table(box=None, pad_edge=False)
+    names = [*SHOWN, "note"] if table["note"].notna().any() else [*SHOWN]
+    for name in names:
+        title, is_share = name.replace("_", " "), name in BEST_HIGH
+        rich_table.add_column(
+            f"{title} %" if is_share else title,
             justify="right" if is_share else "left",
             overflow="fold",
         )
     for row in table.to_dict("records"):
-        cells = [_cell(row[name], is_share=name in BEST_HIGH) for name in SHOWN]
-        shown.add_row(*cells, *([_cell(row["note"], is_share=False)] if notes else []))
-    return shown
+        rich_table.add_row(*(_cell(name, row[name]) for name in names))
+    return rich_table
 
 
-def _cell(value: Any, *, is_share: bool) -> str:
+def _cell(name: str, value: Any) -> str:
     if pd.isna(value):
         return "–"
-    return f"{100 * value:.1f}" if is_share else shown(value)
+    return f"{100 * value:.1f}" if name in BEST_HIGH else shown(value)
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -128,23 +115,22 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _settings(run: Run) -> dict[str, Any]:
     config = run.config
-    method: str = config.loss.name
-    is_trained = True
-    if (run.path / "model.json").is_file():
-        is_trained = run.made_by == "inat train"
-        if run.facts.stage_two is not None:
-            method = run.facts.stage_two.method
-        elif run.facts.soup is not None:
-            method = "soup"
+    facts = run.facts if (run.path / "model.json").is_file() else None
     state = run.checkpoint("last") / "state.json"
-    done = read_checkpoint_facts(state).epoch if state.is_file() else 0
-    planned = sum(stage.config.epochs for stage in config.all_stages)
+    epochs = str(read_checkpoint_facts(state).epoch if state.is_file() else 0)
+    if facts is not None and facts.stage_two is not None:
+        method: str = facts.stage_two.method
+    elif facts is not None and facts.soup is not None:
+        method = "soup"
+    else:
+        method = config.loss.name
+        epochs += f"/{sum(stage.config.epochs for stage in config.all_stages)}"
     return {
         "run": str(run.path),
         "method": method,
         "sampler": config.sampler.name,
         "backbone": config.model.backbone,
-        "epochs": f"{done}/{planned}" if is_trained else str(done),
+        "epochs": epochs,
         "seed": config.seed,
         "held_out": _last_held_out(run.metrics_path),
     }

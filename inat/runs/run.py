@@ -134,23 +134,18 @@ def new_run_folder(out: Path, sources: Sequence[Run], *, overwrite: bool) -> Ite
         WorldError: another process writes `out`.
     """
     with writing(out, "--out"):
-        _refuse_run_place(out, sources, overwrite=overwrite)
+        for source in sources:
+            if source.path.resolve().is_relative_to(out.resolve()):
+                raise InputError(f"{out}: holds the run {source.path}; give another --out")
+        if is_run(out) and not overwrite:
+            raise InputError(
+                f"{out}: there is a run already; give another --out, or --overwrite to throw it "
+                "away"
+            )
+        if not is_run(out) and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise InputError(f"{out}: it is not empty and holds no run; give another --out")
         with atomic_folder(out) as partial:
             yield partial
-
-
-def _refuse_run_place(out: Path, sources: Sequence[Run], *, overwrite: bool) -> None:
-    for source in sources:
-        if source.path.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"{out}: holds the run {source.path}; give another --out")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not is_run(out):
-        raise InputError(f"{out}: it is not empty and holds no run; give another --out")
-    if not overwrite:
-        raise InputError(
-            f"{out}: there is a run already; give another --out, or --overwrite to throw it away"
-        )
 
 
 @contextmanager
@@ -174,23 +169,20 @@ def writing(path: Path, option: str = "--run") -> Iterator[None]:
 
 
 def create_run(path: Path, config: Config, devices: Mapping[str, Any] | None = None) -> Run:
-    """Makes the folder of a new run and writes its config and environment, with what is known of
-    its devices."""
+    """Makes the folder of a new run and writes its config and environment: versions, machine,
+    command, and what is known of its devices."""
     write_bytes(path / "config.yaml", config.to_yaml().encode())
-    facts = {"id": uuid4().hex, **environment(), **(devices or {})}
-    write_json(path / "environment.json", facts)
-    return Run(path)
-
-
-def environment() -> dict[str, Any]:
-    """What the run was made with: versions, machine and command."""
-    return {
+    facts = {
+        "id": uuid4().hex,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "versions": versions(),
         "command": sys.argv,
+        **(devices or {}),
     }
+    write_json(path / "environment.json", facts)
+    return Run(path)
 
 
 def versions() -> dict[str, str]:
@@ -206,18 +198,16 @@ def versions() -> dict[str, str]:
 
 def differing_fields(first: Config, second: Config) -> list[str]:
     """The dotted names of the fields in which two configs differ."""
-    one, other = _flat(first.to_dict()), _flat(second.to_dict())
+
+    def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    one, other = dict(flat(first.to_dict())), dict(flat(second.to_dict()))
     return [name for name in one if one[name] != other[name]]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def with_root(config: Config, root: Path | str | None) -> Config:

@@ -167,8 +167,36 @@ class TrainedRun:
 
     @cached_property
     def model(self) -> TrainedModel:
-        """The run's network with the checkpoint's weights, see `load_model`."""
-        return load_model(self.run, self.checkpoint, self.precision)
+        """The run's network with the checkpoint's weights, on its device.
+
+        Raises:
+            InputError: it is a geo prior, which has no use for photos; the weights are damaged,
+                or of another network than the config's.
+        """
+        run, config, facts = self.run, self.config, self.run.facts
+        if facts.stage_two is not None and run.is_geo_prior:
+            raise InputError(
+                f"{run.path}: is a geo prior, which sees places and no photos; give the run that "
+                f"it was made from ({facts.stage_two.run})"
+            )
+        backbone = build_backbone(
+            replace(config.model, weights="none"),
+            len(facts.category_ids),
+            seed=0,
+            image_size=self.checkpoint.facts.image_size or config.transforms.image_size,
+        )
+        try:
+            backbone.network.load_state_dict(dict(self.checkpoint.load_weights()))
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.checkpoint.path}: its weights do not fit the config "
+                f"({one_line(error):.160}); train again"
+            ) from None
+        device = pick_device(config.runtime.device)
+        precision = _precision(run, device, self.precision)
+        channels_last = config.runtime.channels_last and prefers_channels_last(device, precision)
+        network = to_device_format(backbone.network, device, channels_last=channels_last).eval()
+        return TrainedModel(network, facts.mean, facts.std, precision, channels_last)
 
     @contextmanager
     def machine(self, remedy: str) -> Iterator[None]:
@@ -226,52 +254,6 @@ def training_photos(data: DataConfig) -> tuple[Split, Split | None]:
     if data.holdout == "none":
         return photos, None
     return cut_holdout(photos, data.holdout, data.holdout_seed)
-
-
-def load_model(
-    run: Run, checkpoint: Checkpoint, precision: Precision | None = None
-) -> TrainedModel:
-    """Builds the run's network with the weights of `checkpoint`.
-
-    Args:
-        run: the run.
-        checkpoint: whose weights.
-        precision: of the forward passes; None: the run's, where the device has it.
-
-    Raises:
-        InputError: it is a geo prior, which has no use for photos; the weights are damaged, or
-            of another network than the config's.
-    """
-    if run.is_geo_prior:
-        assert run.facts.stage_two is not None
-        raise InputError(
-            f"{run.path}: is a geo prior, which sees places and no photos; give the run that it "
-            f"was made from ({run.facts.stage_two.run})"
-        )
-    config, facts = checkpoint.config(run.config), run.facts
-    backbone = build_backbone(
-        replace(config.model, weights="none"),
-        len(facts.category_ids),
-        seed=0,
-        image_size=checkpoint.facts.image_size or config.transforms.image_size,
-    )
-    try:
-        backbone.network.load_state_dict(dict(checkpoint.load_weights()))
-    except RuntimeError as error:
-        raise InputError(
-            f"{checkpoint.path}: its weights do not fit the config ({one_line(error):.160}); train "
-            "again"
-        ) from None
-    device = pick_device(config.runtime.device)
-    chosen = _precision(run, device, precision)
-    channels_last = config.runtime.channels_last and prefers_channels_last(device, chosen)
-    return TrainedModel(
-        network=to_device_format(backbone.network, device, channels_last=channels_last).eval(),
-        mean=facts.mean,
-        std=facts.std,
-        precision=chosen,
-        channels_last=channels_last,
-    )
 
 
 def _precision(run: Run, device: torch.device, asked: Precision | None) -> str:

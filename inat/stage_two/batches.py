@@ -1,7 +1,7 @@
 """Batches of features for a head to train on: from the cache, or from photos as it trains."""
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,29 +17,14 @@ SAMPLER = "class_balanced"
 """What crt and lws draw by: a species uniformly, then one of its photos uniformly."""
 
 
-@runtime_checkable  # beartype checks it while tests run
-class FeatureBatches(Protocol):
-    """Features and labels of an epoch's draws, on the device."""
-
-    @property
-    def prior(self) -> Prior:
-        """Probability that a draw is of each species."""
-        ...
-
-    @property
-    def bad_photos(self) -> list[str]:
-        """Photos that could not be read and were left out, with the reason."""
-        ...
-
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Whole batches: features `[batch, features]`, float32, and labels `[batch]`."""
-        ...
-
-
 class CachedBatches:
     """Gathers class-balanced batches from cached features.
 
     Draw k of epoch e, which photo and in which of its views, depends on (seed, e, k) alone.
+
+    Attributes:
+        prior: probability that a draw is of each species.
+        bad_photos: photos that have no features, with the reason.
     """
 
     def __init__(
@@ -58,17 +43,9 @@ class CachedBatches:
         self._epoch_size = epoch_size
         self._batch_size = batch_size
         self._seed = seed
-
-    @property
-    def prior(self) -> Prior:
-        """Probability that a draw is of each species."""
         assert self._sampler.prior is not None  # balanced draws are the same in every epoch
-        return self._sampler.prior
-
-    @property
-    def bad_photos(self) -> list[str]:
-        """Photos that have no features, with the reason."""
-        return self._features.bad_photos
+        self.prior: Prior = self._sampler.prior
+        self.bad_photos = features.bad_photos
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch; a last, shorter one is left out."""
@@ -134,3 +111,7 @@ class LiveBatches:
             yield extractor(images), batch["label"].to(extractor.device)
         source = extractor.source
         source.config.data.refuse_too_many(self.bad_photos, len(source.trained))
+
+
+FeatureBatches: TypeAlias = CachedBatches | LiveBatches
+"""Features and labels of an epoch's draws, on the device."""

@@ -38,7 +38,18 @@ class Options:
     def __post_init__(self) -> None:
         if self.method not in get_args(StageTwoMethod):
             raise InputError(unknown_name("--method", self.method, get_args(StageTwoMethod)))
-        self._refuse_foreign_options()
+        heads, trained = "crt and lws", "crt, lws and geo_prior"
+        for name, given, owners in (
+            ("--epochs", self.epochs is not None, trained),
+            ("--batch-size", self.batch_size is not None, trained),
+            ("--lr-per-256", self.lr_per_256 is not None, trained),
+            ("--epoch-size", self.epoch_size is not None, heads),
+            ("--weight-decay", self.weight_decay is not None, heads),
+            ("--live", self.live, heads),
+            ("--tau", self.tau is not None, "tau_norm"),
+        ):
+            if given and self.method not in owners.replace(",", "").split():
+                raise InputError(f"{name} is for {owners}; {self.method} has none")
         if self.tau is not None and not 0 <= self.tau <= 10:
             raise InputError(f"--tau {self.tau:g} is not within 0 and 10")
         for name, value in (
@@ -79,17 +90,3 @@ class Options:
             learning_rate=(self.lr_per_256 or geo_prior.LR_PER_256) * batch_size / 256,
             seed=run_seed if self.seed is None else self.seed,
         )
-
-    def _refuse_foreign_options(self) -> None:
-        heads, trained = "crt and lws", "crt, lws and geo_prior"
-        for name, given, owners in (
-            ("--epochs", self.epochs is not None, trained),
-            ("--batch-size", self.batch_size is not None, trained),
-            ("--lr-per-256", self.lr_per_256 is not None, trained),
-            ("--epoch-size", self.epoch_size is not None, heads),
-            ("--weight-decay", self.weight_decay is not None, heads),
-            ("--live", self.live, heads),
-            ("--tau", self.tau is not None, "tau_norm"),
-        ):
-            if given and self.method not in owners.replace(",", "").split():
-                raise InputError(f"{name} is for {owners}; {self.method} has none")

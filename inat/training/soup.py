@@ -106,16 +106,9 @@ class SoupBuilder:
 
 def make_soup(members: Sequence[TrainedRun], out: Path, *, how: SoupRecipe, overwrite: bool) -> Run:
     """Averages runs, with the photos and settings of the first; see `verbs.soup`."""
-    first, runs = members[0], [member.run for member in members]
-    with new_run_folder(out, runs, overwrite=overwrite) as partial:
-        for run in runs[1:]:
-            _refuse_another_kind(run, first.run)
-        if how == "greedy" and first.config.data.holdout == "none":
-            raise InputError(
-                f"{first.run.path}: nothing was held out (data.holdout none), so there are no "
-                "photos to be greedy on; use --how uniform"
-            )
-        _refuse_same_weights(members)
+    first, sources = members[0], [member.run for member in members]
+    with new_run_folder(out, sources, overwrite=overwrite) as partial:
+        _refuse_unlike(members, how)
         with (
             first.machine("give a smaller --batch-size"),
             closing(MetricsLog(partial / "metrics.jsonl")) as log,
@@ -127,12 +120,22 @@ def make_soup(members: Sequence[TrainedRun], out: Path, *, how: SoupRecipe, over
                 result = validate_held_out(first)
                 say(f"{result}" + (" (the runs were chosen on them)" if how == "greedy" else ""))
                 log.write("validation", **vars(result))
+        offered = [
+            SoupMember(
+                run=str(member.run.path),
+                used=member in used,
+                checkpoint=member.checkpoint.name,
+                checkpoint_sha256=member.checkpoint.digest,
+                weights=member.checkpoint.weights,
+            )
+            for member in members
+        ]
         write_trained_run(
             partial,
             first.config,
             first.model.network,
             source=first.run,
-            facts=replace(first.run.facts, soup=_soup_facts(members, used, how)),
+            facts=replace(first.run.facts, soup=SoupFacts(how, offered)),
             state=CheckpointFacts(first.checkpoint.epoch, 0, _weights_facts(used, how)),
         )
     return Run(out)
@@ -153,7 +156,13 @@ def average_weights(states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]
             first = dict(state)
             total = {k: v.double() for k, v in first.items() if v.is_floating_point()}
             continue
-        _refuse_other_shapes(state, first)
+        for name in [*first, *state]:
+            shapes = [tuple(one[name].shape) if name in one else None for one in (first, state)]
+            if shapes[0] != shapes[1]:
+                raise InputError(
+                    f"the runs' networks are not of one architecture: {name} is {shapes[0]} in one "
+                    f"and {shapes[1]} in another; give runs of the same model and image size"
+                )
         for name, running in total.items():
             running += state[name]
     return {
@@ -170,17 +179,35 @@ def has_batch_norm(network: nn.Module) -> bool:
     )
 
 
-def _refuse_other_shapes(state: Mapping[str, Tensor], first: Mapping[str, Tensor]) -> None:
-    for name in [*first, *state]:
-        shapes = [tuple(one[name].shape) if name in one else None for one in (first, state)]
-        if shapes[0] != shapes[1]:
-            raise InputError(
-                f"the runs' networks are not of one architecture: {name} is {shapes[0]} in one "
-                f"and {shapes[1]} in another; give runs of the same model and image size"
-            )
-
-
-def _refuse_same_weights(members: Sequence[TrainedRun]) -> None:
+def _refuse_unlike(members: Sequence[TrainedRun], how: SoupRecipe) -> None:
+    """Stops where the weights of these runs have no mean, or none is to be chosen."""
+    first = members[0].run
+    for run in [member.run for member in members[1:]]:
+        for field in ("backbone", "head", "head_scale"):
+            own, expected = getattr(run.config.model, field), getattr(first.config.model, field)
+            if own != expected:
+                raise InputError(
+                    f"{run.path}: its model.{field} is {own}, and that of {first.path} is "
+                    f"{expected}; a soup needs one architecture (inat ensemble averages "
+                    "predictions of any)"
+                )
+        one, other = run.facts, first.facts
+        for differs, what in (
+            (one.category_ids != other.category_ids, "species are"),
+            (one.trained != other.trained, "training photos are"),
+            (one.mean != other.mean, "pixel means are"),
+            (one.std != other.std, "pixel deviations are"),
+        ):
+            if differs:
+                raise InputError(
+                    f"{run.path}: its {what} not those of {first.path}; give runs that differ in "
+                    "seed and recipe alone"
+                )
+    if how == "greedy" and first.config.data.holdout == "none":
+        raise InputError(
+            f"{first.path}: nothing was held out (data.holdout none), so there are no photos to "
+            "be greedy on; use --how uniform"
+        )
     seen: dict[str, Path] = {}
     for member in members:
         earlier = seen.setdefault(member.checkpoint.digest, member.run.path)
@@ -189,42 +216,6 @@ def _refuse_same_weights(members: Sequence[TrainedRun]) -> None:
                 f"{member.run.path}: its weights are those of {earlier}; a soup averages runs that "
                 "differ, so give each run once"
             )
-
-
-def _refuse_another_kind(run: Run, first: Run) -> None:
-    for field in ("backbone", "head", "head_scale"):
-        own, expected = getattr(run.config.model, field), getattr(first.config.model, field)
-        if own != expected:
-            raise InputError(
-                f"{run.path}: its model.{field} is {own}, and that of {first.path} is {expected}; "
-                "a soup needs one architecture (inat ensemble averages predictions of any)"
-            )
-    one, other = run.facts, first.facts
-    for differ, what in (
-        (one.category_ids != other.category_ids, "species are"),
-        (one.trained != other.trained, "training photos are"),
-        (one.mean != other.mean, "pixel means are"),
-        (one.std != other.std, "pixel deviations are"),
-    ):
-        if differ:
-            raise InputError(
-                f"{run.path}: its {what} not those of {first.path}; give runs that differ in "
-                "seed and recipe alone"
-            )
-
-
-def _soup_facts(members: Sequence[TrainedRun], used: Sequence[TrainedRun], how: str) -> SoupFacts:
-    facts = [
-        SoupMember(
-            run=str(member.run.path),
-            used=member in used,
-            checkpoint=member.checkpoint.name,
-            checkpoint_sha256=member.checkpoint.digest,
-            weights=member.checkpoint.weights,
-        )
-        for member in members
-    ]
-    return SoupFacts(how, facts)
 
 
 def _weights_facts(used: Sequence[TrainedRun], how: str) -> WeightsFacts:

@@ -22,8 +22,7 @@ from worlds import make_world
 
 import inat
 from inat.config.reading import read_config
-from inat.runs.checkpoints import find_checkpoint
-from inat.runs.trained import load_model
+from inat.runs.trained import open_trained
 
 IMAGE_SIZE, LATER_SIZE = 64, 96
 
@@ -56,7 +55,7 @@ def main(folder: Path) -> None:
             lines = [orjson.loads(line) for line in run.metrics_path.read_bytes().splitlines()]
             steps = [line for line in lines if line["kind"] == "train"]
             assert len(steps) == 2 * len(run.config.all_stages)
-            network = load_model(run, find_checkpoint(run)).network
+            network = open_trained(run).model.network
             millions = sum(weight.numel() for weight in network.parameters()) / 1e6
             losses = ", ".join(f"{line['loss']:.2f}" for line in steps)
         title = str(path.relative_to(FOLDER).with_suffix(""))
