@@ -458,14 +458,11 @@ class Config(Options):
         self._check_shard()
         self._check_prior_of_the_draws()
         self._check_corrected_once()
-        object.__setattr__(self, "stages", self._laid_stages())
-
-    def _laid_stages(self) -> tuple[Stage, ...]:
-        laid: list[Stage] = []
-        for number, text in enumerate(() if self.stages == ("none",) else self.stages, start=2):
-            before = laid[-1].config if laid else replace(self, stages=())
-            laid.append(Stage.over(before, text, f"stage {number}"))
-        return tuple(laid)
+        if self.stages:
+            laid = [Stage.first(replace(self, stages=()))]
+            for text in self.stages if self.stages != ("none",) else ():
+                laid.append(Stage.over(laid[-1].config, text, f"stage {len(laid) + 1}"))
+            object.__setattr__(self, "stages", tuple(laid[1:]))
 
     def _check_shard(self) -> None:
         unshared = {
@@ -562,8 +559,8 @@ class Config(Options):
         plain = asdict(replace(self, stages=()) if self.stages else self)
         for section, first in FIRST_FIELDS.items():
             plain[section] = {name: plain[section][name] for name in first} | plain[section]
-        tree: dict[str, Any] = orjson.loads(orjson.dumps(plain, default=str))
-        return tree | {"stages": list(map(str, self.stages))}
+        plain["stages"] = list(map(str, self.stages))
+        return orjson.loads(orjson.dumps(plain, default=str))
 
     def to_yaml(self) -> str:
         """The config as YAML that `read_config` reads back to an equal config."""

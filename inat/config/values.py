@@ -10,6 +10,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from inat.core.errors import InputError
 
 BOOLS = {"true": True, "false": False}
+NAMES = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path",
+}  # fmt: skip
 
 
 def typed_values(tree: Mapping[str, Any], root: type, source: str) -> dict[str, Any]:
@@ -86,73 +89,38 @@ def _typed(value: Any, hint: Any, place: str) -> Any:
     if isinstance(value, Mapping):
         raise InputError(f"{place} takes a single value, it has no keys below it")
     if get_origin(hint) is tuple:
-        return _typed_list(value, get_args(hint), place)
+        elements = get_args(hint)
+        count = None if elements[-1] is ... else len(elements)
+        if not isinstance(value, list | tuple) or count not in (None, len(value)):
+            takes = "a list of numbers" if count is None else f"{count} numbers"
+            raise InputError(f"{place} takes {takes}, [a, b], not {_shown(value)}")
+        return tuple(_typed(element, elements[0], place) for element in value)
     if isinstance(value, list | tuple):
         raise InputError(f"{place} takes a single value, not the list {value!r:.40}")
-    if get_origin(hint) is Literal:
-        return _choice(value, get_args(hint), place)
-    one_of = get_args(hint) or (hint,)  # int | None: (int, NoneType)
-    if value is None and type(None) in one_of:
-        return None
+    one_of = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
     words = [word for one in one_of if get_origin(one) is Literal for word in get_args(one)]
-    if value in words:  # int | Literal["auto"]
+    if value in words or (value is None and type(None) in one_of):  # int | Literal["auto"] | None
         return value
+    if get_origin(hint) is Literal:
+        near = difflib.get_close_matches(str(value), words, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"{place} takes one of {', '.join(words)}, not {_shown(value)}{meant}")
     try:
-        return _CONVERTERS[one_of[0]](value)
-    except (TypeError, ValueError, OverflowError):
-        names = " or ".join([_NAMES[one_of[0]], *words])
+        return _converted(value, one_of[0])
+    except (LookupError, TypeError, ValueError, OverflowError):
+        names = " or ".join([NAMES[one_of[0]], *words])
         raise InputError(f"{place} takes {names}, not {_shown(value)}") from None
 
 
-def _typed_list(value: Any, elements: tuple[Any, ...], place: str) -> tuple[Any, ...]:
-    count = None if elements[-1] is ... else len(elements)
-    if not isinstance(value, list | tuple) or count not in (None, len(value)):
-        takes = "a list of numbers" if count is None else f"{count} numbers"
-        raise InputError(f"{place} takes {takes}, [a, b], not {_shown(value)}")
-    return tuple(_typed(element, elements[0], place) for element in value)
-
-
-def _choice(value: Any, choices: tuple[str, ...], place: str) -> str:
-    if value in choices:
-        return str(value)
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise InputError(f"{place} takes one of {', '.join(choices)}, not {_shown(value)}{hint}")
-
-
-def _to_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in BOOLS:
-        return BOOLS[value.lower()]
-    raise ValueError
-
-
-def _to_int(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError
-    return int(value)
-
-
-def _to_float(value: Any) -> float:
-    # YAML reads 1e-3 as text, since YAML 1.1 wants a point in it; float() decides.
-    if isinstance(value, bool):
-        raise ValueError
-    return float(value)
-
-
-def _to_str(value: Any) -> str:
+def _converted(value: Any, kind: type) -> Any:
+    if kind is bool:
+        return value if isinstance(value, bool) else BOOLS[str(value).lower()]
     if value is None or isinstance(value, bool):
+        raise TypeError
+    if kind is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
-    return str(value)
-
-
-_CONVERTERS: dict[Any, Any] = {
-    bool: _to_bool, int: _to_int, float: _to_float, str: _to_str, Path: Path,
-}  # fmt: skip
-_NAMES = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path",
-}  # fmt: skip
+    # YAML reads 1e-3 as text, since YAML 1.1 wants a point in it; float() decides.
+    return kind(value)
 
 
 def _shown(value: Any) -> str:

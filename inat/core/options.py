@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
-from inat.core.errors import InputError
+from inat.core.errors import InputError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,25 @@ class Part:
         own = {name: given[name] if name in given else getattr(options, name)
                for name in names if name != "shared"}  # fmt: skip
         return cls(**({**shared, **own} if "shared" in names else own))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions(Options):
+    """Options of a part, which is one of a `kind`."""
+
+    kind: ClassVar[type[Part]]
+
+    name: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name not in self.kind.parts:
+            raise InputError(unknown_name(f"{self.section}name", self.name, self.kind.parts))
+
+    @property
+    def method(self) -> Any:
+        """The class of the part."""
+        return self.kind.parts[self.name]
 
 
 def joined_options(package: str, kind: type[Part], *, first: str) -> Any:

@@ -34,24 +34,19 @@ FILLED: dict[str, Any] = {
 
 
 def _turned(image: Image.Image, degrees: float) -> Image.Image:
-    turned: Image.Image = functional.rotate(image, degrees, **FILLED)
-    return turned
+    return functional.rotate(image, degrees, **FILLED)
 
 
 def _moved(image: Image.Image, x: float, y: float) -> Image.Image:
     translate = [int(x * image.width), int(y * image.height)]
-    moved: Image.Image = functional.affine(
-        image, angle=0, translate=translate, scale=1, shear=[0, 0], **FILLED
-    )
-    return moved
+    return functional.affine(image, angle=0, translate=translate, scale=1, shear=[0, 0], **FILLED)
 
 
 def _sheared(image: Image.Image, x: float, y: float) -> Image.Image:
     shear = [math.degrees(math.atan(x)), math.degrees(math.atan(y))]
-    sheared: Image.Image = functional.affine(
+    return functional.affine(
         image, angle=0, translate=[0, 0], scale=1, shear=shear, center=[0, 0], **FILLED
     )
-    return sheared
 
 
 class Kind(NamedTuple):

@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict
 
-from inat.core.errors import InputError, unknown_name
+from inat.core.errors import InputError
 from inat.core.lazy import Lazy, torch
-from inat.core.options import Options, Part, Range, Switch
+from inat.core.options import Part, PartOptions, Range, Switch
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -33,7 +33,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig(Options):
+class LossConfig(PartOptions):
     """What is minimized: the options that losses share. Each adds its own, as `Options`."""
 
     section: ClassVar[str] = "loss."
@@ -65,14 +65,7 @@ class LossConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name not in Loss.parts:
-            raise InputError(unknown_name("loss.name", self.name, Loss.parts))
         self.method.check(self)
-
-    @property
-    def method(self) -> type[Loss]:
-        """The class of the loss."""
-        return Loss.parts[self.name]
 
     @property
     def takes_prior_off(self) -> bool:
@@ -293,3 +286,6 @@ def positive(prior: shapes.PerClass | None, name: str) -> shapes.PerClass:
             "logarithm has no value; every species needs a training photo"
         )
     return prior
+
+
+LossConfig.kind = Loss  # which its own options come before

@@ -30,5 +30,4 @@ def class_weights(counts: shapes.Counts, kind: str, beta: float) -> shapes.Prior
         np.divide(1, counts, out=weights, where=counts > 0)
     else:
         weights = effective_number_weights(counts, beta)
-    scaled: shapes.Prior = weights * (np.count_nonzero(counts) / weights.sum())
-    return scaled
+    return weights * (np.count_nonzero(counts) / weights.sum())

@@ -69,7 +69,7 @@ class LogitAdjustedLoss(CrossEntropyLoss):
 
     @classmethod
     def adjusts(cls, options: Any) -> bool:
-        return bool(options.tau > 0)
+        return options.tau > 0
 
     @classmethod
     def logits_prior(cls, options: Any, tail: Tail) -> shapes.Prior | None:

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, TypedDict
 
-from inat.core.errors import InputError, unknown_name
+from inat.core.errors import InputError
 from inat.core.lazy import Lazy, np
-from inat.core.options import Options, Part, Range, Switch
+from inat.core.options import Part, PartOptions, Range, Switch
 
 if TYPE_CHECKING:
     from inat.samplers import shapes as shapes
@@ -25,7 +25,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig(Options):
+class SamplerConfig(PartOptions):
     """Which photos an epoch draws: the options that samplers share. Each adds its own, as
     `Options`."""
 
@@ -43,18 +43,11 @@ class SamplerConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name not in Sampler.parts:
-            raise InputError(unknown_name("sampler.name", self.name, Sampler.parts))
         if self.after is not None and self.name == "instance":
             raise InputError(
                 f"sampler.after {self.after} waits for draws that sampler.name instance begins "
                 "with; name another sampler, or leave sampler.after unset"
             )
-
-    @property
-    def method(self) -> type[Sampler]:
-        """The class of the sampler."""
-        return Sampler.parts[self.name]
 
     @property
     def changes(self) -> bool:
@@ -123,6 +116,9 @@ class Sampler(Part):
 
     def __len__(self) -> int:
         return self.epoch_size
+
+
+SamplerConfig.kind = Sampler  # which its own options come before
 
 
 def epoch_order(

@@ -51,8 +51,7 @@ class ClassBalancedCyclingSampler(ClassBalancedSampler):
         order = np.argsort(drawn.astype(np.min_scalar_type(len(times))), kind="stable")
         k = np.empty(n_draws, np.int64)
         k[order] = np.arange(n_draws) - np.repeat(np.cumsum(times) - times, times)
-        photos: shapes.Draws = lists[starts[drawn] + k]
-        return photos
+        return lists[starts[drawn] + k]
 
     def _shuffled_lists(
         self, times: np.ndarray, rng: np.random.Generator

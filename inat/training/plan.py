@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inat.config.schema import Config, ModelConfig
+from inat.config.schema import Config
 from inat.config.stages import Stage
 from inat.core.competitions import find_competition
 from inat.core.errors import InputError
@@ -17,6 +17,12 @@ from inat.samplers import build_sampler
 
 LARGE_SHARE = 0.1
 """decay^steps from which a moving average is said to be longer than its training."""
+
+
+FROZEN = (
+    "frozen     all but the classifier, batch norm at its stored statistics; after one epoch",
+    "           inat stage-two ends in the same place, on features extracted once",
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class StagePlan:
             f"draws      {config.sampler}, {self.epoch_size} an epoch",
             f"model      {config.model.backbone} at {config.transforms.image_size} px, "
             f"weights {weights}{anew}",
-            *_describe_freeze(config.model),
+            *(FROZEN if config.model.freeze == "backbone" else ()),
             f"loss       {loss.method.describe(loss, self.tail, str(config.sampler))}",
             f"optimiser  {optim.name}, peak learning rate {self.learning_rate:.3g} "
             f"({optim.lr_per_256:g} per 256, {optim.lr_scaling}, batch {self.global_batch}){head}",
@@ -265,7 +271,10 @@ def _plan_stage(
             "lower batch_size or raise sampler.epoch_size"
         )
     loss = config.loss
-    tail = Tail(trained.class_counts, _loss_prior(loss, sampler.prior, trained), sampler.prior)
+    prior = sampler.prior if loss.prior == "draws" else count_prior(trained.class_counts)
+    if (path := _loss_prior_file(loss)) is not None:
+        prior = read_prior(path, trained.taxonomy.category_ids)
+    tail = Tail(trained.class_counts, prior, sampler.prior)
     changes = sampler.prior is None or loss.after is not None
     return StagePlan(
         number=number,
@@ -279,29 +288,10 @@ def _plan_stage(
         steps_per_epoch=epoch_size // global_batch,
         learning_rate=config.optim.learning_rate(global_batch),
         draws_prior=sampler.prior,
-        loss_prior=tail.prior,
+        loss_prior=prior,
         loss_prior_sha256=loss_prior_sha256,
         logits_prior=None if changes else loss.method.logits_prior(loss, tail),
     )
-
-
-def _describe_freeze(model: ModelConfig) -> list[str]:
-    if model.freeze == "none":
-        return []
-    return [
-        "frozen     all but the classifier, batch norm at its stored statistics; after one epoch",
-        "           inat stage-two ends in the same place, on features extracted once",
-    ]
-
-
-def _loss_prior(loss: LossConfig, draws: Prior | None, trained: Split) -> Prior | None:
-    if loss.prior == "draws":
-        return draws
-    if loss.prior == "counts":
-        return count_prior(trained.class_counts)
-    path = _loss_prior_file(loss)
-    assert path is not None
-    return read_prior(path, trained.taxonomy.category_ids)
 
 
 def _loss_prior_file(loss: LossConfig) -> Path | None:
