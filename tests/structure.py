@@ -13,6 +13,54 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+STEP = {
+    "simple": {
+        "inat/training/step.py": ["accumulated", "take_step", "_sizes"],
+        "inat/loader/batches.py": ["normalize", "_factors"],
+    },
+    "full": {
+        "inat/training/step.py": ["accumulated", "take_step", "_sizes"],
+        "inat/loader/batches.py": ["normalize", "_factors"],
+        "inat/training/mixing.py": [
+            *("GlobalBatch", "on_device", "erase_images", "mix_images", "draw_mix", "one_hot"),
+            "_layout",
+        ],
+        "inat/training/averages.py": [
+            *("Step", "LossMeter.timed", "LossMeter.add", "LossMeter.read", "LossMeter.close"),
+            *("MovingAverage.update", "average_statistics"),
+        ],
+        "inat/training/processes.py": ["n_processes", "summed", "averaged"],
+        "inat/samplers/base.py": ["stream"],
+    },
+}
+"""What runs in a training step besides the network, the loss and libraries: on one GPU in fp32
+without mixup; and with mixup, several processes, accumulation, a moving average and the log's
+window."""
+
+LOSS = {
+    "inat/losses/base.py": ["Loss.weight_of", "Loss.weights_for", "at_least_float32"],
+    "inat/losses/cross_entropy.py": ["CrossEntropyLoss.forward"],
+}
+"""The loss itself, which like the network is one of many: counted apart."""
+
+
+def lines_to_read(functions: dict[str, list[str]], root: Path = ROOT) -> int:
+    """Lines of these functions and classes, with docstrings and comments."""
+    total = 0
+    for path, names in functions.items():
+        tree = ast.parse((root / path).read_text())
+        spans = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                spans.setdefault(node.name, node)
+            if isinstance(node, ast.ClassDef):
+                methods = (each for each in node.body if isinstance(each, ast.FunctionDef))
+                spans |= {f"{node.name}.{method.name}": method for method in methods}
+        found = [spans[name] for name in names]
+        total += sum((node.end_lineno or 0) - node.lineno + 1 for node in found)
+    return total
+
+
 def options_documented_twice(root: Path = ROOT) -> list[str]:
     """verb.option for each option that is explained in the command line's code and again in the
     docstring of a function that the verb calls."""
@@ -67,3 +115,9 @@ def explained(function: ast.FunctionDef) -> set[str]:
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
     print(f"options documented twice  {len(options_documented_twice(root))}")
+    for case, functions in STEP.items():
+        n_lines, loss = lines_to_read(functions, root), lines_to_read(LOSS, root)
+        print(
+            f"a training step, {case:6}    {n_lines} lines in {len(functions)} files, and "
+            f"{loss} in {len(LOSS)} of the loss"
+        )

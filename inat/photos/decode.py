@@ -14,7 +14,15 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from inat.photos.jpeg import MOST_SCANS, Damaged, Scans, mended, segments, without_oddities
+from inat.photos.jpeg import (
+    MOST_SCANS,
+    SCAN_MARKERS,
+    Damaged,
+    Scans,
+    mended,
+    segments,
+    without_oddities,
+)
 from inat.photos.search import FORMATS
 
 LARGEST_PHOTO = 80_000_000
@@ -95,7 +103,7 @@ def read_header(content: bytes | memoryview) -> Header:
         marker, _, begin, end = segment
         if marker == 0xE1 and content[begin : begin + 6] == b"Exif\0\0" and not scans.n:
             orientation = _orientation(bytes(content[begin:end]))
-        if marker < 0xE0:
+        if marker in SCAN_MARKERS:  # only these: a photo has a dozen others
             scans.see(content, segment)
         # In an ordinary photo a search behind the first scan would cost a tenth of the decoding.
         if scans.one:

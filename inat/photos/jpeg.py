@@ -24,6 +24,10 @@ _NO_SEGMENT = {0x00, 0x01, *range(0xD0, 0xD8), 0xFF}
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _ANY_MARKER = re.compile(rb"\xff[^\x00\xff]")
 
+FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+SCAN_MARKERS = {*FRAME_MARKERS, 0xDA, 0xDD}
+"""Headers of frames and scans, and the interval of restarts: what `Scans.see` looks at."""
+
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
@@ -84,7 +88,7 @@ class Scans:
                 missing[first : last + 1] = [bits & 15] * len(missing[first : last + 1])
         elif marker == 0xDD:
             self.restarts = content[begin : begin + 2] != b"\0\0"
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        elif marker in FRAME_MARKERS:
             self.progressive = marker in (0xC2, 0xCA)
             self.ids = bytes(content[begin + 6 : end : 3])
 

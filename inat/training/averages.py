@@ -105,8 +105,7 @@ class LossMeter:
         """The losses since the last log line; all processes call it at the same step.
 
         Raises:
-            LossNotFinite: one is not finite; names the first such step, its learning rate and
-                images.
+            LossNotFinite: one is not finite; names the step, its learning rate and images.
         """
         if self._unread:
             values = averaged(torch.stack([step.loss for step in self._unread])).tolist()
@@ -125,8 +124,7 @@ class LossMeter:
         mean = math.fsum(losses) / len(losses) if losses else None
         seconds = max(time.monotonic() - self._began, 1e-9)
         rate, waiting = self._images / seconds, self._waited / seconds
-        self._losses = []
-        self._images, self._waited = 0, 0.0
+        self._losses, self._images, self._waited = [], 0, 0.0
         self._began = time.monotonic()
         return mean, rate, waiting
 

@@ -50,12 +50,8 @@ class GlobalBatch:
     def partners(
         self, rows: Shaped[Tensor, "own ..."], partner: Int64[np.ndarray, "global"]
     ) -> Shaped[Tensor, "own ..."]:
-        """The row of each own image's partner, from the process that holds it; each process
-        receives only what it needs.
-
-        Args:
-            rows: one per own image.
-            partner: a permutation of the global batch, the same in all processes.
+        """The row of each own image's partner, from the process that holds it; `partner` is a
+        permutation of the global batch, the same in all processes. Each receives what it needs.
         """
         if len(self.sizes) == 1:
             return rows.index_select(0, on_device(partner, rows.device))
@@ -79,9 +75,8 @@ class GlobalBatch:
 def on_device(values: np.ndarray, device: torch.device) -> Tensor:
     """The array as a tensor; a copy to a GPU does not wait for it."""
     tensor = torch.from_numpy(values)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    is_cuda = device.type == "cuda"
+    return (tensor.pin_memory() if is_cuda else tensor).to(device, non_blocking=is_cuda)
 
 
 class Boxes(NamedTuple):
@@ -115,13 +110,13 @@ def mix_images(
     rng: np.random.Generator,
     whole: GlobalBatch,
 ) -> tuple[Images, Targets]:
-    """The batch after mixup or CutMix, with soft targets; as it was where the recipe has neither.
+    """The batch after mixup or CutMix, with soft targets; unchanged if the recipe has neither.
 
     Args:
-        images: normalised, in channels_last or contiguous, as they stay; may be written to.
+        images: normalized, in channels_last or contiguous, as they stay; may be written to.
         labels: of the images.
         n_classes: width of the soft targets.
-        recipe: `mixup` and `cutmix` are the alphas of their Beta(alpha, alpha); with both each
+        recipe: `mixup` and `cutmix` are the alphas of their Beta(alpha, alpha); with both, each
             step takes one of them at random.
         rng: the step's own, the same in all processes.
         whole: the global batch; partners come from all of it.
@@ -146,8 +141,8 @@ def draw_mix(
     recipe: TransformConfig, n_images: int, size: int, rng: np.random.Generator
 ) -> Mix | None:
     """Draws the mix of one step: mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019, alg. A1)."""
-    alphas = [("mixup", recipe.mixup), ("cutmix", recipe.cutmix)]
-    usable = [(name, alpha) for name, alpha in alphas if alpha]
+    alphas = {"mixup": recipe.mixup, "cutmix": recipe.cutmix}
+    usable = [(name, alpha) for name, alpha in alphas.items() if alpha]
     if not usable:
         return None
     name, alpha = usable[rng.integers(len(usable))]

@@ -48,7 +48,7 @@ def take_step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
     """
     config, accelerator, optimizer = trainer.plan.config, trainer.accelerator, trainer.optimizer
     device, n_processes = accelerator.device, accelerator.num_processes
-    rank, recipe, network = accelerator.process_index, config.transforms, trainer.backbone.network
+    rank, recipe, backbone = accelerator.process_index, config.transforms, trainer.backbone
     stage_step = state.step - state.first_step
     trainer.schedule.step_update(stage_step + 1)
 
@@ -65,14 +65,9 @@ def take_step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
         # between processes; the rest by `rng`, which is the same in all.
         block = stage_step * trainer.n_batches + place
         key = (config.seed, block * n_processes + rank, trainer.plan.number - 1)
-        seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1
-        torch.manual_seed(int(seed))
+        torch.manual_seed(np.random.SeedSequence(key).generate_state(1, np.uint64).item() >> 1)
         images = normalize(
-            batch["image"],
-            device,
-            trainer.backbone.mean,
-            trainer.backbone.std,
-            channels_last=trainer.channels_last,
+            batch["image"], device, backbone.mean, backbone.std, channels_last=trainer.channels_last
         )
         if recipe.mixup or recipe.cutmix or recipe.erasing or recipe.cutout:
             rng = stream(config.seed, state.epoch, BATCHES, block)
@@ -84,8 +79,8 @@ def take_step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
         # Processes exchange gradients once per step, after the last micro-batch.
         is_last = place == len(batches) - 1
         sync = nullcontext() if is_last else accelerator.no_sync(trainer.network)
-        if isinstance(network, FSDPModule):  # which accelerate's no_sync does not know
-            network.set_requires_gradient_sync(is_last)
+        if isinstance(backbone.network, FSDPModule):  # which accelerate's no_sync does not know
+            backbone.network.set_requires_gradient_sync(is_last)
             sync = nullcontext()
         with sync:
             loss = trainer.loss(trainer.network(images), targets)
@@ -98,7 +93,7 @@ def take_step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if n_processes > 1:  # so that all processes hold the same state, which a checkpoint keeps
-        average_statistics(network)
+        average_statistics(backbone.network)
     if trainer.ema is not None:
         trainer.ema.update(state.step - state.average_began)
     return Step(
