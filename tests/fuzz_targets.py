@@ -54,7 +54,7 @@ from inat.core.files import sha256
 from inat.core.priors import read_prior
 from inat.dataset.split import load_split
 from inat.evaluation.solution import read_solution
-from inat.models.backbone import read_weights
+from inat.models.weights import read_weights
 from inat.photos.decode import BadPhoto, Box, decode, decode_whole, read_header
 from inat.photos.pack import PackedPhotos
 from inat.photos.sources import open_photos

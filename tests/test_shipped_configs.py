@@ -15,8 +15,9 @@ from inat.config.reading import read_config
 from inat.config.schema import Config, ModelConfig
 from inat.config.strict_yaml import parse_yaml
 from inat.core.files import read_json
-from inat.models.backbone import PACKAGES, build_backbone
+from inat.models.backbone import build_backbone
 from inat.models.heads import classifier_names
+from inat.models.weights import PACKAGES
 
 FOLDER = Path(__file__).parents[1] / "configs"
 SHIPPED = sorted(FOLDER.rglob("*.yaml"))

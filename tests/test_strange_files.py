@@ -31,7 +31,7 @@ from inat.core.errors import InputError, WorldError
 from inat.core.files import UnfitFile, damaged_files, open_file, read_file, read_json, write_json
 from inat.core.priors import read_prior
 from inat.evaluation.solution import read_solution
-from inat.models.backbone import read_weights
+from inat.models.weights import read_weights
 from inat.photos.decode import BadPhoto
 from inat.photos.sources import open_photos
 from inat.predictions.file import read_prediction

@@ -154,6 +154,11 @@ def fast_kernels(on: bool, *, deterministic: bool = False) -> Iterator[None]:
             os.environ.pop(WORKSPACE, None)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def is_of_memory(error: Exception) -> bool:
     """Whether an error says that memory is full; the CPU's allocator raises a RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -173,8 +178,7 @@ def memory_remedies(remedy: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_of_memory(error):
             raise
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WorldError(f"memory is full ({first:.100}); {remedy}") from None
+        raise WorldError(f"memory is full ({first_line(error):.100}); {remedy}") from None
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from inat.config.schema import ViewMean
 from inat.core.errors import InputError
 from inat.loader.batches import Batch, normalize
 from inat.loader.views import View, views_of
-from inat.models.backbone import Triple
 from inat.models.device import autocast, is_of_memory
 from inat.models.heads import classifiers_in_float32
+from inat.models.weights import Triple
 
 
 def iterate_logits(

@@ -24,8 +24,8 @@ from inat.core.files import (
     write_checksums,
     write_json,
 )
-from inat.models.backbone import LARGEST_WEIGHTS
 from inat.models.device import device_facts
+from inat.models.weights import LARGEST_WEIGHTS
 from inat.runs.facts import (
     CheckpointFacts,
     RunFacts,

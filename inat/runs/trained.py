@@ -24,7 +24,7 @@ from inat.core.progress import say
 from inat.dataset.split import Split, cut_holdout, load_split
 from inat.loader.batches import Batch, to_device
 from inat.loader.loader import Loader, build_loader
-from inat.models.backbone import Triple, build_backbone
+from inat.models.backbone import build_backbone
 from inat.models.device import (
     can_run,
     fast_kernels,
@@ -35,6 +35,7 @@ from inat.models.device import (
     to_device_format,
 )
 from inat.models.forward import iterate_logits
+from inat.models.weights import Triple
 from inat.runs.checkpoints import Checkpoint, find_checkpoint
 from inat.runs.run import Run, open_run, with_root
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from inat.core.metrics import Validation, score_guesses, top_k
 from inat.loader.loader import Loader
-from inat.models.backbone import Triple
 from inat.models.forward import iterate_logits
+from inat.models.weights import Triple
 from inat.runs.trained import TrainedRun
 from inat.training.earlier_prior import EarlierPriorShare
 from inat.training.processes import gathered
