@@ -161,18 +161,18 @@ def classifiers_in_float32(network: nn.Module) -> Iterator[None]:
     modules = [network.get_submodule(name) for name in classifier_names(network)]
     # Sharded weights are gathered in the precision of the forward pass alone.
     modules = [] if isinstance(network, FSDPModule) else modules
+
+    def in_float32(forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return forward(features.float())
+
     for module in modules:
-        module.forward = partial(_in_float32, module.forward)
+        module.forward = partial(in_float32, module.forward)
     try:
         yield
     finally:
         for module in modules:
             del module.forward
-
-
-def _in_float32(forward: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    with torch.autocast(features.device.type, enabled=False):
-        return forward(features.float())
 
 
 def put_classifier(network: nn.Module, head: nn.Module) -> None:

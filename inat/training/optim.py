@@ -38,13 +38,18 @@ def build_optimizer(config: OptimConfig, backbone: Backbone, learning_rate: floa
 
 def _groups(config: OptimConfig, backbone: Backbone) -> list[dict[str, Any]]:
     head = backbone.head_parameters()
-    no_decay = set()
-    if hasattr(backbone.network, "no_weight_decay"):
-        network: Any = backbone.network
-        no_decay = set(network.no_weight_decay())
-    scales = _layer_scales(config, backbone.network)
+    network: Any = backbone.network
+    no_decay = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
+    scales: dict[int, float] = {}  # share of the learning rate of each parameter, by its id
+    if config.layer_decay != 1:
+        if not hasattr(network, "group_matcher"):
+            raise InputError(
+                "optim.layer_decay: timm does not say which layers this backbone has; leave it at 1"
+            )
+        groups = param_groups_layer_decay(network, layer_decay=config.layer_decay)
+        scales = {id(parameter): g["lr_scale"] for g in groups for parameter in g["params"]}
     members: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in backbone.network.named_parameters():
+    for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim > 1 and name not in no_decay
             decayed = is_matrix or config.decay_norms
@@ -61,18 +66,6 @@ def _groups(config: OptimConfig, backbone: Backbone) -> list[dict[str, Any]]:
         }
         for (scale, decayed), parameters in members.items()
     ]
-
-
-def _layer_scales(config: OptimConfig, network: nn.Module) -> dict[int, float]:
-    """The share of the learning rate of each parameter, by its id."""
-    if config.layer_decay == 1:
-        return {}
-    if not hasattr(network, "group_matcher"):
-        raise InputError(
-            "optim.layer_decay: timm does not say which layers this backbone has; leave it at 1"
-        )
-    groups = param_groups_layer_decay(network, layer_decay=config.layer_decay)
-    return {id(parameter): g["lr_scale"] for g in groups for parameter in g["params"]}
 
 
 def build_schedule(

@@ -5,7 +5,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -59,38 +59,32 @@ class StopSignals:
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
     """Listens to SIGINT, SIGTERM and SIGHUP (the terminal was closed, or ssh lost). A second SIGINT
-    does what it did before, which is to leave at once; further SIGTERMs do nothing, since
-    schedulers and torchrun each send their own. SIGHUP stays ignored under nohup. Outside of the
-    main thread nothing is listened to."""
+    stops at once, as without this; further SIGTERMs do nothing, since schedulers and torchrun each
+    send their own. SIGHUP stays ignored under nohup. Outside of the main thread it listens to
+    nothing."""
     stops = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield stops
         return
     before: dict[signal.Signals, Any] = {}
 
-    def restore(*numbers: signal.Signals) -> None:
-        for number in numbers:
-            handler = before[number]
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    def restore(number: signal.Signals) -> None:
+        handler = before[number]
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    try:
-        for number in STOPPING:
-            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, _handler(stops, restore))
-        yield stops
-    finally:
-        restore(*before)
-
-
-def _handler(
-    stops: StopSignals, restore: Callable[[signal.Signals], None]
-) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, _: FrameType | None) -> None:
         restore(signal.SIGINT)
         _let_go_of_closed_terminal()
         stops.received = stops.received or signal.Signals(number)
 
-    return handle
+    try:
+        for number in STOPPING:
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
+        yield stops
+    finally:
+        for number in before:
+            restore(number)
 
 
 def _let_go_of_closed_terminal() -> None:
