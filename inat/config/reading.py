@@ -20,14 +20,7 @@ def read_config(path: Path | str, overrides: Mapping[str, Any] | None = None) ->
     return build(merge(read_yaml(Path(path)), overrides or {}), str(path))
 
 
-def build(tree: Mapping[str, Any], source: str) -> Config:
-    """Builds the config that nested plain values describe.
-
-    Raises:
-        InputError: an unknown key, a value of the wrong type, or fields that contradict each
-            other; the text names `source`, the field and what would be right.
-    """
-    return Config.from_tree(tree, source)
+build = Config.from_tree
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

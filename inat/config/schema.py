@@ -35,26 +35,17 @@ WeightSearch = Literal["greedy", "convex"]
 SoupRecipe = Literal["uniform", "greedy"]
 
 MAY_DIFFER = (
-    "data.root",
-    "data.workers",
-    "data.worker_kind",
-    "data.on_bad_photo",
-    "data.bad_photo_limit",
-    "data.keep_photos",
-    "data.band_edges",
-    "runtime.log_every",
-    "runtime.checkpoint_minutes",
+    "data.root", "data.workers", "data.worker_kind", "data.on_bad_photo", "data.bad_photo_limit",
+    "data.keep_photos", "data.band_edges", "runtime.log_every", "runtime.checkpoint_minutes",
     "runtime.checkpoint_steps",
-)
+)  # fmt: skip
 """Fields that do not change the weights that a training ends with: a resume may change them."""
 
 FIRST_FIELDS = {
     "sampler": ("name", "epoch_size", "beta", "threshold", "after"),
-    "loss": (
-        *("name", "tau", "prior", "class_weights", "beta", "after", "max_margin", "gamma"),
-        *("mitigation", "compensation", "correct_twice", "label_smoothing"),
-    ),
-}
+    "loss": ("name", "tau", "prior", "class_weights", "beta", "after", "max_margin", "gamma",
+             "mitigation", "compensation", "correct_twice", "label_smoothing"),
+}  # fmt: skip
 """The options that a run's digest counts, in this order. Those of later losses and samplers count
 where they are not at their default: so runs keep their digest when an option is added."""
 
@@ -459,7 +450,7 @@ class Config(Options):
         self._check_prior_of_the_draws()
         self._check_corrected_once()
         if self.stages:
-            laid = [Stage.first(replace(self, stages=()))]
+            laid = [Stage.of(replace(self, stages=()))]
             for text in self.stages if self.stages != ("none",) else ():
                 laid.append(Stage.over(laid[-1].config, text, f"stage {len(laid) + 1}"))
             object.__setattr__(self, "stages", tuple(laid[1:]))
@@ -511,7 +502,7 @@ class Config(Options):
     @property
     def all_stages(self) -> tuple[Stage, ...]:
         """The stages of the training, at least one: first what all else describes."""
-        return (Stage.first(replace(self, stages=()) if self.stages else self), *self.stages)
+        return (Stage.of(replace(self, stages=()) if self.stages else self), *self.stages)
 
     def stage(self, number: int) -> Stage:
         """A stage of the training, counted from 1.

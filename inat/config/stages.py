@@ -30,9 +30,11 @@ class Stage(str):
     new_head: bool
 
     @classmethod
-    def first(cls, config: Config) -> Stage:
-        """The stage that a config describes before its `stages`."""
-        return _stage("", config, new_head=False)
+    def of(cls, config: Config, text: str = "", *, new_head: bool = False) -> Stage:
+        """A stage of that config; without a text the one that a config begins with."""
+        stage = cls(text)
+        stage.config, stage.new_head = config, new_head
+        return stage
 
     @classmethod
     def over(cls, before: Config, changes: Any, name: str) -> Stage:
@@ -78,13 +80,7 @@ class Stage(str):
                 )
         head = {"new_head": True} if new_head else {}
         text = stage_text({"epochs": after.epochs} | head | merge({}, changed))
-        return _stage(text, after, new_head=new_head)
-
-
-def _stage(text: str, config: Config, *, new_head: bool) -> Stage:
-    stage = Stage(text)
-    stage.config, stage.new_head = config, new_head
-    return stage
+        return cls.of(after, text, new_head=new_head)
 
 
 def stage_text(changes: Any) -> str:
