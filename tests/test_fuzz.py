@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from inat.core.errors import InatError
 from inat.photos.decode import BadPhoto
 
-FEWEST = 200
+FEWEST = 120
 
 
 @pytest.mark.parametrize("kind", TARGETS)

@@ -74,7 +74,7 @@ def test_groups_are_those_of_a_slow_loop_over_pairs(rows: list[tuple[int, int]])
 
 
 @pytest.mark.parametrize("holdout", HOLDOUTS)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 6), st.integers(0, 6)),

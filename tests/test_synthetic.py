@@ -325,7 +325,7 @@ def test_a_world_that_was_cut_off_is_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(synthetic, "_write_solution", stop)
+        patch.setattr(synthetic, "_location_rows", stop)
         with pytest.raises(KeyboardInterrupt):
             synth(tmp_path, profile="mini", workers=0)
     assert not (tmp_path / "train2018.json").exists()
@@ -366,7 +366,7 @@ def colour_features(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 def test_colour_alone_does_not_tell_the_species() -> None:
     tree = synthetic._grow_tree(PROFILES["tiny"], 0)
     species = synthetic._draw_species(PROFILES["tiny"], tree, 0)
-    n_species, n_each, n_train = 12, 20, 15
+    n_species, n_each, n_train = 12, 12, 9
     features = np.zeros((n_species, n_each, 67))
     for k in range(n_species):
         one = 3 * k  # spread over the tree, where colours differ most

@@ -30,19 +30,12 @@ MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What a call of `download` did.
+    """What a call of `download` did."""
 
-    Attributes:
-        root: the data root.
-        fetched: the archives that it unpacked.
-        complete: the archives that were there already.
-        n_files: files that the former brought.
-    """
-
-    root: Path
-    fetched: tuple[str, ...]
-    complete: tuple[str, ...]
-    n_files: int
+    root: Path  # the data root
+    fetched: tuple[str, ...]  # the archives that it unpacked
+    complete: tuple[str, ...]  # the archives that were there already
+    n_files: int  # files that the former brought
 
     def lines(self) -> list[str]:
         """The counts, for a terminal."""

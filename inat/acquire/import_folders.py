@@ -71,29 +71,18 @@ class SpeciesCount(NamedTuple):
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made.
+    """What an import made."""
 
-    Attributes:
-        root: the data set's folder.
-        species: the photos of each species, by label.
-        n_train: photos to train on.
-        n_val: photos kept for validation.
-        n_test: photos of the test split; 0 without one.
-        n_linked: photos that are links or lie below one.
-        n_converted: HEIC photos that were converted to JPEG.
-        passed_over: files and folders that were not taken; ROOT/passed_over.csv lists them too.
-        notes: sentences about photos with the same bytes.
-    """
-
-    root: Path
-    species: list[SpeciesCount]
-    n_train: int
-    n_val: int
-    n_test: int
-    n_linked: int
-    n_converted: int
+    root: Path  # the data set's folder
+    species: list[SpeciesCount]  # the photos of each species, by label
+    n_train: int  # photos to train on
+    n_val: int  # photos kept for validation
+    n_test: int  # photos of the test split; 0 without one
+    n_linked: int  # photos that are links or lie below one
+    n_converted: int  # HEIC photos that were converted to JPEG
+    # Files and folders that were not taken; ROOT/passed_over.csv lists them too
     passed_over: list[PassedOver]
-    notes: list[str]
+    notes: list[str]  # sentences about photos with the same bytes
 
     @property
     def n_species(self) -> int:

@@ -95,29 +95,18 @@ class _ShardFacts(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Packed:
-    """A part of a pack that was made.
+    """A part of a pack that was made."""
 
-    Attributes:
-        root: the pack.
-        manifest: the part's list of shards and troubled photos.
-        part: which part of how many.
-        n_photos: photos of the part.
-        n_reduced: those that were shrunk; the others were stored as they are.
-        n_bytes: size of its shards.
-        missing: photos that could not be read; the pack says so when it is asked for them.
-        bad: photos that cannot be decoded; stored as they are.
-        recovered: photos that were decoded after a repair.
-    """
-
-    root: Path
-    manifest: Path
-    part: str
-    n_photos: int
-    n_reduced: int
-    n_bytes: int
+    root: Path  # the pack
+    manifest: Path  # the part's list of shards and troubled photos
+    part: str  # which part of how many
+    n_photos: int  # photos of the part
+    n_reduced: int  # those that were shrunk; the others were stored as they are
+    n_bytes: int  # size of its shards
+    # Photos that could not be read; the pack says so when it is asked for them
     missing: list[Finding]
-    bad: list[Finding]
-    recovered: list[Finding]
+    bad: list[Finding]  # photos that cannot be decoded; stored as they are
+    recovered: list[Finding]  # photos that were decoded after a repair
 
     def lines(self) -> list[str]:
         """The part, for a terminal."""
@@ -172,7 +161,12 @@ def pack_photos(
         WorldError: another process packs this part, or the disk is full.
     """
     root, out = Path(root), Path(out)
-    _check_options(short_side, quality, workers)
+    if short_side < 1:
+        raise InputError(f"--short-side {short_side} is less than 1; 384 serves crops of 224")
+    if not 1 <= quality <= 100:
+        raise InputError(f"--quality {quality} is not from 1 to 100; 92 is hardly seen")
+    if workers is not None and workers < 0:
+        raise InputError(f"--workers {workers} is less than 0; give 0 or more")
     number, n_parts = parse_part(part)
     spec = find_competition(competition)
     all_names = photo_names(load_splits(root, spec))
@@ -432,15 +426,6 @@ def _facts_path(shard: Path) -> Path:
 def _read_facts(shard: Path) -> _ShardFacts:
     path = _facts_path(shard)
     return read_json_as(path, _ShardFacts, "delete it, and the shard is packed again")
-
-
-def _check_options(short_side: int, quality: int, workers: int | None) -> None:
-    if short_side < 1:
-        raise InputError(f"--short-side {short_side} is less than 1; 384 serves crops of 224")
-    if not 1 <= quality <= 100:
-        raise InputError(f"--quality {quality} is not from 1 to 100; 92 is hardly seen")
-    if workers is not None and workers < 0:
-        raise InputError(f"--workers {workers} is less than 0; give 0 or more")
 
 
 def _refuse_place(root: Path, out: Path, folder: Path, n_parts: int, settings: Settings) -> None:

@@ -62,23 +62,14 @@ class Findings:
 
 @dataclass(frozen=True)
 class Verified:
-    """What a verification found.
+    """What a verification found."""
 
-    Attributes:
-        root: the folder or pack.
-        report: the JSON that lists all findings.
-        part: which part of how many.
-        n_photos: distinct photos that were looked at.
-        findings: those in the photos.
-        damaged_files: files of a pack that are not what was written.
-    """
-
-    root: Path
-    report: Path
-    part: str
-    n_photos: int
-    findings: Findings
-    damaged_files: list[Finding]
+    root: Path  # the folder or pack
+    report: Path  # the JSON that lists all findings
+    part: str  # which part of how many
+    n_photos: int  # distinct photos that were looked at
+    findings: Findings  # those in the photos
+    damaged_files: list[Finding]  # files of a pack that are not what was written
 
     def lines(self) -> list[str]:
         """The counts, for a terminal."""

@@ -119,20 +119,13 @@ def macro_f1(
 
 @dataclass(frozen=True)
 class Validation:
-    """Accuracies on the held-out part, as shares; None where no photo is in the band.
+    """Accuracies on the held-out part, as shares; None where no photo is in the band."""
 
-    Attributes:
-        top1: of the photos.
-        top3_error: share of the photos whose species is not among the first three guesses.
-        mean_class_accuracy: mean over species of their top-1; what best is chosen by.
-        bands: mean over the species of each shot band.
-        interval: both ends of the 95 % interval of mean_class_accuracy; None without photos.
-    """
-
-    top1: float
-    top3_error: float
-    mean_class_accuracy: float
-    bands: dict[str, float | None]
+    top1: float  # of the photos
+    top3_error: float  # share of the photos whose species is not among the first three guesses
+    mean_class_accuracy: float  # mean over species of their top-1; what best is chosen by
+    bands: dict[str, float | None]  # mean over the species of each shot band
+    # Both ends of the 95 % interval of mean_class_accuracy; None without photos
     interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:

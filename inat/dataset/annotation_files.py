@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -262,27 +262,23 @@ def _decoded(path: Path, content: bytes, split: str) -> Any:
         try:
             document = msgspec.convert(plain, shape)
         except UNREADABLE as error:
-            _explain(path, plain, REQUIRED[split], error)
+            if not isinstance(plain, Mapping):
+                fields = ", ".join(REQUIRED[split])
+                raise InputError(f"{path}: an annotation file is an object with {fields}") from None
+            for field in REQUIRED[split]:
+                if field not in plain:
+                    raise InputError(f"{path}: has no field '{field}'") from None
+                if not isinstance(plain[field], list):
+                    raise InputError(f"{path}: '{field}' is no list") from None
+            for field, first in (("images", "id"), ("annotations", "image_id")):
+                _refuse_other_than_objects(plain.get(field, []), first, f"{path}: {field}")
+            raise _unreadable(path, error) from None
     for field in REQUIRED[split]:
         if getattr(document, field) is UNSET:
             raise InputError(f"{path}: has no field '{field}'")
     if not document.images:
         raise InputError(f"{path}: 'images' is empty; a split needs at least one photo")
     return document
-
-
-def _explain(path: Path, document: Any, fields: Sequence[str], error: Exception) -> NoReturn:
-    """Raises the sentence for a file whose lists and rows are not what they should be."""
-    if not isinstance(document, Mapping):
-        raise InputError(f"{path}: an annotation file is an object with {', '.join(fields)}")
-    for field in fields:
-        if field not in document:
-            raise InputError(f"{path}: has no field '{field}'")
-        if not isinstance(document[field], list):
-            raise InputError(f"{path}: '{field}' is no list")
-    for field, first in (("images", "id"), ("annotations", "image_id")):
-        _refuse_other_than_objects(document.get(field, []), first, f"{path}: {field}")
-    raise _unreadable(path, error)
 
 
 def _refuse_other_than_objects(rows: Sequence[Any], first_field: str, place: str) -> None:

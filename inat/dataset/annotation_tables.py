@@ -17,7 +17,6 @@ from inat.core.errors import InputError
 from inat.dataset.annotation_cache import AnnotationCache, digest, digest_of, key_of
 from inat.dataset.annotation_files import (
     Annotations,
-    Places,
     parse_annotations,
     parse_categories,
     parse_places,
@@ -102,7 +101,18 @@ class AnnotationTables:
         table = self._cache.find(path.stem, key_of(key, digest(path)))
         if table is None or not _is_sound(table, PLACE_TYPES) or len(table) != len(photos):
             content = read_content(path)
-            table = _place_table(parse_places(path, content), photos["image_id"].to_numpy())
+            places = parse_places(path, content)
+            at = _positions(places.ids, photos["image_id"].to_numpy())
+            dates = places.dates
+            known = {**places.numbers, "date": dates.moments, "date_known": dates.known}
+            columns = {name: np.full(len(at), np.nan) for name in places.numbers}
+            columns["date"] = np.full(len(at), "NaT", "datetime64[us]")
+            columns["date_known"] = np.full(len(at), Known.NOTHING, np.int8)
+            for column, values in columns.items():
+                values[at >= 0] = known[column][at[at >= 0]]
+            # As plain numbers: Arrow would hold unknown dates as nulls, apart from the others.
+            columns["date"] = columns["date"].view(np.int64)
+            table = pa.table(columns)
             self._cache.add(path.stem, key_of(key, digest_of(content)), table)
         return table
 
@@ -326,17 +336,3 @@ def _refuse_other_names(path: Path, categories: list[Any], species: pa.Table, tr
             f"{theirs}; correct the one that is wrong, or remove 'categories' from {path.name} "
             "where its category ids are those of train"
         )
-
-
-def _place_table(places: Places, image_ids: Int64[np.ndarray, "photos"]) -> pa.Table:
-    at = _positions(places.ids, image_ids)
-    dates = places.dates
-    columns = {**places.numbers, "date": dates.moments, "date_known": dates.known}
-    unknown = {name: np.full(len(at), np.nan) for name in places.numbers}
-    unknown["date"] = np.full(len(at), "NaT", "datetime64[us]")
-    unknown["date_known"] = np.full(len(at), Known.NOTHING, np.int8)
-    for name, values in unknown.items():
-        values[at >= 0] = columns[name][at[at >= 0]]
-    # As plain numbers: Arrow would hold the unknown dates as nulls, apart from the others.
-    unknown["date"] = unknown["date"].view(np.int64)
-    return pa.table(unknown)

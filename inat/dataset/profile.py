@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Int64
 
 from inat.core.bands import FEW_BELOW, MANY_ABOVE
@@ -48,25 +47,15 @@ class PlaceCounts:
 
 @dataclass(frozen=True)
 class TailProfile:
-    """What `inat data describe` prints.
+    """What `inat data describe` prints."""
 
-    Attributes:
-        root: the data set's folder.
-        split_sizes: photos of each split that is there.
-        counts: training photos of each species, by label.
-        bands: number of species in each shot band.
-        head_share: share of the photos that the largest tenth of the species hold.
-        ranks: number of groups at each rank that the data set gives.
-        places: of each split that has locations.
-    """
-
-    root: Path
-    split_sizes: dict[str, int]
-    counts: Int64[np.ndarray, "classes"]
-    bands: dict[str, int]
-    head_share: float
-    ranks: dict[str, int]
-    places: list[PlaceCounts]
+    root: Path  # the data set's folder
+    split_sizes: dict[str, int]  # photos of each split that is there
+    counts: Int64[np.ndarray, "classes"]  # training photos of each species, by label
+    bands: dict[str, int]  # number of species in each shot band
+    head_share: float  # share of the photos that the largest tenth of the species hold
+    ranks: dict[str, int]  # number of groups at each rank that the data set gives
+    places: list[PlaceCounts]  # of each split that has locations
 
     @property
     def imbalance_factor(self) -> float:
@@ -115,7 +104,20 @@ def describe(root: Path | str, *, competition: str = "inaturalist-2018") -> Tail
         photos, _, key = tables.read(name)
         sizes[name] = len(photos)
         if (located := tables.places(name, photos, key)) is not None:
-            places.append(_place_counts(name, photos, located))
+            known = located["date_known"].to_numpy()
+            has_date = known == Known.DAY
+            if "date_c" in located.column_names:
+                has_date = has_date | ~np.isnan(located["date_c"].to_numpy())
+            lat, lon = (located[column].to_numpy() for column in ("lat", "lon"))
+            counted = PlaceCounts(
+                split=name,
+                n_photos=len(photos),
+                n_placed=int((~np.isnan(lat) & ~np.isnan(lon)).sum()),
+                n_dated=int(has_date.sum()),
+                n_in_part=int((known == Known.PART).sum()),
+                not_understood=photos["image_id"].to_numpy()[known == Known.NOT_UNDERSTOOD],
+            )
+            places.append(counted)
     tables.keep()
     counts = species["train_count"].to_numpy()
     taxonomy = taxonomy_of(species)
@@ -132,22 +134,6 @@ def describe(root: Path | str, *, competition: str = "inaturalist-2018") -> Tail
             if (taxonomy.table[rank] != "").any()
         },
         places=places,
-    )
-
-
-def _place_counts(split: str, photos: pa.Table, places: pa.Table) -> PlaceCounts:
-    known = places["date_known"].to_numpy()
-    has_date = known == Known.DAY
-    if "date_c" in places.column_names:
-        has_date = has_date | ~np.isnan(places["date_c"].to_numpy())
-    lat, lon = (places[name].to_numpy() for name in ("lat", "lon"))
-    return PlaceCounts(
-        split=split,
-        n_photos=len(photos),
-        n_placed=int((~np.isnan(lat) & ~np.isnan(lon)).sum()),
-        n_dated=int(has_date.sum()),
-        n_in_part=int((known == Known.PART).sum()),
-        not_understood=photos["image_id"].to_numpy()[known == Known.NOT_UNDERSTOOD],
     )
 
 

@@ -27,23 +27,15 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the second prediction is, as a share.
+    """How much better the second prediction is, as a share."""
 
-    Attributes:
-        first: the first prediction's accuracy.
-        second: the second prediction's accuracy.
-        gain: second - first, with its 95 % interval, paired (`gain_interval`).
-        n_gained: photos that the second alone has right.
-        n_lost: photos that the first alone has right.
-        p_value: of McNemar's exact test: that of n_gained under a fair coin thrown
-            n_gained + n_lost times, two-sided (McNemar 1947).
-    """
-
-    first: float
-    second: float
-    gain: Interval
-    n_gained: int
-    n_lost: int
+    first: float  # the first prediction's accuracy
+    second: float  # the second prediction's accuracy
+    gain: Interval  # second - first, with its 95 % interval, paired (`gain_interval`)
+    n_gained: int  # photos that the second alone has right
+    n_lost: int  # photos that the first alone has right
+    # Of McNemar's exact test: that of n_gained under a fair coin thrown n_gained + n_lost times,
+    # Two-sided (McNemar 1947)
     p_value: float
 
     @property
@@ -58,34 +50,22 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two predictions side by side.
+    """Two predictions side by side."""
 
-    Attributes:
-        first: path of the prediction that is compared with.
-        second: path of the prediction that may be better.
-        n_images: photos of both.
-        top1: difference of the share of photos whose first guess is right.
-        mean_class_accuracy: difference of the mean over species.
-        bands: the same within each shot band; None where a band has no photo.
-        band_edges: few is below the first, many above the second.
-        gained: the ten species that gained most: category_id, name, train_count, band, n, and
-            first, second: photos that each prediction has right.
-        lost: the ten that lost most.
-        n_species_gained: species of which the second has more photos right.
-        n_species_lost: species of which it has fewer right.
-    """
-
-    first: Path
-    second: Path
-    n_images: int
-    top1: Difference
-    mean_class_accuracy: Difference
+    first: Path  # path of the prediction that is compared with
+    second: Path  # path of the prediction that may be better
+    n_images: int  # photos of both
+    top1: Difference  # difference of the share of photos whose first guess is right
+    mean_class_accuracy: Difference  # difference of the mean over species
+    # The same within each shot band; None where a band has no photo
     bands: dict[str, Difference | None]
-    band_edges: tuple[int, int]
+    band_edges: tuple[int, int]  # few is below the first, many above the second
+    # The ten species that gained most: category_id, name, train_count, band, n, and first, second:
+    # Photos that each prediction has right
     gained: pd.DataFrame
-    lost: pd.DataFrame
-    n_species_gained: int
-    n_species_lost: int
+    lost: pd.DataFrame  # the ten that lost most
+    n_species_gained: int  # species of which the second has more photos right
+    n_species_lost: int  # species of which it has fewer right
 
     def sentence(self) -> str:
         """What can be said of the difference, to be quoted."""

@@ -50,61 +50,41 @@ TOP_K = (1, 3, 5)
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The figures of one prediction, as shares; intervals are of 95 %.
+    """The figures of one prediction, as shares; intervals are of 95 %."""
 
-    Attributes:
-        prediction: path of the prediction file.
-        n_images: photos that were scored.
-        top1: share of the photos whose first guess is right.
-        top_k: share of the photos whose species is among the first k guesses, by k: 1, 3, 5.
-        top3_error: share of photos whose species is not among the first three guesses.
-        mean_class_accuracy: mean over the species that have photos of their top-1.
-        means: other means over these species.
-        bands: mean class accuracy of each shot band; None where a band has no photo.
-        band_species: number of species with photos in each band.
-        band_edges: few is below the first, many above the second.
-        deciles: mean class accuracy of tenths of the species by train count, the rarest first.
-        supercategories: mean class accuracy of each supercategory, by name.
-        ranks: accuracy at each rank of the lineage, from genus up.
-        mistake_distance: how far the mistakes are from the truth in the lineage; None where the
-            data set gives no lineage.
-        reliability: confidence against accuracy of all photos and of each band's; None where a
-            band has no photo.
-        kept_at: coverage and accuracy at confidence thresholds, of all photos and each band's.
-        prediction_bias: how often each band is predicted against how often it occurs.
-        worst_species: category ids of the species with the lowest accuracy.
-        confused_pairs: the pairs of species that are most often taken for each other.
-        worst_mistakes: the few band's most confident mistakes.
-        per_class: a row a species, see `species_table`.
-        outcomes: guesses and probabilities of each photo.
-        notes: sentences that belong beside the figures.
-        chosen: what was chosen to get the prediction, and on which photos.
-    """
-
-    prediction: Path
-    n_images: int
-    top1: Interval
+    prediction: Path  # path of the prediction file
+    n_images: int  # photos that were scored
+    top1: Interval  # share of the photos whose first guess is right
+    # Share of the photos whose species is among the first k guesses, by k: 1, 3, 5
     top_k: dict[int, Interval]
-    top3_error: float
-    mean_class_accuracy: Interval
-    means: SpeciesMeans
+    top3_error: float  # share of photos whose species is not among the first three guesses
+    mean_class_accuracy: Interval  # mean over the species that have photos of their top-1
+    means: SpeciesMeans  # other means over these species
+    # Mean class accuracy of each shot band; None where a band has no photo
     bands: dict[str, Interval | None]
-    band_species: dict[str, int]
-    band_edges: tuple[int, int]
+    band_species: dict[str, int]  # number of species with photos in each band
+    band_edges: tuple[int, int]  # few is below the first, many above the second
+    # Mean class accuracy of tenths of the species by train count, the rarest first
     deciles: list[GroupAccuracy]
-    supercategories: list[GroupAccuracy]
-    ranks: list[RankAccuracy]
+    supercategories: list[GroupAccuracy]  # mean class accuracy of each supercategory, by name
+    ranks: list[RankAccuracy]  # accuracy at each rank of the lineage, from genus up
+    # How far the mistakes are from the truth in the lineage; None where the data set gives no
+    # Lineage
     mistake_distance: MistakeDistance | None
+    # Confidence against accuracy of all photos and of each band's; None where a band has no photo
     reliability: dict[str, Reliability | None]
+    # Coverage and accuracy at confidence thresholds, of all photos and each band's
     kept_at: dict[str, list[Kept]]
+    # How often each band is predicted against how often it occurs
     prediction_bias: dict[str, PredictionBias]
-    worst_species: list[int]
+    worst_species: list[int]  # category ids of the species with the lowest accuracy
+    # The pairs of species that are most often taken for each other
     confused_pairs: list[ConfusedPair]
-    worst_mistakes: list[Mistake]
-    per_class: pd.DataFrame
-    outcomes: Outcomes
-    notes: list[str]
-    chosen: dict[str, str]
+    worst_mistakes: list[Mistake]  # the few band's most confident mistakes
+    per_class: pd.DataFrame  # a row a species, see `species_table`
+    outcomes: Outcomes  # guesses and probabilities of each photo
+    notes: list[str]  # sentences that belong beside the figures
+    chosen: dict[str, str]  # what was chosen to get the prediction, and on which photos
 
     @property
     def hits(self) -> Bool[np.ndarray, "images"]:

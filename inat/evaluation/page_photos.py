@@ -1,7 +1,7 @@
 """The photos on the report: confused pairs and mistakes, with pictures where there are any."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,13 +36,27 @@ class ShownPhotos:
 
 def shown_photos(evaluations: Sequence[Evaluation], root: Path | None) -> ShownPhotos:
     """Picks what is shown of each evaluation, and reads its pictures below `root`."""
-    pairs = [[_shortened(pair) for pair in e.confused_pairs[:N_PAIRS]] for e in evaluations]
+    pairs = [
+        [
+            ConfusedPair(
+                pair.n,
+                *(
+                    replace(side, image_ids=side.image_ids[:N_PHOTOS])
+                    for side in (pair.first, pair.second)
+                ),
+            )
+            for pair in evaluation.confused_pairs[:N_PAIRS]
+        ]
+        for evaluation in evaluations
+    ]
     mistakes = [evaluation.worst_mistakes[:N_MISTAKES] for evaluation in evaluations]
     pictures: dict[int, str] = {}
     notes: dict[str, None] = {}  # each once, in their order
     for evaluation, own_pairs, own_mistakes in zip(evaluations, pairs, mistakes, strict=True):
-        wanted = _image_ids(own_pairs, own_mistakes)
-        missing = [image_id for image_id in wanted if image_id not in pictures]
+        sides = [side for pair in own_pairs for side in (pair.first, pair.second)]
+        wanted = [image_id for side in sides for image_id in side.image_ids]
+        wanted += [mistake.image_id for mistake in own_mistakes]
+        missing = [image_id for image_id in dict.fromkeys(wanted) if image_id not in pictures]
         room = MOST_PICTURES - len(pictures)
         if len(missing) > room:
             notes[f"the page holds {MOST_PICTURES} photos; further ones are not shown"] = None
@@ -50,18 +64,6 @@ def shown_photos(evaluations: Sequence[Evaluation], root: Path | None) -> ShownP
         pictures |= read
         notes |= dict.fromkeys(why)
     return ShownPhotos(pairs, mistakes, pictures, list(notes))
-
-
-def _shortened(pair: ConfusedPair) -> ConfusedPair:
-    first, second = (
-        replace(side, image_ids=side.image_ids[:N_PHOTOS]) for side in (pair.first, pair.second)
-    )
-    return ConfusedPair(pair.n, first, second)
-
-
-def _image_ids(pairs: Iterable[ConfusedPair], mistakes: Iterable[Mistake]) -> list[int]:
-    of_pairs = [i for pair in pairs for side in (pair.first, pair.second) for i in side.image_ids]
-    return list(dict.fromkeys([*of_pairs, *(mistake.image_id for mistake in mistakes)]))
 
 
 def _read_pictures(

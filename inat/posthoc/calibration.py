@@ -17,19 +17,13 @@ BLOCK_ENTRIES = 2**20
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """softmax(z / T + b), bias-corrected temperature scaling (Alexandari et al. 2020).
+    """softmax(z / T + b), bias-corrected temperature scaling (Alexandari et al. 2020)."""
 
-    Attributes:
-        temperature: T.
-        bias: b.
-        nll_before: mean negative log-likelihood of the held-out photos with T = 1, b = 0, in nats.
-        nll: the same with T and b.
-    """
-
-    temperature: float
-    bias: Float64[np.ndarray, "classes"]
+    temperature: float  # T
+    bias: Float64[np.ndarray, "classes"]  # b
+    # mean negative log-likelihood of the held-out photos with T = 1, b = 0, in nats
     nll_before: float = float("nan")
-    nll: float = float("nan")
+    nll: float = float("nan")  # the same with T and b
 
     def logits(
         self, logits: Float[np.ndarray, "images classes"]

@@ -18,11 +18,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import orjson
-import pandas as pd
 
 from inat.core.bands import FEW_BELOW, MANY_ABOVE
 from inat.core.errors import InputError, WorldError
-from inat.core.files import atomic_file, read_json, write_json
+from inat.core.files import atomic_file, read_json, write_bytes, write_json
 from inat.core.progress import progress_bar
 from inat.core.threads import usable_processors
 from inat.synthetic import creatures
@@ -571,13 +570,12 @@ def _write_world(
     _write_tables(out / "truth.json", {**info, "world": counts}, truth)
     test = splits["test"]
     is_public = creatures.stream(seed, _USAGE).random(len(test.image_id)) < 1 / 3
-    columns = {
-        "id": test.image_id,
-        "expected": species.category_id[test.species],
-        "usage": np.where(is_public, "Public", "Private"),
-    }
-    with atomic_file(out / "solution.csv") as partial_path:
-        pd.DataFrame(columns).to_csv(partial_path, index=False, lineterminator="\n")
+    expected = species.category_id[test.species].tolist()
+    scored = zip(test.image_id.tolist(), expected, is_public.tolist(), strict=True)
+    lines = [
+        f"{number},{label},{'Public' if seen else 'Private'}" for number, label, seen in scored
+    ]
+    write_bytes(out / "solution.csv", "\n".join(["id,expected,usage", *lines, ""]).encode())
     for k, name in enumerate(("train", "val")):
         rows = _location_rows(splits[name], species, creatures.stream(seed, _PLACES, k))
         path = out / f"{name}2018_locations.json"
