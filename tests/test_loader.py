@@ -28,7 +28,7 @@ from inat.loader.reader import BatchIndices, BatchReader, PhotoIssue
 from inat.loader.transforms import EpochDraws, TrainTransform
 from inat.loader.workers import read_batch
 from inat.photos.sources import PhotoFiles
-from inat.samplers import SAMPLERS, build_sampler
+from inat.samplers import SAMPLERS, ReverseSampler, build_sampler
 from inat.samplers.base import epoch_order
 
 SIZE = 16
@@ -146,6 +146,13 @@ def test_training_draws_are_those_of_the_sampler(train: Split) -> None:
             assert loader.prior is None
         else:
             assert np.array_equal(loader.prior, sampler.prior)
+
+
+def test_a_sampler_made_by_plain_arguments_draws_for_a_loader(train: Split) -> None:
+    loader = loader_of(train, sampler=ReverseSampler(train.labels), epoch_size=64, seed=5)
+    assert ids(list(loader)) == ids(
+        list(loader_of(train, sampler="reverse", epoch_size=64, seed=5))
+    )
 
 
 def test_a_samplers_config_takes_the_place_of_its_name(train: Split) -> None:

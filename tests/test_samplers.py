@@ -396,5 +396,8 @@ def test_a_sampler_made_by_plain_arguments_serves_a_data_loader(name: str, plain
 
 
 def test_build_sampler_gives_back_a_sampler_that_is_one_already() -> None:
-    made = samplers.SquareRootSampler(LABELS)
+    made = samplers.ProgressiveSampler(LABELS, EPOCHS)
     assert build_sampler(made, LABELS, 6) is made
+    assert epoch_order(made, N, 0, 4).tolist() == order("progressive", N, epoch=4).tolist()
+    with pytest.raises(InputError, match=f"^sampler: it draws from {N} photos, not from 3$"):
+        build_sampler(made, LABELS[:3], 6)

@@ -183,8 +183,8 @@ def build_loader(
         workers: threads or processes that read; 0 reads in the calling thread; None: one a
             processor, at most 16.
         seed: of the order and of the crops.
-        sampler: a name (instance, class_balanced, square_root ...), or a config with the
-            sampler's options; training alone.
+        sampler: a name (instance, class_balanced, square_root ...), a config with the sampler's
+            options, or a sampler of the split's labels; training alone.
         epoch_size: draws an epoch; None: what the config or else the sampler says, most often the
             number of photos; training alone.
         epochs: of the training, or of a stage of it; needed by samplers that change during it.

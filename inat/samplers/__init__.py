@@ -45,7 +45,7 @@ class DeferredSampler(Sampler):
 
     def __init__(self, first: Sampler, then: Sampler, begins: float) -> None:
         self._first, self._then, self._begins = first, then, begins
-        self.epoch_size = first.epoch_size
+        self.counts, self.epoch_size = first.counts, first.epoch_size
 
     def draw(self, n_draws: int, rng: np.random.Generator, progress: float) -> shapes.Draws:
         """The draws of one or the other."""
@@ -74,10 +74,12 @@ def build_sampler(
         epochs: of the training; needed where the draws change during it.
 
     Raises:
-        InputError: an unknown name, photos without a label, draws that change over an unknown
-            number of epochs.
+        InputError: an unknown name, a sampler of other photos, photos without a label, draws that
+            change over an unknown number of epochs.
     """
     if isinstance(sampler, Sampler):
+        if len(labels) != (n_photos := sampler.counts.sum()):
+            raise InputError(f"sampler: it draws from {n_photos} photos, not from {len(labels)}")
         return sampler
     if isinstance(sampler, str):
         sampler = SamplerConfig(name=sampler)

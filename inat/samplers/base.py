@@ -111,8 +111,7 @@ class Sampler(Part):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        drawn = epoch_order(self, self.epoch_size, self._seed, self._epoch, self.epochs)
-        return iter(drawn.tolist())
+        return iter(epoch_order(self, self.epoch_size, self._seed, self._epoch).tolist())
 
     def __len__(self) -> int:
         return self.epoch_size
@@ -144,6 +143,7 @@ def epoch_order(
         InputError: an epoch after the last, in a training whose draws change.
     """
     done = epoch - first_epoch
+    epochs = sampler.epochs if epochs is None else epochs
     if sampler.prior is None and epochs is not None and done >= epochs:
         raise InputError(
             f"epoch {epoch}: the draws change over {epochs} epochs, counted from {first_epoch}, "
