@@ -15,6 +15,7 @@ from inat.models.device import memory_remedies
 from inat.predictions.processes import this_process
 from inat.runs.metrics_log import MetricsLog, NoLog
 from inat.runs.run import Run, is_run, writing
+from inat.runs.trained import TrainedModel
 from inat.training.accelerator import build_accelerator
 from inat.training.averages import LossMeter, LossNotFinite
 from inat.training.checkpoint import LoopState
@@ -203,16 +204,16 @@ def _validate(
     share, earlier = None, plan.earlier_prior
     if plan.starts_from_other_prior and earlier is not None and plan.logits_prior is not None:
         share = EarlierPriorShare(earlier, plan.logits_prior)
+    mean, std = trainer.backbone.mean, trainer.backbone.std
+    model = TrainedModel(
+        trainer.evaluated, mean, std, trainer.precision, channels_last=trainer.channels_last
+    )
     with weights_together(trainer.evaluated):
         result = validate(
-            trainer.evaluated,
+            model,
             trainer.held_out_loader,
             check=checkpoints.stops.check,
             earlier_prior=share,
-            mean=trainer.backbone.mean,
-            std=trainer.backbone.std,
-            precision=trainer.precision,
-            channels_last=trainer.channels_last,
             train_counts=plan.trained.train_counts,
             band_edges=plan.config.data.band_edges,
         )

@@ -4,25 +4,18 @@ from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
-from torch import nn
 
 from inat.core.metrics import Validation, score_guesses, top_k
 from inat.loader.loader import Loader
-from inat.models.forward import iterate_logits
-from inat.models.weights import Triple
-from inat.runs.trained import TrainedRun
+from inat.runs.trained import TrainedModel, TrainedRun
 from inat.training.earlier_prior import EarlierPriorShare
 from inat.training.processes import gathered
 
 
 def validate(
-    network: nn.Module,
+    model: TrainedModel,
     loader: Loader,
     *,
-    mean: Triple,
-    std: Triple,
-    precision: str,
-    channels_last: bool,
     train_counts: np.ndarray,
     band_edges: tuple[int, int],
     check: Callable[[], None] = lambda: None,
@@ -33,16 +26,7 @@ def validate(
     receives the logits of all processes' photos."""
     none = np.empty((0, min(3, len(train_counts))), np.int64)
     guesses, labels = [none], [np.empty(0, np.int64)]
-    found = iterate_logits(
-        network,
-        loader,
-        n_classes=loader.n_classes,
-        mean=mean,
-        std=std,
-        precision=precision,
-        channels_last=channels_last,
-    )
-    for place, (batch, logits) in enumerate(found, start=1):
+    for place, (batch, logits) in enumerate(model.logits(loader, loader.n_classes), start=1):
         guesses.append(top_k(logits.numpy(), 3))
         labels.append(batch["label"].numpy())
         if earlier_prior is not None:
@@ -63,14 +47,9 @@ def validate_held_out(
 ) -> Validation:
     """Scores the photos that a trained run held out, with its network as it is now."""
     assert trained.held_out is not None
-    model = trained.model
     return validate(
-        model.network,
+        trained.model,
         trained.loader(trained.held_out),
-        mean=model.mean,
-        std=model.std,
-        precision=model.precision,
-        channels_last=model.channels_last,
         train_counts=trained.trained.train_counts,
         band_edges=trained.config.data.band_edges,
         earlier_prior=earlier_prior,
