@@ -180,17 +180,7 @@ def import_folders(
     train, out, test = Path(train), Path(out), Path(test) if test else None
     if not 0 <= val_share < 1:
         raise InputError(f"--val-share {val_share:g} is not from 0 up to 1")
-    if readable(out) != str(out):
-        raise InputError(f"{readable(out)}: the name is not UTF-8; give another --out")
-    for option, source in (("--train", train), ("--test", test)):
-        if source is not None:
-            _refuse_no_folder(source, option)
-            if out.resolve().is_relative_to(source.resolve()):
-                raise InputError(
-                    f"{out}: lies in the {option} folder {source}; move --out elsewhere"
-                )
-    if test is not None and train.resolve() in test.resolve().parents:
-        raise InputError(f"{test}: lies in the --train folder {train}; move it elsewhere")
+    _refuse_places(train, test, out)
     with _filled_when_ready(out) as building:
         rng = np.random.default_rng(seed)
         found = search_photos(train)
@@ -246,14 +236,23 @@ def import_folders(
     )
 
 
-def _refuse_no_folder(path: Path, option: str) -> None:
-    if path.is_file():
-        raise InputError(
-            f"{path}: is a file, and {option} takes a folder with one folder of photos per "
-            "species; unpack an archive, or sort the photos of a table into such folders, first"
-        )
-    if not path.is_dir():
-        raise InputError(f"{path}: there is no such folder")
+def _refuse_places(train: Path, test: Path | None, out: Path) -> None:
+    if readable(out) != str(out):
+        raise InputError(f"{readable(out)}: the name is not UTF-8; give another --out")
+    for option, source in (("--train", train), ("--test", test)):
+        if source is None:
+            continue
+        if source.is_file():
+            raise InputError(
+                f"{source}: is a file, and {option} takes a folder with one folder of photos per "
+                "species; unpack an archive, or sort the photos of a table into such folders, first"
+            )
+        if not source.is_dir():
+            raise InputError(f"{source}: there is no such folder")
+        if out.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"{out}: lies in the {option} folder {source}; move --out elsewhere")
+    if test is not None and train.resolve() in test.resolve().parents:
+        raise InputError(f"{test}: lies in the --train folder {train}; move it elsewhere")
 
 
 @contextmanager

@@ -207,7 +207,17 @@ def _tar_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Memb
                 unpacked.left = MOST_BETWEEN + (member.size if member.isreg() else 0)
                 # None is for links and folders, which are not opened.
                 content = cast("Callable[[], IO[bytes]]", partial(tar.extractfile, member))
-                yield _Member(member.name, member.size, _tar_kind(member), content)
+                kinds = {
+                    "folder": member.isdir(),
+                    "a sparse file": member.issparse(),  # bytes that may stand for a full disk
+                    "file": member.isreg(),
+                    "a symbolic link": member.issym(),
+                    "a hard link": member.islnk(),
+                    "a pipe": member.isfifo(),
+                    "a device": member.isdev(),
+                }
+                kind = next((kind for kind, is_so in kinds.items() if is_so), "of an unknown kind")
+                yield _Member(member.name, member.size, kind, content)
                 # Half a million of them take half a gigabyte.
                 tar.members.clear()  # type: ignore[attr-defined]
                 advance(packed.tell() - told)
@@ -218,34 +228,17 @@ def _tar_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Memb
         advance(packed.tell() - told)
 
 
-def _tar_kind(member: tarfile.TarInfo) -> str:
-    kinds = {
-        "folder": member.isdir(),
-        "a sparse file": member.issparse(),  # a few bytes of it may stand for a full disk of zeros
-        "file": member.isreg(),
-        "a symbolic link": member.issym(),
-        "a hard link": member.islnk(),
-        "a pipe": member.isfifo(),
-        "a device": member.isdev(),
-    }
-    return next((kind for kind, is_so in kinds.items() if is_so), "of an unknown kind")
-
-
 def _zip_members(path: Path, advance: Callable[[int], object]) -> Iterator[_Member]:
     with open_packed(path) as file, zipfile.ZipFile(file) as packed:
         for info in packed.infolist():
-            content = partial(packed.open, info)
-            yield _Member(info.filename, info.file_size, _zip_kind(info), content)
+            mode = info.external_attr >> 16  # Unix bits; 0 from other systems
+            # Not info.is_dir, which fails at an empty name.
+            kind = "folder" if info.filename.endswith("/") else "file"
+            if stat.S_ISLNK(mode):
+                kind = "a symbolic link"
+            elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                kind = "a device or a pipe"
+            elif info.flag_bits & 1:
+                kind = "encrypted"
+            yield _Member(info.filename, info.file_size, kind, partial(packed.open, info))
             advance(info.compress_size)
-
-
-def _zip_kind(info: zipfile.ZipInfo) -> str:
-    mode = info.external_attr >> 16  # Unix bits; 0 from other systems
-    if stat.S_ISLNK(mode):
-        return "a symbolic link"
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "a device or a pipe"
-    if info.flag_bits & 1:
-        return "encrypted"
-    # Not info.is_dir, which fails at an empty name.
-    return "folder" if info.filename.endswith("/") else "file"

@@ -1,8 +1,8 @@
 """Looks at every photo of a data set: is it there, of the stated size, and can it be decoded?"""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -136,7 +136,15 @@ def verify(
     look = _Look(open_photos(root, names), names, sizes, digests, span.start)
     default = "verify.json" if n_parts == 1 else f"verify.part-{number}-of-{n_parts}.json"
     report = Path(report) if report else root / default
-    with _held(report):
+    busy = f"{report}: another process verifies this; wait for it, or give another --report"
+    with ExitStack() as held:
+        try:  # that it cannot be written shows at once, and not in the end
+            report.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(report.with_name(f".{report.name}.lock"), busy))
+        except OSError as error:
+            raise InputError(
+                f"{report}: cannot be written ({error.strerror}); give --report FILE elsewhere"
+            ) from None
         key = [names_digest(all_names), sizes.digest(), xxh3_64_hexdigest(digests.tobytes()), part]
         journal = _Journal(report, key)
         findings, contents = _look_at_all(look, len(span), journal, threads)
@@ -386,18 +394,3 @@ def _damaged_files(
                 damaged.append(Finding(name, "its SHA-256 is not the manifest's"))
             bar.advance(1)
     return damaged
-
-
-@contextmanager
-def _held(report: Path) -> Iterator[None]:
-    """Holds the report's lock; tells at once, and not in the end, that it cannot be written."""
-    busy = f"{report}: another process verifies this; wait for it, or give another --report"
-    with ExitStack() as stack:
-        try:
-            report.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(report.with_name(f".{report.name}.lock"), busy))
-        except OSError as error:
-            raise InputError(
-                f"{report}: cannot be written ({error.strerror}); give --report FILE elsewhere"
-            ) from None
-        yield

@@ -68,6 +68,15 @@ NO_LATER_PHOTOS = dict.fromkeys(
     "iNat-2021 photos are natural-world data beyond the competition's own",
 )
 
+
+def _files(pattern: str, *splits: str) -> dict[str, str]:
+    return {split: pattern.format(split) for split in splits}
+
+
+def _annotations(name: str, md5: str | None) -> Archive:
+    return Archive(name=f"{name}.tar.gz", part="annotations", md5=md5, files=(name,))
+
+
 COMPETITIONS = {
     spec.slug: spec
     for spec in (
@@ -76,42 +85,15 @@ COMPETITIONS = {
             header="id,predicted",
             n_guesses=3,
             n_scored=3,
-            annotation_files={
-                "train": "train2018.json",
-                "val": "val2018.json",
-                "test": "test2018.json",
-            },
-            locations_files={
-                "train": "train2018_locations.json",
-                "val": "val2018_locations.json",
-            },
+            annotation_files=_files("{}2018.json", "train", "val", "test"),
+            locations_files=_files("{}2018_locations.json", "train", "val"),
             forbidden_weights=NO_LATER_PHOTOS,
             download_url="https://ml-inat-competition-datasets.s3.amazonaws.com/2018/",
             archives=(
-                Archive(
-                    name="train2018.json.tar.gz",
-                    part="annotations",
-                    md5="bfa29d89d629cbf04d826a720c0a68b0",
-                    files=("train2018.json",),
-                ),
-                Archive(
-                    name="val2018.json.tar.gz",
-                    part="annotations",
-                    md5="f2ed8bfe3e9901cdefceb4e53cd3775d",
-                    files=("val2018.json",),
-                ),
-                Archive(
-                    name="test2018.json.tar.gz",
-                    part="annotations",
-                    md5="fc717a7f53ac72ed8b250221a08a4502",
-                    files=("test2018.json",),
-                ),
-                Archive(
-                    name="categories.json.tar.gz",
-                    part="annotations",
-                    md5=None,
-                    files=("categories.json",),
-                ),
+                _annotations("train2018.json", md5="bfa29d89d629cbf04d826a720c0a68b0"),
+                _annotations("val2018.json", md5="f2ed8bfe3e9901cdefceb4e53cd3775d"),
+                _annotations("test2018.json", md5="fc717a7f53ac72ed8b250221a08a4502"),
+                _annotations("categories.json", md5=None),
                 Archive(
                     name="inat2018_locations.zip",
                     part="locations",
@@ -139,15 +121,8 @@ COMPETITIONS = {
             header="id,predicted",
             n_guesses=5,
             n_scored=5,
-            annotation_files={
-                "train": "train2017.json",
-                "val": "val2017.json",
-                "test": "test2017.json",
-            },
-            locations_files={
-                "train": "train2017_locations.json",
-                "val": "val2017_locations.json",
-            },
+            annotation_files=_files("{}2017.json", "train", "val", "test"),
+            locations_files=_files("{}2017_locations.json", "train", "val"),
             forbidden_weights=NO_LATER_PHOTOS,
         ),
         Competition(
@@ -156,11 +131,7 @@ COMPETITIONS = {
             n_guesses=1,
             more_guesses=True,
             n_scored=1,
-            annotation_files={
-                "train": "train2019.json",
-                "val": "val2019.json",
-                "test": "test2019.json",
-            },
+            annotation_files=_files("{}2019.json", "train", "val", "test"),
             forbidden_weights=NO_LATER_PHOTOS,
         ),
         Competition(
