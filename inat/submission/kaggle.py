@@ -94,20 +94,18 @@ def submission_status(
     slug = competition_of(csv, competition).slug
     try:
         listed = list_submissions(slug)
-        return listed if csv is None else _of_file(Path(csv), slug, listed)
+        if csv is None:
+            return listed
+        sending = _Sending(Path(csv), slug, sha256(Path(csv)))
+        # By the mark, or by the manifest, which then knows them all; the list ends somewhere.
+        refs = {entry["ref"] for entry in sending.uploads()} - {0}
+        found = [s for s in listed if sending.mark in s.description or s.ref in refs]
+        older = sorted(refs - {submission.ref for submission in found}, reverse=True)
+        found += [get_submission(ref) for ref in older]
     except WorldError as fault:
         raise WorldError(f"{slug}: {fault}") from None
-
-
-def _of_file(path: Path, slug: str, listed: list[Submission]) -> list[Submission]:
-    """The uploads of a file, found by its mark or in its manifest, which then knows them all."""
-    sending = _Sending(path, slug, sha256(path))
-    refs = {entry["ref"] for entry in sending.uploads()} - {0}
-    found = [s for s in listed if sending.mark in s.description or s.ref in refs]
-    older = sorted(refs - {submission.ref for submission in found}, reverse=True)
-    found += [get_submission(ref) for ref in older]
     if not found:
-        raise InputError(f"{path}: neither {slug} nor {manifest_path(path)} knows an upload of it")
+        raise InputError(f"{csv}: neither {slug} nor {manifest_path(csv)} knows an upload of it")
     for submission in reversed(found):
         sending.note(submission)
     return found
@@ -224,13 +222,23 @@ class _Sending:
 
     def scored(self, made: Submission, wait: float) -> Submission:
         """The submission with its score, noted in the manifest."""
-        try:
-            known = _waited_for(made, 60 * wait)
-        except WorldError as fault:
-            raise WorldError(
-                f"{self.path}: uploaded as submission {made.ref}, but its score cannot be had: "
-                f"{fault}"
-            ) from None
+        known, began, shown = made, time.monotonic(), 0
+        with progress_bar(f"score of submission {made.ref}", math.ceil(60 * wait), "") as bar:
+            while known.status == "pending" and (gone := time.monotonic() - began) < 60 * wait:
+                note = "pending"
+                try:
+                    known = get_submission(made.ref)
+                except WorldError as fault:
+                    if not (isinstance(fault, KaggleFault) and fault.passing):
+                        raise WorldError(
+                            f"{self.path}: uploaded as submission {made.ref}, but its score cannot "
+                            f"be had: {fault}"
+                        ) from None
+                    note = str(fault)
+                if known.status == "pending":
+                    bar.advance(int(gone) - shown, note)
+                    shown = int(gone)
+                    time.sleep(min(POLL_SECONDS, 60 * wait - gone))
         self.note(known)
         if known.status == "error":
             raise WorldError(
@@ -243,23 +251,3 @@ class _Sending:
                 f"{wait:g} minutes; inat submission status {self.path} asks again"
             )
         return known
-
-
-def _waited_for(made: Submission, seconds: float) -> Submission:
-    """The submission as soon as it is no longer pending, or as it is when the time is over."""
-    known, began, shown = made, time.monotonic(), 0
-    with progress_bar(f"score of submission {made.ref}", math.ceil(seconds), "") as bar:
-        while True:
-            note = "pending"
-            try:
-                known = get_submission(made.ref)
-            except KaggleFault as fault:
-                if not fault.passing:
-                    raise
-                note = str(fault)
-            gone = time.monotonic() - began
-            if known.status != "pending" or gone >= seconds:
-                return known
-            bar.advance(int(gone) - shown, note)
-            shown = int(gone)
-            time.sleep(min(POLL_SECONDS, seconds - gone))

@@ -21,42 +21,36 @@ CHILD = Path(__file__).with_name("kaggle_child.py")
 NEW_TOKEN = (
     "make a token at https://www.kaggle.com/settings/api and put it into ~/.kaggle/access_token"
 )
-REFUSALS = {
-    401: ("Kaggle refuses the credentials of {source}", NEW_TOKEN),
-    403: (
-        "Kaggle refuses",
-        "accept the competition's rules on its page, and see whether it still takes submissions",
-    ),
-    404: ("Kaggle knows no such thing", "see whether the competition still takes submissions"),
-    429: ("too many requests for Kaggle", "try again later"),
-    500: ("Kaggle is out of order", "try again later"),
+MEANINGS = {
+    401: f"Kaggle refuses the credentials of {{source}}, status 401{{said}}; {NEW_TOKEN}",
+    403: "Kaggle refuses, status 403{said}; accept the competition's rules on its page, and see "
+    "whether it still takes submissions",
+    404: "Kaggle knows no such thing, status 404{said}; see whether the competition still takes "
+    "submissions",
+    429: "too many requests for Kaggle, status 429{said}; try again later",
+    400: "Kaggle refuses, status {status}{said}; see its page",
+    500: "Kaggle is out of order, status {status}{said}; try again later",
+    "network": "no connection to Kaggle ({reason}); try again when there is a network",
+    "unreadable": "Kaggle's answer cannot be read ({reason}); does a proxy or a login page stand "
+    "between?",
+    "import": "the kaggle client cannot be loaded ({reason}); pip install kaggle six",
+    "disk": "the kaggle client cannot read or write: {reason}",
 }
-"""What an HTTP status means, and the remedy; 500 stands for all from there on."""
+"""What a fault of the client means, by its kind or HTTP status; 400 and 500 stand for the rest."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A submission as Kaggle lists it.
+    """A submission as Kaggle lists it."""
 
-    Attributes:
-        ref: Kaggle's number for it.
-        date: UTC, ISO 8601; "" where Kaggle tells none.
-        file_name: without folders.
-        description: the message, and behind it the mark of the file's content.
-        status: pending, complete or error.
-        public_score: what the leaderboard shows; None before it is there, or where it is kept back.
-        private_score: likewise.
-        error: why Kaggle did not score it.
-    """
-
-    ref: int
-    date: str
-    file_name: str
-    description: str
-    status: str
-    public_score: float | None
+    ref: int  # Kaggle's number for it
+    date: str  # UTC, ISO 8601; "" where Kaggle tells none
+    file_name: str  # without folders
+    description: str  # the message, and after it the mark of the file's content
+    status: str  # pending, complete or error
+    public_score: float | None  # of the leaderboard; None before it is there, or where it is hidden
     private_score: float | None
-    error: str
+    error: str  # why Kaggle did not score it
 
     def lines(self) -> list[str]:
         """What a person wants to know of it, for a terminal; – for a score that is not there."""
@@ -71,17 +65,12 @@ class Submission:
 
 
 class KaggleFault(WorldError):
-    """Kaggle gave no answer, or refused.
-
-    Attributes:
-        passing: another try may succeed.
-        in_doubt: what was asked for may have been done all the same.
-    """
+    """Kaggle gave no answer, or refused."""
 
     def __init__(self, text: str, *, passing: bool, in_doubt: bool) -> None:
         super().__init__(text)
-        self.passing = passing
-        self.in_doubt = in_doubt
+        self.passing = passing  # another try may succeed
+        self.in_doubt = in_doubt  # what was asked for may have been done all the same
 
 
 def list_submissions(competition: str) -> list[Submission]:
@@ -140,27 +129,18 @@ def run_child(call: str, seconds: float, options: dict[str, Any]) -> dict[str, A
 
 def error_of(kind: str, said: str, status: int) -> InatError:
     """The error of a fault that the child reports; `status` is that of HTTP, if any."""
-    if kind == "http":
-        meaning, remedy = REFUSALS.get(min(status, 500), ("Kaggle refuses", "see its page"))
-        source = next(iter(credentials()), "this machine")
-        return KaggleFault(
-            f"{meaning.format(source=source)}, status {status}{quoted(said)}; {remedy}",
-            passing=status == 429 or status >= 500,
-            in_doubt=status >= 500,
-        )
+    places = list(credentials())
     if kind == "credentials":
-        where = ", ".join(credentials())
+        where = ", ".join(places)
         found = f"what is in {where} is malformed or expired" if where else "there are none"
         return InputError(f"no usable Kaggle credentials: {found}; {NEW_TOKEN}")
-    if kind == "import":
-        return WorldError(f"the kaggle client cannot be loaded ({said}); pip install kaggle six")
-    if kind == "disk":
-        return WorldError(f"the kaggle client cannot read or write: {said}")
-    if kind == "network":
-        text = f"no connection to Kaggle ({said}); try again when there is a network"
-        return KaggleFault(text, passing=True, in_doubt=True)
-    text = f"Kaggle's answer cannot be read ({said}); does a proxy or a login page stand between?"
-    return KaggleFault(text, passing=False, in_doubt=True)
+    key = kind if kind != "http" else status if status in MEANINGS else 500 if status > 499 else 400
+    source = places[0] if places else "this machine"
+    text = MEANINGS[key].format(source=source, status=status, said=quoted(said), reason=said)
+    if kind in ("import", "disk"):
+        return WorldError(text)
+    passing = kind == "network" or status == 429 or status >= 500
+    return KaggleFault(text, passing=passing, in_doubt=kind != "http" or status >= 500)
 
 
 def quoted(said: str) -> str:
