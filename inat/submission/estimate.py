@@ -133,16 +133,12 @@ def _beside(prediction: PredictionFile) -> Iterator[PredictionFile]:
             other = read_prediction(meta_path.parent)
         except InputError:  # whatever else lies there is none of ours
             continue
-        if _is_alike(other, prediction):
+        if (
+            np.array_equal(other.category_ids, prediction.category_ids)
+            and other.meta.logits_prior == prediction.meta.logits_prior
+            and next(differences(other.meta, prediction.meta), None) is None
+        ):
             yield other
-
-
-def _is_alike(other: PredictionFile, prediction: PredictionFile) -> bool:
-    if not np.array_equal(other.category_ids, prediction.category_ids):
-        return False
-    if other.meta.logits_prior != prediction.meta.logits_prior:
-        return False
-    return next(differences(other.meta, prediction.meta), None) is None
 
 
 def _role(source: PredictionFile, submitted: PredictionFile) -> Role | None:

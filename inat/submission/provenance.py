@@ -22,24 +22,18 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def provenance(
-    name: str,
-    digest: str,
-    prediction: PredictionFile,
-    spec: Competition,
+    name: str, digest: str, prediction: PredictionFile, spec: Competition
 ) -> dict[str, Any]:
-    """What the manifest says of a submission.
-
-    Args:
-        name: of the CSV file.
-        digest: SHA-256 of its bytes.
-        prediction: what it was made of.
-        spec: the competition.
-    """
-    meta = msgspec.to_builtins(prediction.meta)
+    """What the manifest states of a CSV of that name and SHA-256, and of what it was made of."""
+    meta, prior = msgspec.to_builtins(prediction.meta), prediction.logits_prior
+    carried = {"kind": "unknown"}
+    if prior is not None:
+        carried["kind"] = "uniform" if is_uniform(prior) else "not uniform"
+        carried["sha256"] = hashlib.sha256(prior.tobytes()).hexdigest()
     made_of = {
         "path": str(prediction.path),
         "files": _hashes(prediction),
-        "logits_prior": _prior(prediction),
+        "logits_prior": carried,
         **{key: meta[key] for key in MADE_BY if key in meta},
     }
     return {
@@ -72,14 +66,6 @@ def _hashes(prediction: PredictionFile) -> dict[str, str]:
     """SHA-256 of each file of a prediction."""
     names = [*FILES, CHOSEN_ON] if len(prediction.chosen_keys) else FILES
     return {name: sha256(prediction.path / name) for name in sorted(names)}
-
-
-def _prior(prediction: PredictionFile) -> dict[str, Any]:
-    prior = prediction.logits_prior
-    if prior is None:
-        return {"kind": "unknown"}
-    kind = "uniform" if is_uniform(prior) else "not uniform"
-    return {"kind": kind, "sha256": hashlib.sha256(prior.tobytes()).hexdigest()}
 
 
 def _git_commit() -> str | None:
