@@ -59,11 +59,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class UnfitFile(InputError):
-    """What is at a path is not a file, or has more bytes than such a file can have.
-
-    Attributes:
-        reason: the text without the path.
-    """
+    """What is at a path is not a file, or has more bytes than such a file can have; `reason` is the
+    text without the path."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}; give another")
@@ -177,11 +174,8 @@ def atomic_folder(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path, partial: Path) -> Iterator[None]:
-    """Has errors of the disk name `path`, which the user knows, and not `partial`, or nothing.
-
-    Raises:
-        OSError: with an error number and a file name, where the disk is full.
-    """
+    """Has errors of the disk name `path`, which the user knows, and not `partial`, or nothing; they
+    have an error number and a file name."""
     try:
         yield
     except Exception as error:
@@ -333,11 +327,7 @@ def write_json(path: Path, content: Any, *, indent: bool = True) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        InputError: the file is missing, is not JSON (cut off, say), or no file at all.
-    """
+    """Reads a JSON file; an InputError if it is missing, not JSON (cut off, say), or not a file."""
     try:
         return parse_json(path, read_file(path))
     except FileNotFoundError:
@@ -345,11 +335,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_as(path: Path, kind: type[Kind], remedy: str) -> Kind:
-    """Reads a JSON file whose fields have the types of a dataclass or msgspec struct.
-
-    Raises:
-        InputError: as `read_json`, or a field is missing or of another type.
-    """
+    """Reads a JSON file whose fields have the types of a dataclass or msgspec struct; an InputError
+    as from `read_json`, or if a field is missing or of another type."""
     try:
         return msgspec.convert(read_json(path), kind)
     except (msgspec.ValidationError, RecursionError) as error:
@@ -357,11 +344,7 @@ def read_json_as(path: Path, kind: type[Kind], remedy: str) -> Kind:
 
 
 def parse_json(path: Path, content: bytes) -> Any:
-    """The content of the JSON file `path`.
-
-    Raises:
-        InputError: it is not JSON.
-    """
+    """The content of the JSON file `path`; an InputError if it is not JSON."""
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:

@@ -133,8 +133,13 @@ class Validation:
 
     def since(self, before: "Validation | None") -> str:
         """The accuracies in a line, and how the bands have moved since an earlier validation."""
+
+        def moved(value: float | None, band: str) -> str:
+            earlier = None if before is None else before.bands[band]
+            return "" if value is None or earlier is None else f" ({value - earlier:+.3f})"
+
         bands = "  ".join(
-            f"{band} {'–' if value is None else f'{value:.3f}'}" + _moved(value, band, before)
+            f"{band} {'–' if value is None else f'{value:.3f}'}" + moved(value, band)
             for band, value in self.bands.items()
         )
         spread = "" if self.interval is None else " ({:.3f}–{:.3f})".format(*self.interval)
@@ -142,11 +147,6 @@ class Validation:
             f"held out: top-1 {self.top1:.3f}  top-3 error {self.top3_error:.3f}  "
             f"mean class {self.mean_class_accuracy:.3f}{spread}  {bands}"
         )
-
-
-def _moved(value: float | None, band: str, before: Validation | None) -> str:
-    earlier = None if before is None else before.bands[band]
-    return "" if value is None or earlier is None else f" ({value - earlier:+.3f})"
 
 
 def score_guesses(

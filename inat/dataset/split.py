@@ -24,38 +24,27 @@ SPLIT_NAMES = "train, val, test, train+val, holdout, fold:i/K"
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A list of photos with what is known of each.
+    """A list of photos with what is known of each."""
 
-    Attributes:
-        name: train, val, test, train+val, holdout, fold:i/K, or a part of one.
-        root: folder that `file_names` are relative to.
-        competition: Kaggle name of the competition.
-        file_names: path of each photo below `root`, with forward slashes.
-        image_ids: id of each photo, unique within the data set.
-        labels: 0..C-1 in numeric order of category id; -1 where unknown.
-        sizes: height and width in pixels as the annotations state them; 0 where they do not.
-        taxonomy: the species.
-        train_counts: photos of each species in the whole `train` split, whatever this split is.
-        digests: the first 64 bits of the XXH3-128 of each photo's bytes, as the annotations state
-            it; 0 where they do not; None where they state none.
-        groups: a number for each observation, sequence or other group of photos that the
-            annotations name, the same in all splits; 0 for a photo of none; None without any.
-        locations: a row a photo with lat and lon in degrees and date (UTC), and date_c (share of
-            the year) where the file gives that; NaN or NaT where unknown; None where the
-            competition gives no locations.
-    """
-
-    name: str
-    root: Path
-    competition: str
-    file_names: pa.StringArray
-    image_ids: Int64[np.ndarray, "photos"]
-    labels: Int64[np.ndarray, "photos"]
+    name: str  # train, val, test, train+val, holdout, fold:i/K, or a part of one
+    root: Path  # folder that `file_names` are relative to
+    competition: str  # Kaggle name of the competition
+    file_names: pa.StringArray  # path of each photo below `root`, with forward slashes
+    image_ids: Int64[np.ndarray, "photos"]  # id of each photo, unique within the data set
+    labels: Int64[np.ndarray, "photos"]  # 0..C-1 in numeric order of category id; -1 where unknown
+    # Height and width in pixels as the annotations state them; 0 where they do not
     sizes: Int32[np.ndarray, "photos 2"]
-    taxonomy: Taxonomy
+    taxonomy: Taxonomy  # the species
+    # Photos of each species in the whole `train` split, whatever this split is
     train_counts: Int64[np.ndarray, "classes"]
+    # The first 64 bits of the XXH3-128 of each photo's bytes, as the annotations state it; 0 where
+    # they do not; None where they state none
     digests: Int64[np.ndarray, "photos"] | None = None
+    # A number for each observation, sequence or other group of photos that the annotations name,
+    # the same in all splits; 0 for a photo of none; None without any
     groups: Int64[np.ndarray, "photos"] | None = None
+    # A row a photo with lat and lon in degrees and date (UTC), and date_c (share of the year) where
+    # the file gives that; NaN or NaT where unknown; None where the competition gives no locations
     locations: pd.DataFrame | None = None
 
     def __len__(self) -> int:

@@ -35,7 +35,7 @@ class Difference:
     n_gained: int  # photos that the second alone has right
     n_lost: int  # photos that the first alone has right
     # Of McNemar's exact test: that of n_gained under a fair coin thrown n_gained + n_lost times,
-    # Two-sided (McNemar 1947)
+    # two-sided (McNemar 1947)
     p_value: float
 
     @property
@@ -61,7 +61,7 @@ class Comparison:
     bands: dict[str, Difference | None]
     band_edges: tuple[int, int]  # few is below the first, many above the second
     # The ten species that gained most: category_id, name, train_count, band, n, and first, second:
-    # Photos that each prediction has right
+    # photos that each prediction has right
     gained: pd.DataFrame
     lost: pd.DataFrame  # the ten that lost most
     n_species_gained: int  # species of which the second has more photos right

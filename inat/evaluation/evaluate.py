@@ -69,7 +69,7 @@ class Evaluation:
     supercategories: list[GroupAccuracy]  # mean class accuracy of each supercategory, by name
     ranks: list[RankAccuracy]  # accuracy at each rank of the lineage, from genus up
     # How far the mistakes are from the truth in the lineage; None where the data set gives no
-    # Lineage
+    # lineage
     mistake_distance: MistakeDistance | None
     # Confidence against accuracy of all photos and of each band's; None where a band has no photo
     reliability: dict[str, Reliability | None]

@@ -77,7 +77,7 @@ def _same_group(outcomes: Outcomes, species: pd.DataFrame, rank: str) -> Bool[np
     groups = _groups(species, rank)
     given = (species[rank] != "").to_numpy(bool)
     true, guessed = outcomes.labels, outcomes.guessed
-    same: Bool[np.ndarray, images] = groups[true] == groups[guessed]
+    same = groups[true] == groups[guessed]
     return (same & given[true]) | outcomes.hits
 
 
