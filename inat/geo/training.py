@@ -30,19 +30,12 @@ GEO_PHOTOS = 80
 
 @dataclass(frozen=True, kw_only=True)
 class GeoRecipe:
-    """How a geo prior is trained: Adam, a learning rate that falls by 2 % an epoch.
+    """How a geo prior is trained: Adam, a learning rate that falls by 2 % an epoch."""
 
-    Attributes:
-        epochs: passes over at most 100 photos a species, drawn anew each time.
-        batch_size: photos a step; the last step of an epoch may have fewer.
-        learning_rate: of the first epoch.
-        seed: of the weights, the draws, the random places and the dropout.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    seed: int
+    epochs: int  # passes over at most 100 photos a species, drawn anew each time
+    batch_size: int  # photos a step; the last step of an epoch may have fewer
+    learning_rate: float  # of the first epoch
+    seed: int  # of the weights, the draws, the random places and the dropout
 
 
 def presence_loss(

@@ -88,12 +88,10 @@ class BufferPool:
 
     The C library gives a large block back to the system when it is freed, and the next one costs
     its page faults again: measured for batches at 224 px, three quarters of their normalization.
-
-    Attributes:
-        most: blocks that are kept; while all are lent, the next tensor has memory of its own.
     """
 
     def __init__(self, most: int = 4) -> None:
+        # blocks that are kept; while all are lent, the next tensor has memory of its own
         self.most = most
         self._blocks: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
         self._lock = threading.Lock()

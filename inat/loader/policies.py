@@ -50,19 +50,12 @@ def _sheared(image: Image.Image, x: float, y: float) -> Image.Image:
 
 
 class Kind(NamedTuple):
-    """An operation and its strength.
+    """An operation and its strength."""
 
-    Attributes:
-        apply: takes the photo and a strength.
-        strongest: the strength at full magnitude.
-        none: the strength that changes nothing; magnitudes go from it to `strongest`.
-        is_signed: whether either sign is as likely.
-    """
-
-    apply: Operation
-    strongest: float = 0.0
-    none: float = 0.0
-    is_signed: bool = False
+    apply: Operation  # takes the photo and a strength
+    strongest: float = 0.0  # the strength at full magnitude
+    none: float = 0.0  # the strength that changes nothing; magnitudes go from it to `strongest`
+    is_signed: bool = False  # whether either sign is as likely
 
     def strength(self, magnitude: float, negative: bool) -> float:
         """The strength at a magnitude of 0..1."""

@@ -33,23 +33,16 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class Draw(NamedTuple):
-    """The random numbers of one draw.
+    """The random numbers of one draw."""
 
-    Attributes:
-        shape: uniform in [0, 1), a row an attempt: area and aspect of the crop.
-        place: uniform in [0, 1): top and left of the crop.
-        flip: uniform in [0, 1).
-        jitter: uniform in [0, 1): whether there is one; brightness, contrast, saturation.
-        use: uniform in [0, 1), whether each of `EXTRAS` is used.
-        seeds: seed of each of `EXTRAS`, and last that of the policy.
-    """
-
+    # uniform in [0, 1), a row an attempt: area and aspect of the crop
     shape: Float32[np.ndarray, "attempts 2"]
-    place: Float32[np.ndarray, "2"]
-    flip: float
+    place: Float32[np.ndarray, "2"]  # uniform in [0, 1): top and left of the crop
+    flip: float  # uniform in [0, 1)
+    # uniform in [0, 1): whether there is one; brightness, contrast, saturation
     jitter: Float32[np.ndarray, "4"]
-    use: Float32[np.ndarray, "extras"]
-    seeds: np.ndarray
+    use: Float32[np.ndarray, "extras"]  # uniform in [0, 1), whether each of `EXTRAS` is used
+    seeds: np.ndarray  # seed of each of `EXTRAS`, and last that of the policy
 
 
 class EpochDraws:
@@ -186,17 +179,11 @@ def jitter_matrix(
 
 @runtime_checkable  # beartype checks it while tests run
 class Transform(Protocol):
-    """What happens to a photo between its file and its place in a batch (see `loader.reader`).
+    """What happens to a photo between its file and its place in a batch (see `loader.reader`)."""
 
-    Attributes:
-        shape: of a photo's place in a batch, uint8.
-        sizes: side of each crop that is decoded, in pixels.
-        spare: how much larger than that a JPEG is decoded at least (`photos.decode.decode`).
-    """
-
-    shape: tuple[int, ...]
-    sizes: list[int]
-    spare: float
+    shape: tuple[int, ...]  # of a photo's place in a batch, uint8
+    sizes: list[int]  # side of each crop that is decoded, in pixels
+    spare: float  # how much larger than that a JPEG is decoded at least (`photos.decode.decode`)
 
     def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
         """The crops of an upright photo of this size."""
@@ -208,11 +195,7 @@ class Transform(Protocol):
 
 
 class TrainTransform:
-    """Random crop, flip and colors of one photo; the same for the same draw.
-
-    Attributes:
-        only_crops: whether nothing but crop and flip is done to a photo.
-    """
+    """Random crop, flip and colors of one photo; the same for the same draw."""
 
     spare = 1.0
 
@@ -222,6 +205,7 @@ class TrainTransform:
         self.sizes = [self.size]
         self.shape: tuple[int, ...] = (self.size, self.size, 3)
         changes_colors = recipe.jitter or recipe.policy != "none"
+        # whether nothing but crop and flip is done to a photo
         self.only_crops = not (changes_colors or any(getattr(recipe, name) for name in EXTRAS))
         self._local = threading.local()
 

@@ -37,23 +37,16 @@ SMALLEST_SIZE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One way to look at a photo.
+    """One way to look at a photo."""
 
-    Attributes:
-        kind: which crop.
-        size: side of the image, in pixels.
-        crop_pct: side of the center's and the corners' square, as a share of the short side.
-        flip: whether it is mirrored.
-        seed: of a random crop, which depends on the seed, the image id and `number` alone.
-        number: which random crop.
-    """
-
-    kind: str
-    size: int
+    kind: str  # which crop
+    size: int  # side of the image, in pixels
+    # side of the center's and the corners' square, as a share of the short side
     crop_pct: float | None = None
-    flip: bool = False
+    flip: bool = False  # whether it is mirrored
+    # of a random crop, which depends on the seed, the image id and `number` alone
     seed: int | None = None
-    number: int | None = None
+    number: int | None = None  # which random crop
 
     def facts(self) -> dict[str, Any]:
         """What is not at its default, for a prediction's meta.json."""
@@ -95,19 +88,13 @@ def _photo_draws(seed: int, image_id: int) -> EpochDraws:
 
 
 class Crops(NamedTuple):
-    """A part of a spec that adds crops; `CROPS` has them by name, and a new entry is a new part.
+    """A part of a spec that adds crops; `CROPS` has them by name, and a new entry is a new part."""
 
-    Attributes:
-        box: the crop of a view, from (view, height, width, image id).
-        kinds: of the views that it adds.
-        example: with its number of drawn crops, where it takes one.
-        takes_pct: whether its crops depend on `crop_pct`.
-    """
-
+    # the crop of a view, from (view, height, width, image id)
     box: Callable[[View, int, int, int], Box]
-    kinds: tuple[str, ...]
-    example: str = ""
-    takes_pct: bool = False
+    kinds: tuple[str, ...]  # of the views that it adds
+    example: str = ""  # with its number of drawn crops, where it takes one
+    takes_pct: bool = False  # whether its crops depend on `crop_pct`
 
 
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
@@ -202,20 +189,16 @@ def _refuse_too_many(spec: str, n_views: int) -> int:
 class ViewTransform:
     """All views of one photo, side by side in one run of bytes; a mirror image is resized with
     the view that it mirrors.
-
-    Attributes:
-        views: in the order of their sizes.
-        shape: of a photo's place in a batch: the bytes of all its views.
-        sizes: side of each crop, in pixels.
     """
 
     spare = EVAL_SPARE
 
     def __init__(self, views: Sequence[View]) -> None:
-        self.views = tuple(sorted(views, key=lambda view: view.size))
+        self.views = tuple(sorted(views, key=lambda view: view.size))  # in the order of their sizes
+        # of a photo's place in a batch: the bytes of all its views
         self.shape: tuple[int, ...] = (sum(_n_bytes(view) for view in self.views),)
         self._crops = list(dict.fromkeys(replace(view, flip=False) for view in self.views))
-        self.sizes = [crop.size for crop in self._crops]
+        self.sizes = [crop.size for crop in self._crops]  # side of each crop, in pixels
 
     def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
         """The crops that the views show."""

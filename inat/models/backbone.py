@@ -20,22 +20,14 @@ from inat.models.weights import PACKAGES, Triple, load_weights
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network ready to be trained.
+    """A network ready to be trained."""
 
-    Attributes:
-        network: images `[batch, 3, height, width]` to logits `[batch, classes]`.
-        mean: what to subtract from each channel, as a share of 255.
-        std: what to divide each channel by, as a share of 255.
-        source: where the weights come from, with their licence as far as it is known.
-        is_frozen: whether all but the classifier keeps the weights it came with.
-        constants: names of the parameters that timm itself does not train.
-    """
-
-    network: nn.Module
-    mean: Triple
-    std: Triple
-    source: str
-    is_frozen: bool = False
+    network: nn.Module  # images `[batch, 3, height, width]` to logits `[batch, classes]`
+    mean: Triple  # what to subtract from each channel, as a share of 255
+    std: Triple  # what to divide each channel by, as a share of 255
+    source: str  # where the weights come from, with their licence as far as it is known
+    is_frozen: bool = False  # whether all but the classifier keeps the weights it came with
+    # names of the parameters that timm itself does not train
     constants: frozenset[str] = frozenset()
 
     def head_parameters(self) -> set[int]:

@@ -63,24 +63,16 @@ class Box(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What is known of a photo before its crops are chosen.
+    """What is known of a photo before its crops are chosen."""
 
-    Attributes:
-        size: height and width of the upright photo.
-        stored_size: height and width before EXIF turns it.
-        content: the file's bytes; those of a JPEG with its headers put in order if they were not.
-        orientation: of EXIF, 1..8.
-        complete: whether a JPEG's scans bring all coefficients.
-        recovered: what is wrong with headers that can be read all the same, or "".
-        pixels: the upright photo, if only Pillow decodes it; None for most JPEGs.
-    """
-
-    size: tuple[int, int]
-    stored_size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the upright photo
+    stored_size: tuple[int, int]  # height and width before EXIF turns it
+    # the file's bytes; those of a JPEG with its headers put in order if they were not
     content: bytes | memoryview
-    orientation: int = 1
-    complete: bool = True
-    recovered: str = ""
+    orientation: int = 1  # of EXIF, 1..8
+    complete: bool = True  # whether a JPEG's scans bring all coefficients
+    recovered: str = ""  # what is wrong with headers that can be read all the same, or ""
+    # the upright photo, if only Pillow decodes it; None for most JPEGs
     pixels: Pixels | None = None
 
 

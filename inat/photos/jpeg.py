@@ -55,23 +55,16 @@ def segments(content: bytes | memoryview) -> Iterator[Segment]:
 
 @dataclass
 class Scans:
-    """Which coefficients of which component the scans seen so far have brought.
-
-    Attributes:
-        ids: the components of the frame.
-        missing: for each the lowest bits that are still missing of its 64 coefficients; of one
-            that no scan has brought, nothing.
-        n: scans seen.
-        restarts: whether markers stand within the coded data.
-        one: whether the first scan holds the whole picture of a file that has only one.
-    """
+    """Which coefficients of which component the scans seen so far have brought."""
 
     progressive: bool = False
-    ids: bytes = b""
+    ids: bytes = b""  # the components of the frame
+    # for each the lowest bits that are still missing of its 64 coefficients; of one that no scan
+    # has brought, nothing
     missing: dict[int, list[int]] = field(default_factory=dict)
-    n: int = 0
-    restarts: bool = False
-    one: bool = False
+    n: int = 0  # scans seen
+    restarts: bool = False  # whether markers stand within the coded data
+    one: bool = False  # whether the first scan holds the whole picture of a file that has only one
 
     def see(self, content: bytes | memoryview, segment: Segment) -> None:
         """Takes in one segment; any but a frame's or a scan's header changes nothing."""

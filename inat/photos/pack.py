@@ -50,19 +50,12 @@ MISSING = -1  # the length of a photo that was missing
 
 @dataclass(frozen=True)
 class Settings:
-    """What must be the same in all parts of a pack.
+    """What must be the same in all parts of a pack."""
 
-    Attributes:
-        format_version: of the files.
-        short_side: of the reduced photos, in pixels.
-        quality: of the reduced photos, 1..100.
-        photos: SHA-256 of the list of all photos, which the annotations decide.
-    """
-
-    format_version: int
-    short_side: int
-    quality: int
-    photos: str
+    format_version: int  # of the files
+    short_side: int  # of the reduced photos, in pixels
+    quality: int  # of the reduced photos, 1..100
+    photos: str  # SHA-256 of the list of all photos, which the annotations decide
 
     def __str__(self) -> str:
         return (
@@ -83,23 +76,14 @@ class PackFile:
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part of a pack.
+    """A finished part of a pack."""
 
-    Attributes:
-        folder: where it lies.
-        number: counted from 1.
-        n_parts: parts of the whole pack.
-        settings: how it was made.
-        shards: the files with the photos.
-        index: the file with their places.
-    """
-
-    folder: Path
-    number: int
-    n_parts: int
-    settings: Settings
-    shards: tuple[PackFile, ...]
-    index: PackFile
+    folder: Path  # where it lies
+    number: int  # counted from 1
+    n_parts: int  # parts of the whole pack
+    settings: Settings  # how it was made
+    shards: tuple[PackFile, ...]  # the files with the photos
+    index: PackFile  # the file with their places
 
     @property
     def files(self) -> tuple[PackFile, ...]:

@@ -69,52 +69,33 @@ NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class FoundPhoto:
-    """A photo whose header could be read.
+    """A photo whose header could be read."""
 
-    Attributes:
-        path: the file.
-        height: in pixels, as the header states it, before EXIF turns the photo.
-        width: in pixels.
-        linked: whether it is a link or below one.
-        is_heic: whether it must be converted (`jpeg_of_heic`) before it can be decoded.
-    """
-
-    path: Path
-    height: int
-    width: int
-    linked: bool
-    is_heic: bool
+    path: Path  # the file
+    height: int  # in pixels, as the header states it, before EXIF turns the photo
+    width: int  # in pixels
+    linked: bool  # whether it is a link or below one
+    is_heic: bool  # whether it must be converted (`jpeg_of_heic`) before it can be decoded
 
 
 @dataclass(frozen=True)
 class PassedOver:
-    """A file or folder that was not taken.
+    """A file or folder that was not taken."""
 
-    Attributes:
-        path: the file or folder.
-        kind: what it is.
-        reason: of an unreadable photo, why; else "".
-    """
-
-    path: Path
-    kind: Kind
-    reason: str = ""
+    path: Path  # the file or folder
+    kind: Kind  # what it is
+    reason: str = ""  # of an unreadable photo, why; else ""
 
 
 @dataclass
 class PhotoFolder:
-    """What lies in a folder.
+    """What lies in a folder."""
 
-    Attributes:
-        path: the folder.
-        photos: the photos that lie directly in it.
-        folders: the folders in it, by name, without those of the system.
-        passed_over: everything else that lies directly in it.
-    """
-
-    path: Path
-    photos: list[FoundPhoto] = field(default_factory=list)
+    path: Path  # the folder
+    photos: list[FoundPhoto] = field(default_factory=list)  # the photos that lie directly in it
+    # the folders in it, by name, without those of the system
     folders: list["PhotoFolder"] = field(default_factory=list)
+    # everything else that lies directly in it
     passed_over: list[PassedOver] = field(default_factory=list)
 
     def below(self) -> Iterator["PhotoFolder"]:

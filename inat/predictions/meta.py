@@ -55,128 +55,87 @@ class ShiftCheck(msgspec.Struct):
 
 
 class Adjustment(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One adjustment of a prediction's logits; each verb fills in its own fields.
+    """One adjustment of a prediction's logits; each verb fills in its own fields."""
 
-    Attributes:
-        of: the prediction that was adjusted.
-        tau: of the logit adjustment.
-        target: the class prior that the logits were moved to.
-        fit: the prediction that tau was chosen on.
-        never_held_out: category ids without a photo there.
-        geo: the prediction of a geo prior that was added.
-        geo_checkpoint_sha256: of that geo prior.
-        n_without_place: photos that kept their own logits.
-        presence_power: see `inat.posthoc.product_rule`.
-        calibrated_on: the labelled prediction by which logits were calibrated before the prior
-            was estimated.
-        temperature: of that calibration.
-        pseudo_counts: photos per species by which the estimate is smoothed.
-        iterations: steps of EM.
-        gain: log-likelihood per photo.
-        shift: total variation between the prior before and after.
-        spread: its standard deviation over bootstrap samples.
-        not_held_out: category ids without a photo in `calibrated_on`.
-        bbse: the second opinion on the estimate.
-        warnings: what speaks against the estimate.
-    """
-
-    of: str = ""
-    tau: float | None = None
-    target: str | None = None
-    fit: str | None = None
-    never_held_out: list[int] | None = None
-    geo: str | None = None
-    geo_checkpoint_sha256: str | None = None
-    n_without_place: int | None = None
-    presence_power: float | None = None
+    of: str = ""  # the prediction that was adjusted
+    tau: float | None = None  # of the logit adjustment
+    target: str | None = None  # the class prior that the logits were moved to
+    fit: str | None = None  # the prediction that tau was chosen on
+    never_held_out: list[int] | None = None  # category ids without a photo there
+    geo: str | None = None  # the prediction of a geo prior that was added
+    geo_checkpoint_sha256: str | None = None  # of that geo prior
+    n_without_place: int | None = None  # photos that kept their own logits
+    presence_power: float | None = None  # see `inat.posthoc.product_rule`
+    # the labelled prediction by which logits were calibrated before the prior was estimated
     calibrated_on: str | None = None
-    temperature: float | None = None
-    pseudo_counts: float | None = None
-    iterations: int | None = None
-    gain: float | None = None
-    shift: float | None = None
-    spread: float | None = None
-    not_held_out: list[int] | None = None
-    bbse: ShiftCheck | None = None
-    warnings: list[str] | None = None
+    temperature: float | None = None  # of that calibration
+    pseudo_counts: float | None = None  # photos per species by which the estimate is smoothed
+    iterations: int | None = None  # steps of EM
+    gain: float | None = None  # log-likelihood per photo
+    shift: float | None = None  # total variation between the prior before and after
+    spread: float | None = None  # its standard deviation over bootstrap samples
+    not_held_out: list[int] | None = None  # category ids without a photo in `calibrated_on`
+    bbse: ShiftCheck | None = None  # the second opinion on the estimate
+    warnings: list[str] | None = None  # what speaks against the estimate
 
 
 class EnsembleFit(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The held-out photos that an ensemble's temperatures and weights were chosen on.
+    """The held-out photos that an ensemble's temperatures and weights were chosen on."""
 
-    Attributes:
-        predictions: of the members, in their order.
-        n_photos: how many photos.
-        ids_sha256: of the sorted image ids.
-        mean_class_accuracy: of the ensemble, each photo scored with what was chosen on others.
-        best_member: counted from 1.
-        best_member_accuracy: its mean class accuracy.
-        difference: between the two, paired.
-    """
-
-    predictions: list[str] = []
-    n_photos: int = 0
-    ids_sha256: str = ""
+    predictions: list[str] = []  # of the members, in their order
+    n_photos: int = 0  # how many photos
+    ids_sha256: str = ""  # of the sorted image ids
+    # of the ensemble, each photo scored with what was chosen on others
     mean_class_accuracy: float | None = None
-    best_member: int | None = None
-    best_member_accuracy: float | None = None
-    difference: Interval | None = None
+    best_member: int | None = None  # counted from 1
+    best_member_accuracy: float | None = None  # its mean class accuracy
+    difference: Interval | None = None  # between the two, paired
 
 
 class Origin(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How logits were made: a prediction's, a member's of an ensemble, or those of a fold's run.
 
     Attributes:
-        competition: Kaggle name.
-        split: that was predicted.
         run, checkpoint, checkpoint_epoch, checkpoint_sha256, weights, weights_source: of the
             network.
-        config_digest: of the run's config; `config_digest_without_holdout` is the same for the
-            runs of one config, whatever each held out.
         views, view_mean: test-time augmentation.
-        precision: of the forward passes.
-        logits: LOG_PRESENCE for a geo prior's.
-        chosen: what was chosen on held-out photos, and how.
-        adjusted: the history of adjustments, oldest first.
         how, fit, members: of an ensemble.
         prediction, weight, temperature: of an ensemble's member.
-        folds: the runs behind an out-of-fold prediction.
-        never_held_out: category ids without a photo in an out-of-fold prediction.
-        data_root: of the photos.
-        band_edges: of the shot bands; None: the default ones.
-        versions: of the kit and the packages that decide its results.
         n_without_place, n_without_date: photos about which a geo prior knows less.
         bad_photos, recovered_photos: unreadable photos, and those read after a repair; None where
             no photo was read.
     """
 
-    competition: str = ""
-    split: str = ""
+    competition: str = ""  # Kaggle name
+    split: str = ""  # that was predicted
     prediction: _Text = ""
     weight: float | None = None
     temperature: float | None = None
     views: list[dict[str, Any]] | None = None
     view_mean: str | None = None
-    logits: str = ""
+    logits: str = ""  # LOG_PRESENCE for a geo prior's
     run: _Text = ""
     checkpoint: str = ""
     checkpoint_epoch: int | None = None
     checkpoint_sha256: str | None = None
     weights: str = ""
     weights_source: str = ""
-    chosen: dict[str, str] = {}
-    adjusted: list[Adjustment] = []
+    chosen: dict[str, str] = {}  # what was chosen on held-out photos, and how
+    adjusted: list[Adjustment] = []  # the history of adjustments, oldest first
     how: str = ""
     fit: EnsembleFit | None = None
     members: list["Origin"] = []
-    folds: list["Origin"] = []
+    folds: list["Origin"] = []  # the runs behind an out-of-fold prediction
+    # category ids without a photo in an out-of-fold prediction
     never_held_out: list[int] | None = None
-    data_root: _Text = ""
-    band_edges: tuple[int, int] | None = None
+    data_root: _Text = ""  # of the photos
+    band_edges: tuple[int, int] | None = None  # of the shot bands; None: the default ones
+    # of the run's config; `config_digest_without_holdout` is the same for the runs of one config,
+    # whatever each held out
     config_digest: str | None = None
     config_digest_without_holdout: str | None = None
-    versions: dict[str, str] = {}
-    precision: str = ""
+    versions: dict[str, str] = {}  # of the kit and the packages that decide its results
+    precision: str = ""  # of the forward passes
     n_without_place: int | None = None
     n_without_date: int | None = None
     bad_photos: list[str] | None = None
@@ -208,14 +167,11 @@ class Origin(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class PredictionMeta(Origin, kw_only=True):
-    """What meta.json of a prediction file says.
-
-    Attributes:
-        logits_prior: the class prior that the logits still carry; None where unknown.
-    """
+    """What meta.json of a prediction file says."""
 
     competition: str
     split: str
+    # the class prior that the logits still carry; None where unknown
     logits_prior: list[float] | None
     chosen: dict[str, str]
     # Not the factory `list`, which would omit the field where it is empty.

@@ -32,19 +32,12 @@ class Troubles:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one prediction, each a file whose header names the settings it was made with.
+    """The parts of one prediction, each a file whose header names the settings it was made with."""
 
-    Attributes:
-        folder: where they lie.
-        digest: of the settings; a part of others counts as missing.
-        n_photos: rows of all parts together.
-        length: photos of a part; the last may have fewer.
-    """
-
-    folder: Path
-    digest: str
-    n_photos: int
-    length: int
+    folder: Path  # where they lie
+    digest: str  # of the settings; a part of others counts as missing
+    n_photos: int  # rows of all parts together
+    length: int  # photos of a part; the last may have fewer
 
     def __len__(self) -> int:
         return -(-self.n_photos // self.length)

@@ -44,21 +44,13 @@ from inat.runs.trained import TrainedModel, TrainedRun
 
 @dataclass(frozen=True)
 class Job:
-    """A prediction to be made: what decides each of its logits, but for the processor.
+    """A prediction to be made: what decides each of its logits, but for the processor."""
 
-    Attributes:
-        trained: run and checkpoint.
-        photos: what to predict.
-        spec: of the views.
-        view_mean: how the views of a photo are averaged.
-        dtype: of the stored logits.
-    """
-
-    trained: TrainedRun
-    photos: Split
-    spec: str
-    view_mean: ViewMean
-    dtype: npt.DTypeLike = np.float16
+    trained: TrainedRun  # run and checkpoint
+    photos: Split  # what to predict
+    spec: str  # of the views
+    view_mean: ViewMean  # how the views of a photo are averaged
+    dtype: npt.DTypeLike = np.float16  # of the stored logits
 
     @cached_property
     def views(self) -> tuple[View, ...]:

@@ -16,15 +16,10 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that predict together.
+    """This process among those that predict together."""
 
-    Attributes:
-        rank: its number, from 0.
-        world_size: how many there are.
-    """
-
-    rank: int = 0
-    world_size: int = 1
+    rank: int = 0  # its number, from 0
+    world_size: int = 1  # how many there are
 
     def share(self, n_parts: int) -> range:
         """The parts that this process makes: every world_size-th, so that all are as far."""

@@ -57,25 +57,15 @@ class _OpenFile:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found; its weights are read later, by `load_weights`.
+    """A checkpoint that was found; its weights are read later, by `load_weights`."""
 
-    Attributes:
-        name: last or best.
-        weights: ema (moving average) or raw.
-        path: the weights' file.
-        epoch: epochs that were trained; of one that was under way, its number.
-        facts: what it states about its weights.
-        digest: SHA-256 that the weights' file has by checksums.json.
-        file: the weights' file, open.
-    """
-
-    name: CheckpointName
-    weights: Literal["ema", "raw"]
-    path: Path
-    epoch: int
-    facts: WeightsFacts
-    digest: str
-    file: _OpenFile
+    name: CheckpointName  # last or best
+    weights: Literal["ema", "raw"]  # ema (moving average) or raw
+    path: Path  # the weights' file
+    epoch: int  # epochs that were trained; of one that was under way, its number
+    facts: WeightsFacts  # what it states about its weights
+    digest: str  # SHA-256 that the weights' file has by checksums.json
+    file: _OpenFile  # the weights' file, open
 
     @property
     def chosen(self) -> dict[str, str]:

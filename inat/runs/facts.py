@@ -18,17 +18,13 @@ class StageTwoFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How `inat stage-two` made a run; None for what its method does not have.
 
     Attributes:
-        method: crt, lws, tau_norm, ncm or geo_prior.
-        run: path of the run that it was made from.
         checkpoint, checkpoint_sha256, weights: of that run, where its network is kept.
         epochs ... seed: the options, see `train_stage_two`.
-        learning_rate: of the first step.
         n_photos, n_without_place: photos that a geo prior was trained on, and those left out.
-        bad_photos: unreadable photos that were left out.
     """
 
-    method: str
-    run: str
+    method: str  # crt, lws, tau_norm, ncm or geo_prior
+    run: str  # path of the run that it was made from
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
     weights: str | None = None
@@ -41,71 +37,55 @@ class StageTwoFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
     feature_views: int | None = None
     live: bool | None = None
     seed: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float | None = None  # of the first step
     n_photos: int | None = None
     n_without_place: int | None = None
-    bad_photos: list[str] | None = None
+    bad_photos: list[str] | None = None  # unreadable photos that were left out
 
 
 class SoupMember(msgspec.Struct, kw_only=True):
     """A run that was offered to a soup.
 
     Attributes:
-        run: its path.
-        used: whether its weights are in the mean.
         checkpoint, checkpoint_sha256, weights: which weights.
     """
 
-    run: str
-    used: bool
+    run: str  # its path
+    used: bool  # whether its weights are in the mean
     checkpoint: str
     checkpoint_sha256: str
     weights: str
 
 
 class SoupFacts(msgspec.Struct):
-    """How `inat soup` made a run.
+    """How `inat soup` made a run."""
 
-    Attributes:
-        how: uniform or greedy.
-        runs: those that were offered, in their order.
-    """
-
-    how: str
-    runs: list[SoupMember]
+    how: str  # uniform or greedy
+    runs: list[SoupMember]  # those that were offered, in their order
 
 
 class RunFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What all checkpoints of a run have in common; what differs is in their `WeightsFacts`.
 
     Attributes:
-        backbone: timm's name.
         mean, std: of the pixels, per channel.
-        weights_source: where the pretrained weights came from.
-        precision: that the run was trained in.
-        device: type of the device that it was trained on.
-        world_size: number of its training processes.
-        process_batch: photos per process and forward pass; None in older runs.
-        trained: fingerprint of the photos that it was trained on.
-        category_ids: category id of each label.
-        loss_prior_sha256: of the files that the losses took their priors from; None without one.
-        stage_two: of a run that `inat stage-two` made.
-        soup: of a run that `inat soup` made.
     """
 
-    backbone: str = ""
+    backbone: str = ""  # timm's name
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    weights_source: str
-    precision: str
-    device: str
-    world_size: int | None = None
+    weights_source: str  # where the pretrained weights came from
+    precision: str  # that the run was trained in
+    device: str  # type of the device that it was trained on
+    world_size: int | None = None  # number of its training processes
+    # photos per process and forward pass; None in older runs
     process_batch: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    trained: str
-    category_ids: list[int]
+    trained: str  # fingerprint of the photos that it was trained on
+    category_ids: list[int]  # category id of each label
+    # of the files that the losses took their priors from; None without one
     loss_prior_sha256: str | None = None
-    stage_two: StageTwoFacts | None = None
-    soup: SoupFacts | None = None
+    stage_two: StageTwoFacts | None = None  # of a run that `inat stage-two` made
+    soup: SoupFacts | None = None  # of a run that `inat soup` made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,36 +94,26 @@ class WeightsFacts:
 
     It lies beside the weights and under their checksums, so the two always belong together: the
     stages of a training differ in all of it.
-
-    Attributes:
-        stage: of the training, counted from 1.
-        image_size: in pixels, that the network was trained at; None: what the config says.
-        draws_prior: class prior of the draws; None where it changes during training.
-        logits_prior: class prior that the logits carry; None where it is not known.
-        chosen: what was chosen on the held-out photos to get here, and by what.
     """
 
-    stage: int = 1
+    stage: int = 1  # of the training, counted from 1
+    # in pixels, that the network was trained at; None: what the config says
     image_size: Annotated[int, msgspec.Meta(ge=1, le=MOST_PIXELS)] | None = None
+    # class prior of the draws; None where it changes during training
     draws_prior: list[float] | None = None
+    # class prior that the logits carry; None where it is not known
     logits_prior: list[float] | None = None
+    # what was chosen on the held-out photos to get here, and by what
     chosen: dict[str, str] = field(default_factory=dict)
 
 
 class CheckpointFacts(msgspec.Struct):
-    """What is read of a checkpoint's state.json by those who do not resume its training.
+    """What is read of a checkpoint's state.json by those who do not resume its training."""
 
-    Attributes:
-        epoch: whole epochs of the training.
-        step: optimizer steps.
-        weights: about the weights.
-        batches: of the epoch that is under way.
-    """
-
-    epoch: int
-    step: int
-    weights: WeightsFacts
-    batches: int = 0
+    epoch: int  # whole epochs of the training
+    step: int  # optimizer steps
+    weights: WeightsFacts  # about the weights
+    batches: int = 0  # of the epoch that is under way
 
 
 def read_run_facts(folder: Path) -> RunFacts:

@@ -80,22 +80,14 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run with one of its checkpoints, on the photos that are at hand.
+    """A run with one of its checkpoints, on the photos that are at hand."""
 
-    Attributes:
-        run: the run.
-        checkpoint: whose weights are used.
-        config: of the stage that the checkpoint is of, with the data root that is used.
-        batch_size: images per forward pass.
-        workers: threads or processes that read photos; None: one per processor.
-        precision: that was asked for; None: the run's, where the device has it.
-    """
-
-    run: Run
-    checkpoint: Checkpoint
-    config: Config
-    batch_size: int
-    workers: int | None
+    run: Run  # the run
+    checkpoint: Checkpoint  # whose weights are used
+    config: Config  # of the stage that the checkpoint is of, with the data root that is used
+    batch_size: int  # images per forward pass
+    workers: int | None  # threads or processes that read photos; None: one per processor
+    # that was asked for; None: the run's, where the device has it
     precision: Precision | None = None
 
     @cached_property

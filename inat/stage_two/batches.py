@@ -21,10 +21,6 @@ class CachedBatches:
     """Gathers class-balanced batches from cached features.
 
     Draw k of epoch e, which photo and in which of its views, depends on (seed, e, k) alone.
-
-    Attributes:
-        prior: probability that a draw is of each species.
-        bad_photos: photos that have no features, with the reason.
     """
 
     def __init__(
@@ -44,8 +40,8 @@ class CachedBatches:
         self._batch_size = batch_size
         self._seed = seed
         assert self._sampler.prior is not None  # balanced draws are the same in every epoch
-        self.prior: Prior = self._sampler.prior
-        self.bad_photos = features.bad_photos
+        self.prior: Prior = self._sampler.prior  # probability that a draw is of each species
+        self.bad_photos = features.bad_photos  # photos that have no features, with the reason
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch; a last, shorter one is left out."""

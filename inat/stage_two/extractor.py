@@ -16,15 +16,10 @@ from inat.runs.trained import TrainedRun
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A trained run whose network gives features, since its classifier was taken out.
+    """A trained run whose network gives features, since its classifier was taken out."""
 
-    Attributes:
-        source: the run, its photos and its network.
-        head: the classifier that was taken out.
-    """
-
-    source: TrainedRun
-    head: nn.Module
+    source: TrainedRun  # the run, its photos and its network
+    head: nn.Module  # the classifier that was taken out
 
     @property
     def network(self) -> nn.Module:

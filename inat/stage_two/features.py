@@ -36,23 +36,15 @@ CHUNK_BYTES = 64_000_000
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Cached features that were opened; `values` stay on the disk until they are sliced.
+    """Cached features that were opened; `values` stay on the disk until they are sliced."""
 
-    Attributes:
-        path: the folder.
-        values: float16, memory-mapped.
-        labels: label of each photo.
-        readable: positions of the photos that could be read; the others have no features.
-        bad_photos: those, with the reason.
-        n_classes: number of species.
-    """
-
-    path: Path
-    values: Float16[np.ndarray, "views photos features"]
-    labels: Int64[np.ndarray, "photos"]
+    path: Path  # the folder
+    values: Float16[np.ndarray, "views photos features"]  # float16, memory-mapped
+    labels: Int64[np.ndarray, "photos"]  # label of each photo
+    # positions of the photos that could be read; the others have no features
     readable: Int64[np.ndarray, "readable"]
-    bad_photos: list[str]
-    n_classes: int
+    bad_photos: list[str]  # those, with the reason
+    n_classes: int  # number of species
 
     @property
     def n_views(self) -> int:

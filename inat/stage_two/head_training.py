@@ -19,23 +19,14 @@ MOMENTUM = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRecipe:
-    """How a head is trained: SGD with momentum .9, a cosine to zero, no warm-up.
+    """How a head is trained: SGD with momentum .9, a cosine to zero, no warm-up."""
 
-    Attributes:
-        epochs: passes of `epoch_size` draws.
-        epoch_size: draws an epoch.
-        batch_size: draws a step.
-        learning_rate: of the first step.
-        weight_decay: of every parameter that is trained, biases and scales included.
-        seed: of the draws and of a new head's weights.
-    """
-
-    epochs: int
-    epoch_size: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    seed: int
+    epochs: int  # passes of `epoch_size` draws
+    epoch_size: int  # draws an epoch
+    batch_size: int  # draws a step
+    learning_rate: float  # of the first step
+    weight_decay: float  # of every parameter that is trained, biases and scales included
+    seed: int  # of the draws and of a new head's weights
 
     @property
     def steps_per_epoch(self) -> int:

@@ -44,27 +44,16 @@ FEW_STEPS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class NewHead:
-    """What a method made.
+    """What a method made."""
 
-    Attributes:
-        module: features to logits, on the CPU or the extractor's device.
-        name: its name in `model.head`.
-        epochs: epochs that it was trained.
-        steps: steps that it was trained.
-        draws_prior: of the draws it was trained on; None: it was not trained.
-        prior: that its logits carry; None where it is not known.
-        facts: numbers for model.json.
-        chosen: what was chosen on the held-out photos.
-    """
-
-    module: nn.Module
-    name: Literal["linear", "scaled", "nearest_mean"]
-    epochs: int = 0
-    steps: int = 0
-    draws_prior: Prior | None = None
-    prior: Prior | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    chosen: dict[str, str] = field(default_factory=dict)
+    module: nn.Module  # features to logits, on the CPU or the extractor's device
+    name: Literal["linear", "scaled", "nearest_mean"]  # its name in `model.head`
+    epochs: int = 0  # epochs that it was trained
+    steps: int = 0  # steps that it was trained
+    draws_prior: Prior | None = None  # of the draws it was trained on; None: it was not trained
+    prior: Prior | None = None  # that its logits carry; None where it is not known
+    facts: dict[str, Any] = field(default_factory=dict)  # numbers for model.json
+    chosen: dict[str, str] = field(default_factory=dict)  # what was chosen on the held-out photos
 
 
 def make_run(source: TrainedRun, out: Path, options: Options, *, overwrite: bool) -> Run:

@@ -28,38 +28,25 @@ where a decay of 0.9999 alone would leave 99.9 %."""
 
 @dataclass(frozen=True)
 class Step:
-    """A step whose loss has not been read yet.
+    """A step whose loss has not been read yet."""
 
-    Attributes:
-        number: counted from 1.
-        learning_rate: the smallest of the parameter groups.
-        loss: still on the device; its mean over the processes is that of the step.
-        image_ids: of this process's micro-batches.
-        n_images: of all processes' micro-batches.
-        skipped: whether float16's scaler threw the step away, as it does while it looks for a
-            scale; such a loss need not be finite.
-    """
-
-    number: int
-    learning_rate: float
-    loss: Float[Tensor, ""]
-    image_ids: Sequence[Int64[Tensor, "batch"]]
-    n_images: int
+    number: int  # counted from 1
+    learning_rate: float  # the smallest of the parameter groups
+    loss: Float[Tensor, ""]  # still on the device; its mean over the processes is that of the step
+    image_ids: Sequence[Int64[Tensor, "batch"]]  # of this process's micro-batches
+    n_images: int  # of all processes' micro-batches
+    # whether float16's scaler threw the step away, as it does while it looks for a scale; such a
+    # loss need not be finite
     skipped: bool = False
 
 
 class LossNotFinite(WorldError):
-    """The loss of a step is NaN or infinite.
-
-    Attributes:
-        step: counted from 1.
-        image_ids: of all processes' batches of that step.
-    """
+    """The loss of a step is NaN or infinite."""
 
     def __init__(self, text: str, step: int, image_ids: Sequence[int]) -> None:
         super().__init__(text)
-        self.step = step
-        self.image_ids = list(image_ids)
+        self.step = step  # counted from 1
+        self.image_ids = list(image_ids)  # of all processes' batches of that step
 
 
 class LossMeter:
@@ -156,9 +143,6 @@ class MovingAverage:
 
     The tensors are collected once: `state_dict()` of both networks in each step costs
     milliseconds, during which no kernel is launched.
-
-    Attributes:
-        module: a copy of the network with the average as its weights, in eval mode.
     """
 
     def __init__(self, network: nn.Module, decay: float, module: nn.Module | None = None) -> None:
@@ -169,6 +153,7 @@ class MovingAverage:
             decay: of the average, once it has warmed up.
             module: a copy of the network whose weights are the average so far; None starts one.
         """
+        # a copy of the network with the average as its weights, in eval mode
         self.module = deepcopy(network).eval() if module is None else module
         self.module.requires_grad_(False)
         self._decay = decay

@@ -33,34 +33,21 @@ CHOSEN_ON = "mean class accuracy on the held-out part of train"
 
 @dataclass
 class LoopState:
-    """Where the training loop stands.
+    """Where the training loop stands."""
 
-    Attributes:
-        epoch: whole epochs behind us, validated.
-        step: optimiser steps behind us.
-        first_step: those behind us when the stage of the last epoch began.
-        average_began: those behind us when the moving average of the weights began.
-        best_score: best mean class accuracy on the held-out part in this stage, None before the
-            first.
-        batches: the loader's batches behind us in the epoch that is under way.
-        draws: the draws of all processes behind us in it.
-        losses: of the steps since the last line of metrics.jsonl.
-        metrics_bytes: length of metrics.jsonl; a resume cuts it there.
-        loss_scale: state of float16's scaler, None without one.
-        shows_prior: whether held-out photos have shown that the logits carry the stage's prior.
-        weights: what is known about the weights.
-    """
-
-    epoch: int = 0
+    epoch: int = 0  # whole epochs behind us, validated
     step: int = 0
-    first_step: int = 0
-    average_began: int = 0
+    first_step: int = 0  # those behind us when the stage of the last epoch began
+    average_began: int = 0  # those behind us when the moving average of the weights began
+    # best mean class accuracy on the held-out part in this stage, None before the first
     best_score: float | None = None
-    batches: int = 0
-    draws: int = 0
+    batches: int = 0  # the loader's batches behind us in the epoch that is under way
+    draws: int = 0  # the draws of all processes behind us in it
+    # of the steps since the last line of metrics.jsonl
     losses: list[float] = field(default_factory=list)
-    metrics_bytes: int = 0
-    loss_scale: dict[str, Any] | None = None
+    metrics_bytes: int = 0  # length of metrics.jsonl; a resume cuts it there
+    loss_scale: dict[str, Any] | None = None  # state of float16's scaler, None without one
+    # whether held-out photos have shown that the logits carry the stage's prior
     shows_prior: bool = False
     weights: WeightsFacts = field(default_factory=WeightsFacts)
 

@@ -15,21 +15,15 @@ OTHERS = "give another --run, or --overwrite to throw it away"
 
 @dataclass(frozen=True)
 class ExistingRun:
-    """The state of a run folder, as a training with a given plan sees it.
+    """The state of a run folder, as a training with a given plan sees it."""
 
-    Attributes:
-        status: fresh (nothing there to keep), finished, resumable, or refused.
-        reason: if refused, the sentence that says why.
-        changed: fields that differ from those of the run there, and may.
-        checkpoint: newest whole checkpoint, where a training resumes; None without one.
-        damage: what is wrong with the last checkpoint, if that is another.
-    """
-
+    # fresh (nothing there to keep), finished, resumable, or refused
     status: Literal["fresh", "finished", "resumable", "refused"]
-    reason: str = ""
-    changed: tuple[str, ...] = ()
+    reason: str = ""  # if refused, the sentence that says why
+    changed: tuple[str, ...] = ()  # fields that differ from those of the run there, and may
+    # newest whole checkpoint, where a training resumes; None without one
     checkpoint: Path | None = None
-    damage: str = ""
+    damage: str = ""  # what is wrong with the last checkpoint, if that is another
 
 
 def existing_run(path: Path, plan: Plan, *, resume: bool, overwrite: bool) -> ExistingRun:

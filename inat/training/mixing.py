@@ -26,14 +26,9 @@ Targets = Int64[Tensor, "batch"] | Float[Tensor, "batch classes"]
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """A batch over all processes, and the place of this process's images in it.
+    """A batch over all processes, and the place of this process's images in it."""
 
-    Attributes:
-        sizes: images of each process, in the order of the global batch.
-        rank: number of this process.
-    """
-
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...]  # images of each process, in the order of the global batch
     rank: int = 0
 
     @property
@@ -89,16 +84,11 @@ class Boxes(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """How the images of a batch are mixed.
+    """How the images of a batch are mixed."""
 
-    Attributes:
-        share: what each image keeps of its label, 0..1.
-        partner: the image that each is mixed with.
-        box: CutMix's box of the partner, as top, left, height, width; None for mixup.
-    """
-
-    share: float
-    partner: Int64[np.ndarray, "batch"]
+    share: float  # what each image keeps of its label, 0..1
+    partner: Int64[np.ndarray, "batch"]  # the image that each is mixed with
+    # CutMix's box of the partner, as top, left, height, width; None for mixup
     box: tuple[int, int, int, int] | None
 
 

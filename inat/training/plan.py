@@ -27,49 +27,33 @@ FROZEN = (
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The numbers of one stage of a training; most trainings have one.
+    """The numbers of one stage of a training; most trainings have one."""
 
-    Attributes:
-        number: counted from 1.
-        config: of this stage, with the data root as an absolute path.
-        new_head: whether the classifier begins anew.
-        trained: photos that are trained on.
-        held_out: photos that are validated on; None with holdout none.
-        first_epoch: epochs of the training before this stage.
-        epoch_size: draws an epoch.
-        global_batch: photos a step, over all processes.
-        steps_per_epoch: whole global batches in an epoch.
-        learning_rate: the backbone's peak learning rate.
-        draws_prior: class prior of the draws; None where it changes during the stage.
-        loss_prior: class prior that the loss takes off, if it takes one off; None where that is
-            the draws' and they have none.
-        loss_prior_sha256: of the file that the losses of the training take their prior from; of
-            several, for other stages, one behind the other; None without one.
-        logits_prior: class prior that the trained model's logits carry; None where no formula
-            says which.
-        starts_from_other_prior: whether it goes on with a classifier whose logits carry another
-            prior; `logits_prior` then holds once held-out photos show it.
-        earlier_prior: that other prior; None where it is not known.
-        begins_average: whether the moving average of the weights begins again, since that of the
-            stage before is of another prior or another classifier.
-    """
-
-    number: int
-    config: Config
-    new_head: bool
-    trained: Split
-    held_out: Split | None
-    first_epoch: int
-    epoch_size: int
-    global_batch: int
-    steps_per_epoch: int
-    learning_rate: float
-    draws_prior: Prior | None
+    number: int  # counted from 1
+    config: Config  # of this stage, with the data root as an absolute path
+    new_head: bool  # whether the classifier begins anew
+    trained: Split  # photos that are trained on
+    held_out: Split | None  # photos that are validated on; None with holdout none
+    first_epoch: int  # epochs of the training before this stage
+    epoch_size: int  # draws an epoch
+    global_batch: int  # photos a step, over all processes
+    steps_per_epoch: int  # whole global batches in an epoch
+    learning_rate: float  # the backbone's peak learning rate
+    draws_prior: Prior | None  # class prior of the draws; None where it changes during the stage
+    # class prior that the loss takes off, if it takes one off; None where that is the draws' and
+    # they have none
     loss_prior: Prior | None
+    # of the file that the losses of the training take their prior from; of several, for other
+    # stages, one behind the other; None without one
     loss_prior_sha256: str | None
+    # class prior that the trained model's logits carry; None where no formula says which
     logits_prior: Prior | None
+    # whether it goes on with a classifier whose logits carry another prior; `logits_prior` then
+    # holds once held-out photos show it
     starts_from_other_prior: bool = False
-    earlier_prior: Prior | None = None
+    earlier_prior: Prior | None = None  # that other prior; None where it is not known
+    # whether the moving average of the weights begins again, since that of the stage before is of
+    # another prior or another classifier
     begins_average: bool = True
 
     @property
@@ -134,18 +118,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is going to do.
+    """What a training is going to do."""
 
-    Attributes:
-        config: of the whole training, with the data root as an absolute path.
-        stages: at least one, in the order in which they are trained.
-        copies: the line that counts held-out and val photos with a copy or another photo of their
-            observation among those trained on; "" where the annotations state neither digests nor
-            groups.
-    """
-
-    config: Config
-    stages: tuple[StagePlan, ...]
+    config: Config  # of the whole training, with the data root as an absolute path
+    stages: tuple[StagePlan, ...]  # at least one, in the order in which they are trained
+    # the line that counts held-out and val photos with a copy or another photo of their observation
+    # among those trained on; "" where the annotations state neither digests nor groups
     copies: str = ""
 
     @property

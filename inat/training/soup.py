@@ -31,15 +31,10 @@ BATCH_NORM_DRAWS = 10_000
 
 @dataclass(frozen=True)
 class SoupBuilder:
-    """Puts mean weights into a network and scores it.
+    """Puts mean weights into a network and scores it."""
 
-    Attributes:
-        first: the run whose network, photos and settings are used.
-        log: gets a line for each soup that is tried.
-    """
-
-    first: TrainedRun
-    log: MetricsLog
+    first: TrainedRun  # the run whose network, photos and settings are used
+    log: MetricsLog  # gets a line for each soup that is tried
 
     def load_mean(self, members: Sequence[TrainedRun]) -> None:
         """Gives the network the mean weights, and batch norm statistics that fit them."""

@@ -27,13 +27,10 @@ class Stopped(InatError):
 
 
 class StopSignals:
-    """What has come of the signals; made by `stop_signals`.
-
-    Attributes:
-        received: the first that came to this process, None before.
-    """
+    """What has come of the signals; made by `stop_signals`."""
 
     def __init__(self) -> None:
+        # the first that came to this process, None before
         self.received: signal.Signals | None = None
         self._asks = LateGreatest()
 

@@ -39,30 +39,21 @@ FEW_PHOTOS = 64
 
 @dataclass
 class Trainer:
-    """Everything that the loop moves in one stage; made by `build_trainer` and `next_trainer`.
-
-    Attributes:
-        plan: of the stage.
-        network: as accelerate prepared it; the bare one is `backbone.network`.
-        ema: moving average of the weights, or None.
-        n_batches: micro-batches of this process whose gradients are added up for a step.
-        channels_last: memory format of images and convolutions; else they are contiguous.
-        validated: the last validation of this process, or None.
-    """
+    """Everything that the loop moves in one stage; made by `build_trainer` and `next_trainer`."""
 
     plan: StagePlan
     accelerator: Accelerator
     backbone: Backbone
-    network: nn.Module
+    network: nn.Module  # as accelerate prepared it; the bare one is `backbone.network`
     loss: Loss
     optimizer: Optimizer
     schedule: Scheduler
-    ema: MovingAverage | None
+    ema: MovingAverage | None  # moving average of the weights, or None
     loader: Loader
     held_out_loader: Loader | None
-    n_batches: int
+    n_batches: int  # micro-batches of this process whose gradients are added up for a step
     precision: str
-    channels_last: bool
+    channels_last: bool  # memory format of images and convolutions; else they are contiguous
     validated: Validation | None = None
 
     @property
