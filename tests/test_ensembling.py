@@ -15,7 +15,7 @@ from inat.core.intervals import gain_interval
 from inat.evaluation.evaluate import evaluate
 from inat.posthoc import ensemble as ensemble_module
 from inat.posthoc import ensemble_fit_table as fit_table_module
-from inat.posthoc import ensemble_rules as rules
+from inat.posthoc import ensemble_members as rules
 from inat.posthoc.ensemble import ensemble
 from inat.posthoc.ensemble_fit_table import TEMPERATURES, FitTable, read_fit_table
 from inat.posthoc.ensemble_fitting import (

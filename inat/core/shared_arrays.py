@@ -13,10 +13,7 @@ class SharedArray:
     """A NumPy array that is pickled into a worker process as a handle of shared memory.
 
     torch's own pickler does that for tensors; by any other pickler it goes as a copy. A forked
-    worker shares it anyway.
-
-    Attributes:
-        array: the array; not to be written to.
+    worker shares it anyway. The array is not to be written to.
     """
 
     def __init__(self, array: np.ndarray) -> None:

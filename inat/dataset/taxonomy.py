@@ -74,8 +74,18 @@ def read_taxonomy(categories: Sequence[Any], source: str) -> Taxonomy:
     if not categories:
         raise InputError(f"{source}: 'categories' is empty; it must list the species")
     for position, category in enumerate(categories):
-        if fault := _fault(category):
-            raise InputError(f"{source}: categories[{position}]{fault}")
+        place = f"{source}: categories[{position}]"
+        if not isinstance(category, Mapping):
+            raise InputError(f"{place} is no object with 'id' and 'name'")
+        for field in ("id", "name"):
+            if field not in category:
+                raise InputError(f"{place} has no field '{field}'")
+        number = category["id"]
+        if type(number) is not int or not -(2**63) <= number < 2**63:
+            raise InputError(
+                f"{place}: 'id' is {number!r:.40}, not a whole number; number photos and species "
+                "with whole numbers, the same in all lists"
+            )
     columns: dict[str, list[Any]] = {"category_id": [row["id"] for row in categories]}
     for column in COLUMNS[1:]:
         columns[column] = [str(row.get(column) or "") for row in categories]
@@ -84,19 +94,3 @@ def read_taxonomy(categories: Sequence[Any], source: str) -> Taxonomy:
     if len(twice):
         raise InputError(f"{source}: category id {twice.iloc[0]} stands twice in 'categories'")
     return Taxonomy(table)
-
-
-def _fault(category: Any) -> str:
-    """What is wrong with one of the categories, or ""."""
-    if not isinstance(category, Mapping):
-        return " is no object with 'id' and 'name'"
-    for field in ("id", "name"):
-        if field not in category:
-            return f" has no field '{field}'"
-    number = category["id"]
-    if type(number) is not int or not -(2**63) <= number < 2**63:
-        return (
-            f": 'id' is {number!r:.40}, not a whole number; number photos and species with whole "
-            "numbers, the same in all lists"
-        )
-    return ""

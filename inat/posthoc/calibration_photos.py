@@ -17,8 +17,19 @@ def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFil
         InputError: they are of another model or were predicted in another way; a photo has no
             label or was trained on.
     """
-    n_photos = len(held_out)
-    if wrong := _difference(prediction, held_out):
+    n_photos, folds = len(held_out), held_out.meta.folds
+    first = next(differences(prediction.meta, held_out.meta, "same config"), None)
+    wrong = f"its {first} is not that of {prediction.path}" if first else ""
+    if prediction.category_ids.tolist() != held_out.category_ids.tolist():
+        wrong = f"its list of species is not that of {prediction.path}"
+    elif first in ("run", "members' run") and folds:
+        wrong = (
+            f"its {len(folds)} folds are neither what made {prediction.path} nor known to be of "
+            "the same config"
+        )
+    elif not wrong and (prediction.logits_prior is None) != (held_out.logits_prior is None):
+        wrong = f"which prior its logits carry is known of it or of {prediction.path} alone"
+    if wrong:
         raise InputError(
             f"{held_out.path}: {wrong}; "
             "calibrate on a prediction of the same model, made and adjusted in the same way"
@@ -53,20 +64,3 @@ def calibration_logits(
     for chunk in held_out.chunks():
         moved[chunk] = store(held_out.read(chunk) + shift, moved.dtype)
     return moved
-
-
-def _difference(prediction: PredictionFile, held_out: PredictionFile) -> str | None:
-    """The first thing in which the models or the making of two predictions differ."""
-    if prediction.category_ids.tolist() != held_out.category_ids.tolist():
-        return f"its list of species is not that of {prediction.path}"
-    first = next(differences(prediction.meta, held_out.meta, "same config"), None)
-    if first in ("run", "members' run") and held_out.meta.folds:
-        return (
-            f"its {len(held_out.meta.folds)} folds are neither what made {prediction.path} nor "
-            "known to be of the same config"
-        )
-    if first is not None:
-        return f"its {first} is not that of {prediction.path}"
-    if (prediction.logits_prior is None) != (held_out.logits_prior is None):
-        return f"which prior its logits carry is known of it or of {prediction.path} alone"
-    return None

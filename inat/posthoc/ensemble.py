@@ -17,8 +17,7 @@ from inat.core.progress import first_few, progress_bar
 from inat.core.threads import in_order, usable_processors
 from inat.posthoc.ensemble_fit_table import read_fit_table
 from inat.posthoc.ensemble_fitting import Fit, Gain, cross_fitted, fit
-from inat.posthoc.ensemble_members import Member, align
-from inat.posthoc.ensemble_rules import pool
+from inat.posthoc.ensemble_members import Member, align, pool
 from inat.predictions.file import (
     PredictionFile,
     read_prediction,

@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from inat.core.metrics import class_means, mean_of
 from inat.core.progress import progress_bar
 from inat.core.threads import in_order, usable_processors
-from inat.posthoc.ensemble_members import Member
-from inat.posthoc.ensemble_rules import finish, minus_rank
+from inat.posthoc.ensemble_members import Member, finish, minus_rank
 
 TEMPERATURES: Float64[np.ndarray, "temperatures"] = 2.0 ** (np.arange(-8, 17) / 8)
 """From 0.5, which sharpens, to 4; 9 % from one to the next."""
