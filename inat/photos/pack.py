@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -239,7 +239,14 @@ class _MappedPart:
         # Two threads may both map a shard that is new to them: the later one is kept.
         mapped = self._maps[shard]
         if mapped is None:
-            mapped = self._maps[shard] = _mapped(self.shard_path(shard))
+            path = self.shard_path(shard)
+            try:
+                with open_file(path) as handle:
+                    mapped = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+            except (OSError, ValueError) as error:  # ValueError: the file is empty
+                reason = getattr(error, "strerror", None) or error
+                raise BadPhoto(f"{path}: {reason}") from None
+            self._maps[shard] = mapped
         return mapped
 
 
@@ -283,7 +290,15 @@ def read_parts(root: Path) -> list[Part]:
             first.
     """
     folders = part_folders(root)
-    n_parts = _one_cut(root, folders)
+    if not folders:
+        raise InputError(f"{root}: holds no pack; make one with inat data pack")
+    cuts = {n_parts: path for (_, n_parts), path in folders.items()}
+    if len(cuts) > 1:
+        first, second, *_ = cuts.values()
+        raise InputError(
+            f"{root}: {first.name} and {second.name} are parts of different cuts; delete one"
+        )
+    (n_parts,) = cuts
     finished = [number for number, _ in folders if (folders[number, n_parts] / MANIFEST).is_file()]
     missing = [number for number in range(1, n_parts + 1) if number not in finished]
     if missing == [1] and n_parts == 1:
@@ -313,19 +328,6 @@ def refuse_other_settings(first: Path, theirs: Settings, second: str, ours: Sett
             f"{first} was packed with {theirs}, but {second} with {ours}; the parts of a pack "
             "must agree: use the same settings and annotations, or give another --out"
         )
-
-
-def _one_cut(root: Path, folders: Mapping[tuple[int, int], Path]) -> int:
-    """The number of parts that all folders state."""
-    if not folders:
-        raise InputError(f"{root}: holds no pack; make one with inat data pack")
-    cuts = {n_parts: path for (_, n_parts), path in folders.items()}
-    if len(cuts) > 1:
-        first, second = list(cuts.values())[:2]
-        raise InputError(
-            f"{root}: {first.name} and {second.name} are parts of different cuts; delete one"
-        )
-    return next(iter(cuts))
 
 
 def _listed(numbers: Sequence[int], most: int = 20) -> str:
@@ -414,11 +416,3 @@ def _read_index(part: Part) -> pa.RecordBatch:
     if not np.isin(index["shard"].to_numpy(), np.arange(len(part.shards))).all():
         raise InputError(f"{path}: damaged (it names no shard); delete it and {part.remedy}")
     return index
-
-
-def _mapped(path: Path) -> memoryview:
-    try:
-        with open_file(path) as handle:
-            return memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:  # ValueError: the file is empty
-        raise BadPhoto(f"{path}: {getattr(error, 'strerror', None) or error}") from None

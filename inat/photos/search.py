@@ -141,9 +141,14 @@ def look_at_photo(path: Path, *, linked: bool = False) -> FoundPhoto | PassedOve
             file.seek(0)
             named_heic = ending in HEIC_ENDINGS and not head.startswith(b"\xff\xd8")
             is_heic = named_heic or _is_heic(head)
-            if is_heic and not _reads_heic():
+            if is_heic and importlib.util.find_spec("pillow_heif") is None:
                 return PassedOver(path, "heic")
-            height, width = _heic_size(file) if is_heic else _size(file, head)
+            if is_heic:
+                from pillow_heif import open_heif
+
+                width, height = open_heif(file).size
+            else:
+                height, width = _size(file, head)
     except UnfitFile as error:
         return PassedOver(path, "unreadable", error.reason)
     # Pillow's readers raise nearly everything on broken files.
@@ -154,7 +159,9 @@ def look_at_photo(path: Path, *, linked: bool = False) -> FoundPhoto | PassedOve
             return PassedOver(path, "other")
         if isinstance(error, OSError) and error.strerror:
             return PassedOver(path, "unreadable", error.strerror)
-        return PassedOver(path, "unreadable", _reason(head))
+        is_page = head.lstrip().lower().startswith((b"<!doctype html", b"<html"))
+        reason = "a web page" if is_page else "not a photo, or damaged"
+        return PassedOver(path, "unreadable", reason if head else "the file is empty")
     return FoundPhoto(path, height, width, linked, is_heic)
 
 
@@ -271,17 +278,6 @@ def _is_heic(head: bytes) -> bool:
     return bool(brands & HEIC_BRANDS) and not brands & {b"avif", b"avis"}
 
 
-def _reads_heic() -> bool:
-    return importlib.util.find_spec("pillow_heif") is not None
-
-
-def _heic_size(file: IO[bytes]) -> tuple[int, int]:
-    from pillow_heif import open_heif
-
-    width, height = open_heif(file).size
-    return height, width
-
-
 def _size(file: IO[bytes], head: bytes) -> tuple[int, int]:
     if not head.startswith(b"\xff\xd8\xff"):
         with warnings.catch_warnings():
@@ -300,10 +296,3 @@ def _size(file: IO[bytes], head: bytes) -> tuple[int, int]:
         file.seek(0)
         height, width, _, _ = simplejpeg.decode_jpeg_header(file.read())
         return height, width
-
-
-def _reason(head: bytes) -> str:
-    if not head:
-        return "the file is empty"
-    is_page = head.lstrip().lower().startswith((b"<!doctype html", b"<html"))
-    return "a web page" if is_page else "not a photo, or damaged"

@@ -15,7 +15,6 @@ from inat.models.device import memory_remedies
 from inat.predictions.processes import this_process
 from inat.runs.metrics_log import MetricsLog, NoLog
 from inat.runs.run import Run, is_run, writing
-from inat.runs.trained import TrainedModel
 from inat.training.accelerator import build_accelerator
 from inat.training.averages import LossMeter, LossNotFinite
 from inat.training.checkpoint import LoopState
@@ -204,13 +203,9 @@ def _validate(
     share, earlier = None, plan.earlier_prior
     if plan.starts_from_other_prior and earlier is not None and plan.logits_prior is not None:
         share = EarlierPriorShare(earlier, plan.logits_prior)
-    mean, std = trainer.backbone.mean, trainer.backbone.std
-    model = TrainedModel(
-        trainer.evaluated, mean, std, trainer.precision, channels_last=trainer.channels_last
-    )
-    with weights_together(trainer.evaluated):
+    with weights_together(trainer.evaluated.network):
         result = validate(
-            model,
+            trainer.evaluated,
             trainer.held_out_loader,
             check=checkpoints.stops.check,
             earlier_prior=share,

@@ -29,6 +29,7 @@ from inat.models.backbone import (
     try_batch,
 )
 from inat.models.device import prefers_channels_last, to_device_format
+from inat.runs.trained import TrainedModel
 from inat.training.averages import MovingAverage
 from inat.training.optim import build_optimizer, build_schedule
 from inat.training.plan import Plan, StagePlan
@@ -57,9 +58,13 @@ class Trainer:
     validated: Validation | None = None
 
     @property
-    def evaluated(self) -> nn.Module:
-        """The network whose accuracy counts: the moving average, where there is one."""
-        return self.backbone.network if self.ema is None else self.ema.module
+    def evaluated(self) -> TrainedModel:
+        """The network whose accuracy counts: the moving average, if there is one."""
+        backbone = self.backbone
+        network = backbone.network if self.ema is None else self.ema.module
+        return TrainedModel(
+            network, backbone.mean, backbone.std, self.precision, self.channels_last
+        )
 
     @property
     def averaged(self) -> nn.Module | None:
