@@ -26,7 +26,14 @@ STEP = {
             "_layout",
         ],
         "inat/training/averages.py": [
-            *("Step", "LossMeter.timed", "LossMeter.add", "LossMeter.read", "LossMeter.close"),
+            *(
+                "Step",
+                "Speed",
+                "LossMeter.timed",
+                "LossMeter.add",
+                "LossMeter.read",
+                "LossMeter.close",
+            ),
             *("MovingAverage.update", "average_statistics"),
         ],
         "inat/training/processes.py": ["n_processes", "summed", "averaged"],

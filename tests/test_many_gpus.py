@@ -44,9 +44,9 @@ def test_a_window_says_which_share_of_its_time_was_waited_for_photos(
     window, shares = LossMeter(), []
     for _ in window.timed(photos()):
         clock[0] += 1
-        shares.append(window.close()[2])
+        shares.append(window.close()[1].waiting)
     assert shares == pytest.approx([3 / 4, 1 / 2, 0])
-    assert window.epoch_waiting == pytest.approx(4 / 7)
+    assert window.epoch.waiting == pytest.approx(4 / 7)
 
 
 def test_log_and_epoch_line_say_how_long_photos_were_waited_for(

@@ -1,7 +1,8 @@
 """Batches of photos, the same for any number of workers and after any resume."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -31,56 +32,41 @@ LOADER_RECIPE = TransformConfig()
 jitter .4; centre crops of .875."""
 
 
+@dataclass(eq=False)
 class Loader:
     """Iterates over the batches of the epoch set last; made by `build_loader`.
 
     Attributes:
-        bad_photos: photos that could not be read, in the order met.
-        recovered_photos: photos that were read after a repair.
-        slow_photos: photos that took more than a second, from the file to the image.
+        order: gives the photo of each draw of an epoch.
         n_classes: species that the labels number.
         prior: class prior of the draws; None where the photos have no labels, and where it
             changes during training.
+        bad_photos: photos that could not be read, in the order met.
+        recovered_photos: photos that were read after a repair.
+        slow_photos: photos that took more than a second, from the file to the image.
     """
 
-    def __init__(
-        self,
-        reader: BatchReader,
-        order: Callable[[int], Int64[np.ndarray, "draws"]],
-        *,
-        n_draws: int,
-        n_classes: int,
-        batch_size: int,
-        drop_last: bool,
-        rank: int,
-        world_size: int,
-        workers: int,
-        worker_kind: WorkerKind,
-        on_bad_photo: Literal["stop", "skip"],
-        keep_photos: bool,
-        pin_memory: bool | None,
-        prior: np.ndarray | None,
-    ) -> None:
-        self._reader = reader
-        self._order = order
-        self.n_draws = n_draws
-        self.n_classes = n_classes
-        self.batch_size = batch_size
-        self.drop_last = drop_last
-        self.rank = rank
-        self.world_size = world_size
-        self.workers = workers
-        self.worker_kind = "threads" if worker_kind == "auto" else worker_kind
-        self.on_bad_photo = on_bad_photo
-        self.keep_photos = keep_photos
-        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self.prior = prior
-        self.bad_photos: list[PhotoIssue] = []
-        self.recovered_photos: list[PhotoIssue] = []
-        self.slow_photos: list[PhotoIssue] = []
-        self._epoch = 0
-        self._start = 0
-        self._processes = WorkerProcesses(reader, workers, pinned=self.pin_memory)
+    reader: BatchReader
+    order: Callable[[int], Int64[np.ndarray, "draws"]]
+    n_draws: int
+    n_classes: int
+    batch_size: int
+    drop_last: bool
+    rank: int
+    world_size: int
+    workers: int
+    worker_kind: WorkerKind
+    on_bad_photo: Literal["stop", "skip"]
+    keep_photos: bool
+    pin_memory: bool
+    prior: np.ndarray | None
+    bad_photos: list[PhotoIssue] = field(default_factory=list)
+    recovered_photos: list[PhotoIssue] = field(default_factory=list)
+    slow_photos: list[PhotoIssue] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._epoch = self._start = 0
+        self._processes = WorkerProcesses(self.reader, self.workers, pinned=self.pin_memory)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """The next iteration gives epoch `epoch` from draw `start` of all processes on."""
@@ -100,20 +86,28 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         batches, pinned = self._indices(), self.pin_memory
         if self.keep_photos:
-            self._reader.fill_cache(self.workers)
-        if self.workers == 0 or not self._reader.needs_workers:
-            read = read_here(self._reader, batches, pinned=pinned)
-        elif self.worker_kind == "threads":
-            read = read_in_threads(self._reader, batches, self.workers, pinned=pinned)
+            self.reader.fill_cache(self.workers)
+        if self.workers == 0 or not self.reader.needs_workers:
+            read = read_here(self.reader, batches, pinned=pinned)
+        elif self.worker_kind != "processes":
+            read = read_in_threads(self.reader, batches, self.workers, pinned=pinned)
         else:
             read = self._processes.read(batches)
+        lists = {
+            "bad": self.bad_photos, "recovered": self.recovered_photos, "slow": self.slow_photos,
+        }  # fmt: skip
         for batch, issues in read:
-            self._note(issues)
+            for issue in issues:
+                if issue.kind == "bad" and self.on_bad_photo == "stop":
+                    raise WorldError(
+                        f"{issue}; fix or remove the photo, or go on without it (on_bad_photo skip)"
+                    )
+                lists[issue.kind].append(issue)
             yield batch
 
     def _indices(self) -> list[BatchIndices]:
         """The draws and photos of each batch that the next iteration gives to this process."""
-        order, batches = self._order(self._epoch), []
+        order, batches = self.order(self._epoch), []
         for step in range(len(self)):
             first = self._start + step * self.global_batch
             # Whole global batches are cut evenly; a shorter last one too, to within one photo.
@@ -125,19 +119,6 @@ class Loader:
     def _own(self, size: int) -> range:
         """This process's share of a global batch of `size` photos."""
         return range(size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size)
-
-    def _note(self, issues: Sequence[PhotoIssue]) -> None:
-        for issue in issues:
-            if issue.kind == "bad" and self.on_bad_photo == "stop":
-                raise WorldError(
-                    f"{issue}; fix or remove the photo, or go on without it (on_bad_photo skip)"
-                )
-            lists = {
-                "bad": self.bad_photos,
-                "recovered": self.recovered_photos,
-                "slow": self.slow_photos,
-            }
-            lists[issue.kind].append(issue)
 
     def take_issues(self, earlier: "Loader") -> None:
         """Continues the lists of photos of a loader that this one follows."""
@@ -260,7 +241,7 @@ def build_loader(
         worker_kind=worker_kind,
         on_bad_photo=on_bad_photo,
         keep_photos=keep_photos,
-        pin_memory=pin_memory,
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         prior=drawn.prior if drawn else None,
     )
 

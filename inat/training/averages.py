@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -28,16 +28,14 @@ where a decay of 0.9999 alone would leave 99.9 %."""
 
 @dataclass(frozen=True)
 class Step:
-    """A step whose loss has not been read yet."""
+    """A step whose loss has not been read yet: the mean of `loss` over the processes."""
 
     number: int  # counted from 1
     learning_rate: float  # the smallest of the parameter groups
-    loss: Float[Tensor, ""]  # still on the device; its mean over the processes is that of the step
+    loss: Float[Tensor, ""]  # still on the device
     image_ids: Sequence[Int64[Tensor, "batch"]]  # of this process's micro-batches
-    n_images: int  # of all processes' micro-batches
-    # whether float16's scaler threw the step away, as it does while it looks for a scale; such a
-    # loss need not be finite
-    skipped: bool = False
+    n_images: int  # of all processes
+    skipped: bool = False  # by float16's scaler, looking for a scale: the loss may be infinite
 
 
 class LossNotFinite(WorldError):
@@ -49,19 +47,40 @@ class LossNotFinite(WorldError):
         self.image_ids = list(image_ids)  # of all processes' batches of that step
 
 
+@dataclass
+class Speed:
+    """Images since a moment, and the seconds that this process waited for photos."""
+
+    n_images: int = 0
+    waited: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.n_images / max(time.monotonic() - self.began, 1e-9)
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time that was waited for photos."""
+        return self.waited / max(time.monotonic() - self.began, 1e-9)
+
+
 class LossMeter:
     """Mean loss and speed since the last log line.
 
     Losses stay on the device and are read together: each read makes the host wait for the device.
+
+    Attributes:
+        epoch: speed since the epoch began or was resumed.
+        note: loss and learning rate of the last log line, for the progress bar.
     """
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
         """Starts with the losses that a checkpoint kept."""
         self._losses = list(losses)
         self._unread: list[Step] = []
-        self._images = self._epoch_images = 0
-        self._waited = self._epoch_waited = 0.0
-        self._began = self._epoch_began = time.monotonic()
+        self._window, self.epoch = Speed(), Speed()
         self.note = ""
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
@@ -71,8 +90,8 @@ class LossMeter:
             began = time.monotonic()
             item = next(iterator, None)
             waited = time.monotonic() - began
-            self._waited += waited
-            self._epoch_waited += waited
+            self._window.waited += waited
+            self.epoch.waited += waited
             if item is None:
                 return
             yield item
@@ -80,8 +99,8 @@ class LossMeter:
     def add(self, step: Step) -> None:
         """Adds a step."""
         self._unread.append(step)
-        self._images += step.n_images
-        self._epoch_images += step.n_images
+        self._window.n_images += step.n_images
+        self.epoch.n_images += step.n_images
 
     @property
     def is_empty(self) -> bool:
@@ -104,26 +123,11 @@ class LossMeter:
             self._unread = []
         return list(self._losses)
 
-    def close(self) -> tuple[float | None, float, float]:
-        """Mean loss (None if every step was skipped), images per second, and the share of the
-        time that this process waited for photos; starts again from zero."""
-        losses = self.read()
-        mean = math.fsum(losses) / len(losses) if losses else None
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        rate, waiting = self._images / seconds, self._waited / seconds
-        self._losses, self._images, self._waited = [], 0, 0.0
-        self._began = time.monotonic()
-        return mean, rate, waiting
-
-    @property
-    def epoch_rate(self) -> float:
-        """Images per second since the epoch began or was resumed."""
-        return self._epoch_images / max(time.monotonic() - self._epoch_began, 1e-9)
-
-    @property
-    def epoch_waiting(self) -> float:
-        """The share of the epoch's time that this process waited for photos."""
-        return self._epoch_waited / max(time.monotonic() - self._epoch_began, 1e-9)
+    def close(self) -> tuple[float | None, Speed]:
+        """Mean loss (None if every step was skipped) and speed; both start again from zero."""
+        losses, speed = self.read(), self._window
+        self._losses, self._window = [], Speed()
+        return math.fsum(losses) / len(losses) if losses else None, speed
 
 
 def _not_finite(step: Step, loss: float) -> LossNotFinite:

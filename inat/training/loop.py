@@ -172,13 +172,13 @@ def _train_epoch(
         _log_losses(trainer, state, log, meter)
     state.losses, state.metrics_bytes = [], log.n_bytes
     say(
-        f"{title}  {meter.note}  {meter.epoch_rate:.0f} images/s, "
-        f"{meter.epoch_waiting:.0%} of the time waiting for photos"
+        f"{title}  {meter.note}  {meter.epoch.rate:.0f} images/s, "
+        f"{meter.epoch.waiting:.0%} of the time waiting for photos"
     )
 
 
 def _log_losses(trainer: Trainer, state: LoopState, log: MetricsLog, meter: LossMeter) -> None:
-    loss, rate, waiting = meter.close()
+    loss, speed = meter.close()
     learning_rate = min(group["lr"] for group in trainer.optimizer.param_groups)
     shown = "none" if loss is None else f"{loss:.3f}"
     meter.note = f"loss {shown}  lr {learning_rate:.2e}"
@@ -188,8 +188,8 @@ def _log_losses(trainer: Trainer, state: LoopState, log: MetricsLog, meter: Loss
         step=state.step,
         loss=loss,
         learning_rate=learning_rate,
-        images_per_second=rate,
-        waiting_share=round(waiting, 4),
+        images_per_second=speed.rate,
+        waiting_share=round(speed.waiting, 4),
     )
 
 

@@ -46,8 +46,7 @@ class GlobalBatch:
         self, rows: Shaped[Tensor, "own ..."], partner: Int64[np.ndarray, "global"]
     ) -> Shaped[Tensor, "own ..."]:
         """The row of each own image's partner, from the process that holds it; `partner` is a
-        permutation of the global batch, the same in all processes. Each receives what it needs.
-        """
+        permutation of the global batch, the same in all processes."""
         if len(self.sizes) == 1:
             return rows.index_select(0, on_device(partner, rows.device))
         # Who holds each image's partner, and whose image it is, by place in the global batch.
