@@ -18,6 +18,7 @@ from inat.core.files import read_json
 from inat.loader import batches as loader_batches
 from inat.loader.batches import empty_images, to_device
 from inat.models import device as devices
+from inat.runs.run import Run
 from inat.training import accelerator, processes, step, trainer
 from inat.training.accelerator import build_accelerator
 from inat.training.averages import LossMeter
@@ -275,7 +276,7 @@ def test_a_command_takes_leave_of_the_other_processes(
     assert not left
     with monkeypatch.context() as patch:
         patch.setattr(processes, "n_processes", lambda: 2)
-        patch.setattr("inat.training.train", lambda *_, **__: None)
+        patch.setattr("inat.training.train", lambda *_, **__: Run(tmp_path / "run"))
         assert main(words) == 0
     assert left == [True]
 

@@ -53,7 +53,7 @@ class Speed:
 
     n_images: int = 0
     waited: float = 0.0
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def rate(self) -> float:
