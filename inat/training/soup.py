@@ -104,11 +104,13 @@ def make_soup(members: Sequence[TrainedRun], out: Path, *, how: SoupRecipe, over
     first, sources = members[0], [member.run for member in members]
     with new_run_folder(out, sources, overwrite=overwrite) as partial:
         _refuse_unlike(members, how)
+        held_out = first.held_out  # refuses other photos than those that were trained on
+        _refuse_repeats(members)
         with (
             first.machine("give a smaller --batch-size"),
             closing(MetricsLog(partial / "metrics.jsonl")) as log,
         ):
-            builder, held_out = SoupBuilder(first, log), first.held_out
+            builder = SoupBuilder(first, log)
             used = members if how == "uniform" else builder.pick(members)
             builder.load_mean(used)
             if held_out is not None:
@@ -175,7 +177,7 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 
 def _refuse_unlike(members: Sequence[TrainedRun], how: SoupRecipe) -> None:
-    """Stops where the weights of these runs have no mean, or none is to be chosen."""
+    """Stops where the weights of these runs have no mean, or nothing can choose among them."""
     first = members[0].run
     for run in [member.run for member in members[1:]]:
         for field in ("backbone", "head", "head_scale"):
@@ -203,6 +205,9 @@ def _refuse_unlike(members: Sequence[TrainedRun], how: SoupRecipe) -> None:
             f"{first.path}: nothing was held out (data.holdout none), so there are no photos to "
             "be greedy on; use --how uniform"
         )
+
+
+def _refuse_repeats(members: Sequence[TrainedRun]) -> None:
     seen: dict[str, Path] = {}
     for member in members:
         earlier = seen.setdefault(member.checkpoint.digest, member.run.path)
