@@ -26,16 +26,8 @@ from inat.training.processes import PATIENCE
 def build_accelerator(
     config: Config, begun: Run | None = None
 ) -> Iterator[tuple[Accelerator, str]]:
-    """accelerate's Accelerator and the precision; on leaving, torch's generators and settings are
-    as they were.
-
-    Args:
-        config: of the training.
-        begun: the run being resumed; precision `auto` keeps its precision.
-
-    Raises:
-        InputError: the device has no such precision, or is not there.
-    """
+    """accelerate's Accelerator and the precision, which `auto` keeps from the run being resumed
+    (`begun`). On leaving, torch's generators and settings are as they were."""
     runtime = config.runtime
     device = pick_device(runtime.device)
     precision = _precision(config, device, begun)

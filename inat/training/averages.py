@@ -77,7 +77,6 @@ class LossMeter:
     """
 
     def __init__(self, losses: Sequence[float] = ()) -> None:
-        """Starts with the losses that a checkpoint kept."""
         self._losses = list(losses)
         self._unread: list[Step] = []
         self._window, self.epoch = Speed(), Speed()
@@ -97,22 +96,16 @@ class LossMeter:
             yield item
 
     def add(self, step: Step) -> None:
-        """Adds a step."""
         self._unread.append(step)
         self._window.n_images += step.n_images
         self.epoch.n_images += step.n_images
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to log."""
         return not self._losses and not self._unread
 
     def read(self) -> list[float]:
-        """The losses since the last log line; all processes call it at the same step.
-
-        Raises:
-            LossNotFinite: one is not finite; names the step, its learning rate and images.
-        """
+        """The losses since the last log line; all processes call it at the same step."""
         if self._unread:
             values = averaged(torch.stack([step.loss for step in self._unread])).tolist()
             for step, value in zip(self._unread, values, strict=True):
@@ -150,13 +143,8 @@ class MovingAverage:
     """
 
     def __init__(self, network: nn.Module, decay: float, module: nn.Module | None = None) -> None:
-        """Starts an average at the network's weights, or continues the one in `module`.
-
-        Args:
-            network: whose weights are averaged; its tensors must stay the same objects.
-            decay: of the average, once it has warmed up.
-            module: a copy of the network whose weights are the average so far; None starts one.
-        """
+        """Starts an average at the network's weights, or continues the one in `module`. The
+        network's tensors must stay the same objects."""
         # a copy of the network with the average as its weights, in eval mode
         self.module = deepcopy(network).eval() if module is None else module
         self.module.requires_grad_(False)

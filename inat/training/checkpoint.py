@@ -66,7 +66,6 @@ class LoopState:
 
     @property
     def begun_epochs(self) -> int:
-        """Epochs that have begun, the one under way included."""
         return self.epoch + (self.batches > 0)
 
 
@@ -116,7 +115,7 @@ def save_checkpoint(
 
 
 def _write_best(best: Path, written: Path, state: LoopState) -> None:
-    """The weights of a checkpoint that was just written, by hard links where the disk has them."""
+    """Hard links where the disk has them."""
     facts = replace(state.weights, chosen={"epoch": CHOSEN_ON})
     sums = read_json(written / CHECKSUMS)
     with atomic_folder(best) as partial:
@@ -133,11 +132,7 @@ def _write_best(best: Path, written: Path, state: LoopState) -> None:
 
 
 def newest_checkpoint(last: Path, before: Path) -> tuple[Path | None, str]:
-    """The newer whole one of two checkpoints, and what is damaged; None if there is none.
-
-    Raises:
-        InputError: each that is there is damaged.
-    """
+    """The newer intact one of two checkpoints, and what is damaged; None if there is none."""
     there = [folder for folder in (last, before) if folder.is_dir()]
     faults = {folder: damaged_files(folder) for folder in there}
     damage = "; ".join(
@@ -150,11 +145,6 @@ def newest_checkpoint(last: Path, before: Path) -> tuple[Path | None, str]:
 
 
 def read_state(folder: Path) -> LoopState:
-    """Where the loop stood when the checkpoint was written.
-
-    Raises:
-        InputError: state.json is missing or says something else.
-    """
     path = folder / "state.json"
     content = read_json(path)
     if not isinstance(content, dict) or content.keys() != {each.name for each in fields(LoopState)}:
@@ -175,12 +165,7 @@ def load_checkpoint(
     optimizer: Optimizer,
     loss: nn.Module | None = None,
 ) -> LoopState:
-    """Puts a checkpoint back into network, average, optimiser and loss, and gives the loop's
-    state.
-
-    Raises:
-        InputError: the folder is no whole checkpoint.
-    """
+    """Loads a checkpoint into network, average, optimizer and loss; returns the loop's state."""
     try:
         weights, own = load_file(folder / "model.safetensors"), network.state_dict()
         network.load_state_dict({name: shard_like(weights[name], own[name]) for name in weights})

@@ -19,13 +19,12 @@ LARGEST_BOUND = 0.5
 
 
 class EarlierPriorShare:
-    """Gathers held-out photos' logits and measures the share of the earlier prior in them.
+    """Measures the share of the earlier prior in held-out photos' logits.
 
-    Only two numbers per photo are kept.
+    Two numbers are kept per photo. Species without photos, whose prior is 0, do not count.
     """
 
     def __init__(self, earlier: Prior, new: Prior) -> None:
-        """Takes both priors; species without photos, whose prior is 0, do not count."""
         self._new = new
         self._counts = (earlier > 0) & (new > 0)
         self._direction = np.zeros(len(new))
@@ -58,12 +57,10 @@ class EarlierPriorShare:
         return float(weights @ slopes[:, 0]) / curvature, error / curvature
 
     def is_gone(self) -> bool:
-        """Whether the logits carry the new prior."""
         share, error = self.measure()
         return abs(share) <= LARGEST_SHARE and abs(share) + 2 * error <= LARGEST_BOUND
 
     def facts(self) -> dict[str, float]:
-        """The measurement, for a log."""
         share, error = self.measure()
         return {"earlier_prior_share": share, "earlier_prior_share_error": error}
 

@@ -46,7 +46,6 @@ SMALLER_BATCHES = (
 
 
 def train_run(config: Config, path: Path, *, resume: bool, overwrite: bool) -> Run:
-    """Trains a config and leaves a run folder; see `verbs.train`."""
     made = Run(path)
     last, before, best = made.checkpoint("last"), made.checkpoint_before, made.checkpoint("best")
     kept = "the checkpoint before is whole; make room and go on with --resume"
@@ -147,7 +146,6 @@ def _train(
 def _train_epoch(
     trainer: Trainer, state: LoopState, checkpoints: CheckpointSchedule, n_epochs: int
 ) -> None:
-    """Trains an epoch, or the rest of one."""
     plan, config, log, stops = trainer.plan, trainer.plan.config, checkpoints.log, checkpoints.stops
     meter = LossMeter(state.losses)
     trainer.network.train()
@@ -196,7 +194,6 @@ def _log_losses(trainer: Trainer, state: LoopState, log: MetricsLog, meter: Loss
 def _validate(
     trainer: Trainer, state: LoopState, checkpoints: CheckpointSchedule
 ) -> Validation | None:
-    """Scores the held-out part, if there is one."""
     plan = trainer.plan
     if trainer.held_out_loader is None:
         return None

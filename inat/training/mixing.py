@@ -33,12 +33,10 @@ class GlobalBatch:
 
     @property
     def n_images(self) -> int:
-        """Images of all processes."""
         return sum(self.sizes)
 
     @property
     def own(self) -> slice:
-        """This process's images."""
         first = sum(self.sizes[: self.rank])
         return slice(first, first + self.sizes[self.rank])
 
@@ -101,14 +99,9 @@ def mix_images(
 ) -> tuple[Images, Targets]:
     """The batch after mixup or CutMix, with soft targets; unchanged if the recipe has neither.
 
-    Args:
-        images: normalized, in channels_last or contiguous, as they stay; may be written to.
-        labels: of the images.
-        n_classes: width of the soft targets.
-        recipe: `mixup` and `cutmix` are the alphas of their Beta(alpha, alpha); with both, each
-            step takes one of them at random.
-        rng: the step's own, the same in all processes.
-        whole: the global batch; partners come from all of it.
+    `recipe.mixup` and `recipe.cutmix` are the alphas of their Beta(alpha, alpha); with both, each
+    step takes one of them at random. Images stay in their memory format and may be written to;
+    `rng` is the step's own, the same in all processes; partners come from the whole global batch.
     """
     drawn = draw_mix(recipe, whole.n_images, images.shape[-1], rng)
     if drawn is None:
@@ -149,7 +142,6 @@ def draw_mix(
 
 
 def one_hot(labels: Int64[Tensor, "batch"], n_classes: int) -> Float[Tensor, "batch classes"]:
-    """1 at the label, 0 elsewhere."""
     rows = torch.zeros(len(labels), n_classes, device=labels.device)
     return rows.scatter_(1, labels[:, None], 1.0)
 
@@ -206,7 +198,7 @@ def _layout(images: Images) -> torch.memory_format:
 
 
 def _inside(boxes: Boxes, images: Images, whole: GlobalBatch) -> Tensor:
-    """Whether each pixel is in its image's box, `[batch, 1, height, width]`."""
+    """`[batch, 1, height, width]`."""
     sides = (on_device(side[whole.own], images.device)[:, None] for side in boxes)
     top, left, height, width = sides
     y = torch.arange(images.shape[2], device=images.device)

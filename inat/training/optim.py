@@ -101,7 +101,7 @@ class StepSchedule(Scheduler):  # type: ignore[misc]
         self.steps_per_epoch = steps_per_epoch
 
     def factor(self, epoch: int) -> float:
-        """Share of the peak learning rate in an epoch, counted from 0."""
+        """Share of the peak; epochs are counted from 0 here."""
         config = self.config
         rise = min(1.0, (epoch + 1) / config.warmup_epochs) if config.warmup_epochs else 1.0
         return float(rise * config.step_factor ** bisect_right(config.milestones, epoch))

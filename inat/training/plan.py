@@ -63,16 +63,13 @@ class StagePlan:
 
     @property
     def n_steps(self) -> int:
-        """Optimiser steps of the stage."""
         return self.steps_per_epoch * self.config.epochs
 
     @property
     def tail(self) -> Tail:
-        """What the loss knows of the photos."""
         return Tail(self.trained.class_counts, self.loss_prior, self.draws_prior)
 
     def describe(self) -> list[str]:
-        """Lines for a person: draws, loss, optimizer, steps."""
         config, loss, optim = self.config, self.config.loss, self.config.optim
         head = f", classifier x{optim.head_lr_factor:g}" if optim.head_lr_factor != 1 else ""
         weights = config.model.weights if self.number == 1 else "of the stage before"
@@ -118,8 +115,6 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is going to do."""
-
     config: Config  # of the whole training, with the data root as an absolute path
     stages: tuple[StagePlan, ...]  # at least one, in the order in which they are trained
     # the line that counts held-out and val photos with a copy or another photo of their observation
@@ -128,12 +123,10 @@ class Plan:
 
     @property
     def trained(self) -> Split:
-        """Photos that are trained on, in all stages."""
         return self.stages[0].trained
 
     @property
     def epochs(self) -> int:
-        """Epochs of all stages."""
         return self.stages[-1].end_epoch
 
     def stage_after(self, epochs: int) -> StagePlan:
@@ -141,7 +134,6 @@ class Plan:
         return next(stage for stage in self.stages if epochs < stage.end_epoch)
 
     def describe(self) -> list[str]:
-        """Lines for a person: the data, then each stage."""
         held_out = self.stages[0].held_out
         held = f"{len(held_out)} held out" if held_out else "none held out"
         lines = [
@@ -159,12 +151,8 @@ class Plan:
 
 
 def make_plan(config: Config) -> Plan:
-    """Reads the annotations and works out what `config` means for them.
-
-    Raises:
-        InputError: no data root, broken annotations, a holdout that holds nothing out, an epoch
-            smaller than a batch.
-    """
+    """Reads the annotations and works out what `config` means for them; refuses (InputError) what
+    cannot be trained."""
     data = config.data
     if data.root is None:
         raise InputError("data.root is not set; give the data set's folder: --data.root DIR")
@@ -221,11 +209,7 @@ def _after(before: StagePlan, stage: StagePlan) -> StagePlan:
 
 
 def loss_prior_files(config: Config) -> list[Path]:
-    """The files whose priors the losses of a training take off, each once, in the stages' order.
-
-    Raises:
-        InputError: one is not there.
-    """
+    """The files whose priors the losses of a training take off, each once, in the stages' order."""
     losses = [stage.config.loss for stage in config.all_stages]
     found = [_loss_prior_file(loss) for loss in losses if loss.takes_prior_off]
     return list(dict.fromkeys(path for path in found if path is not None))

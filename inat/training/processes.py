@@ -39,11 +39,6 @@ def leave_processes() -> None:
 
 
 def shared_batch(batch_size: int, world_size: int) -> int:
-    """Photos of a global batch that each process takes.
-
-    Raises:
-        InputError: they cannot be shared evenly.
-    """
     if batch_size % world_size:
         raise InputError(
             f"batch_size {batch_size} cannot be shared evenly by {world_size} processes; give a "
@@ -53,11 +48,7 @@ def shared_batch(batch_size: int, world_size: int) -> int:
 
 
 def micro_batches(config: Config, world_size: int) -> tuple[int, int]:
-    """How many batches each process adds up for a step, and how many photos each of them has.
-
-    Raises:
-        InputError: the photos of a step cannot be shared evenly.
-    """
+    """How many batches each process adds up for a step, and how many photos each of them has."""
     share = shared_batch(config.batch_size, world_size)
     if config.optim.accumulate != "auto":
         return config.optim.accumulate, share
@@ -117,7 +108,6 @@ class LateGreatest:
         return _received(before)
 
     def clear(self) -> None:
-        """Forgets the call before."""
         _received(self._sent)
         self._sent = None
 
@@ -141,11 +131,8 @@ def gathered(value: T) -> list[T]:
 def on_rank_zero(
     function: Callable[Arguments, T], *arguments: Arguments.args, **options: Arguments.kwargs
 ) -> T:
-    """Calls a function in rank 0 while the others wait; all get its result.
-
-    Raises:
-        InatError: what rank 0 raised; so is what the system refused it (OSError).
-    """
+    """Calls a function in rank 0 while the others wait; all get its result, or its InatError or
+    OSError."""
     if n_processes() == 1:
         return function(*arguments, **options)
     told: list[T | Exception | None] = [None]
@@ -177,7 +164,6 @@ def shard(network: nn.Module, device: torch.device, precision: str) -> None:
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether `shard` has been at it."""
     return isinstance(network, FSDPModule)
 
 
@@ -198,7 +184,6 @@ def weights_together(network: nn.Module) -> Iterator[None]:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A sharded tensor gathered from all processes, any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -212,11 +197,8 @@ def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
 
 @contextmanager
 def peer_failures_reported() -> Iterator[None]:
-    """Says in a sentence that another process has gone.
-
-    Raises:
-        WorldError: another process has stopped, or has not answered for `PATIENCE`.
-    """
+    """Raises WorldError, in a sentence, where another process has stopped or has not answered for
+    `PATIENCE`."""
     try:
         yield
     except RuntimeError as error:

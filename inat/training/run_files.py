@@ -83,13 +83,7 @@ def resume_from(run: Run, trainer: Trainer, plan: Plan) -> tuple[Trainer, LoopSt
 
 
 class CheckpointSchedule:
-    """Says when a checkpoint is due, and writes it.
-
-    Attributes:
-        run: whose checkpoints these are.
-        log: its metrics.jsonl, which a checkpoint counts on.
-        stops: forgotten once a checkpoint is written: it holds all that they ask for.
-    """
+    """Decides when a checkpoint is due and writes it, which answers all requests for one."""
 
     def __init__(self, run: Run, log: MetricsLog, stops: StopSignals, state: LoopState) -> None:
         self.run, self.log, self.stops = run, log, stops
@@ -97,18 +91,12 @@ class CheckpointSchedule:
         self._saved_at, self._saved_step = time.monotonic(), state.step
 
     def is_due(self, runtime: RuntimeConfig, state: LoopState) -> bool:
-        """Whether it is time for a checkpoint within the epoch."""
         if time.monotonic() - self._saved_at >= 60 * runtime.checkpoint_minutes:
             return True
         steps = runtime.checkpoint_steps
         return steps is not None and state.step - self._saved_step >= steps
 
     def save(self, trainer: Trainer, state: LoopState, *, is_best: bool = False) -> None:
-        """Writes the checkpoint.
-
-        Raises:
-            WorldError: another run lies in the folder by now, or too many photos are bad.
-        """
         on_rank_zero(self._refuse_another_run)
         self.log.flush()
         list_bad_photos(self.run, trainer)
@@ -150,19 +138,14 @@ class CheckpointSchedule:
 
 @dataclass(frozen=True)
 class _ListedPhotos:
-    """bad_photos.json."""
-
     skipped: list[PhotoIssue]
     recovered: list[PhotoIssue]
     slow: list[PhotoIssue]
 
 
 def list_bad_photos(run: Run, trainer: Trainer) -> None:
-    """Lists the photos with problems, of all processes and each once, in bad_photos.json.
-
-    Raises:
-        WorldError: more photos are bad than the config allows.
-    """
+    """Lists the photos with problems, of all processes and each once, in bad_photos.json; refuses
+    more than the config allows."""
     loaders = [trainer.loader, *([trainer.held_out_loader] if trainer.held_out_loader else [])]
 
     def everywhere(own: list[list[PhotoIssue]]) -> list[PhotoIssue]:

@@ -31,8 +31,6 @@ BATCH_NORM_DRAWS = 10_000
 
 @dataclass(frozen=True)
 class SoupBuilder:
-    """Puts mean weights into a network and scores it."""
-
     first: TrainedRun  # the run whose network, photos and settings are used
     log: MetricsLog  # gets a line for each soup that is tried
 
@@ -49,7 +47,6 @@ class SoupBuilder:
             network.eval()
 
     def score(self, members: Sequence[TrainedRun]) -> float:
-        """The mean class accuracy of the mean weights on the held-out photos."""
         self.load_mean(members)
         score = validate_held_out(self.first).mean_class_accuracy
         paths = [str(member.run.path) for member in members]
@@ -100,7 +97,6 @@ class SoupBuilder:
 
 
 def make_soup(members: Sequence[TrainedRun], out: Path, *, how: SoupRecipe, overwrite: bool) -> Run:
-    """Averages runs, with the photos and settings of the first; see `verbs.soup`."""
     first, sources = members[0], [member.run for member in members]
     with new_run_folder(out, sources, overwrite=overwrite) as partial:
         _refuse_unlike(members, how)
@@ -139,11 +135,7 @@ def make_soup(members: Sequence[TrainedRun], out: Path, *, how: SoupRecipe, over
 
 
 def average_weights(states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each tensor of numbers over the states; integer tensors are the first state's.
-
-    Raises:
-        InputError: they do not have tensors of the same names and shapes.
-    """
+    """The mean of each tensor of numbers over the states; integer tensors are the first state's."""
     total: dict[str, Tensor] = {}
     first: dict[str, Tensor] = {}
     n_states = 0
@@ -169,7 +161,6 @@ def average_weights(states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether the network keeps statistics of its activations."""
     return any(
         isinstance(module, _BatchNorm) and module.track_running_stats
         for module in network.modules()

@@ -107,7 +107,7 @@ def take_step(trainer: Trainer, batches: list[Batch], state: LoopState) -> Step:
 
 
 def _sizes(trainer: Trainer, batch: Batch) -> tuple[int, ...]:
-    """How many images of a batch each process has; they differ if unreadable ones are skipped."""
+    """Images of the batch in each process; they differ if unreadable ones are skipped."""
     n_images, n_processes = len(batch["label"]), int(trainer.accelerator.num_processes)
     if trainer.loader.on_bad_photo == "stop":
         return (n_images,) * n_processes

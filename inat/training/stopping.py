@@ -27,8 +27,6 @@ class Stopped(InatError):
 
 
 class StopSignals:
-    """What has come of the signals; made by `stop_signals`."""
-
     def __init__(self) -> None:
         # the first that came to this process, None before
         self.received: signal.Signals | None = None
@@ -46,8 +44,8 @@ class StopSignals:
         self._asks.clear()
 
     def check(self) -> None:
-        """Raises Stopped in all processes if a signal has come to any; all call it at the same
-        moment, at which all is in order."""
+        """Raises Stopped in all processes if any has received a signal; all call it at the same
+        moment, at which the state is consistent."""
         number = greatest(self.received or 0)
         if number:
             raise Stopped(signal.Signals(number))

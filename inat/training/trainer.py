@@ -40,7 +40,7 @@ FEW_PHOTOS = 64
 
 @dataclass
 class Trainer:
-    """Everything that the loop moves in one stage; made by `build_trainer` and `next_trainer`."""
+    """Everything that the loop moves in one stage."""
 
     plan: StagePlan
     accelerator: Accelerator
@@ -68,13 +68,11 @@ class Trainer:
 
     @property
     def averaged(self) -> nn.Module | None:
-        """The moving average's own network, or None."""
         return None if self.ema is None else self.ema.module
 
 
 def describe_device(trainer: "Trainer") -> list[str]:
-    """Lines for a person: device, precision, memory format and number of processes, as they were
-    chosen, and the GPUs that nothing is given to."""
+    """Includes the GPUs that are left idle."""
     accelerator, device = trainer.accelerator, trainer.accelerator.device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     layout = "channels_last" if trainer.channels_last else "contiguous"
@@ -100,7 +98,6 @@ def describe_device(trainer: "Trainer") -> list[str]:
 
 
 def build_trainer(plan: Plan, accelerator: Accelerator, precision: str) -> Trainer:
-    """The trainer of the first stage, with the network and its moving average."""
     config = plan.config
     backbone = build_backbone(
         config.model, plan.trained.n_classes, config.seed, config.transforms.image_size

@@ -20,8 +20,6 @@ LIMIT_SECONDS = 2.0
 
 
 def try_run(config: Config) -> list[str]:
-    """The plan of a training in lines, with what one batch of each stage took; see
-    `verbs.dry_run`."""
     plan = make_plan(config)
     with (
         peer_failures_reported(),
@@ -43,7 +41,6 @@ def try_run(config: Config) -> list[str]:
 
 
 def _one_step(trainer: Trainer) -> str:
-    """Takes the first step of a stage; the line says what it cost."""
     trainer.network.train()
     trainer.backbone.still_if_frozen()
     began = time.monotonic()
@@ -57,7 +54,7 @@ def _one_step(trainer: Trainer) -> str:
 
 
 def _limits(trainer: Trainer, plan: Plan) -> str:
-    """The line with the photos per second of the network and of the loader, each alone."""
+    """Photos per second of the network and of the loader, each alone."""
     batches, _ = next(accumulated(trainer))
     state = LoopState(epoch=trainer.plan.first_epoch)
 

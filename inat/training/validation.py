@@ -45,7 +45,6 @@ def validate(
 def validate_held_out(
     trained: TrainedRun, earlier_prior: EarlierPriorShare | None = None
 ) -> Validation:
-    """Scores the photos that a trained run held out, with its network as it is now."""
     assert trained.held_out is not None
     return validate(
         trained.model,
