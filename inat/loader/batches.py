@@ -76,7 +76,7 @@ def normalize(
 def _factors(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """What a row of pixels is multiplied by, and what is added to it, on the device."""
+    """`[width * 3]` each: scale and offset of a row of pixels."""
     with torch.inference_mode(False):  # for training too, whoever asks first
         scale = torch.tensor([1 / (255 * s) for s in std]).repeat(width)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).repeat(width)

@@ -117,7 +117,6 @@ class Loader:
         return batches
 
     def _own(self, size: int) -> range:
-        """This process's share of a global batch of `size` photos."""
         return range(size * self.rank // self.world_size, size * (self.rank + 1) // self.world_size)
 
     def take_issues(self, earlier: "Loader") -> None:

@@ -9,11 +9,7 @@ LARGEST_SHARE = 0.5
 
 
 def refuse_too_many(n_photos: int, size: int) -> None:
-    """Refuses photos that would take too much of the machine's memory, decoded.
-
-    Raises:
-        InputError: they do.
-    """
+    """Refuses photos that, decoded, would take too much of the machine's memory."""
     memory = machine_memory()
     n_bytes = n_photos * size * size * 3
     if memory is not None and n_bytes > LARGEST_SHARE * memory:
@@ -25,7 +21,7 @@ def refuse_too_many(n_photos: int, size: int) -> None:
 
 
 def machine_memory() -> int | None:
-    """Bytes of memory that the machine has; None where the system does not say."""
+    """Bytes; None where the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

@@ -50,15 +50,12 @@ def _sheared(image: Image.Image, x: float, y: float) -> Image.Image:
 
 
 class Kind(NamedTuple):
-    """An operation and its strength."""
-
     apply: Operation  # takes the photo and a strength
     strongest: float = 0.0  # the strength at full magnitude
     none: float = 0.0  # the strength that changes nothing; magnitudes go from it to `strongest`
     is_signed: bool = False  # whether either sign is as likely
 
     def strength(self, magnitude: float, negative: bool) -> float:
-        """The strength at a magnitude of 0..1."""
         way = -magnitude if self.is_signed and negative else magnitude
         return self.none + way * (self.strongest - self.none)
 
@@ -116,14 +113,11 @@ CIFAR10 = (
 
 
 class Step(NamedTuple):
-    """An operation that is done to a photo, with its strength."""
-
     name: str
     strength: float
 
 
 def draw_steps(recipe: TransformConfig, rng: np.random.Generator) -> list[Step]:
-    """What a policy does to one photo."""
     if recipe.policy == "rand_augment":
         names = [
             RAND_AUGMENT[i] for i in rng.integers(len(RAND_AUGMENT), size=recipe.policy_operations)
@@ -145,7 +139,6 @@ def _step(name: str, magnitude: float, rng: np.random.Generator) -> Step:
 
 
 def apply_steps(pixels: Pixels, steps: list[Step]) -> Pixels:
-    """The photo after the steps."""
     if not steps:
         return pixels
     image = Image.fromarray(pixels)

@@ -53,18 +53,13 @@ class BatchIndices(NamedTuple):
     photos: Int64[np.ndarray, "draws"]
 
     def part(self, begin: int, end: int) -> "BatchIndices":
-        """The draws from `begin` on, before `end`."""
         return BatchIndices(self.epoch, self.draws[begin:end], self.photos[begin:end])
 
 
 def decode_crops(
     content: bytes | memoryview, transform: Transform, draw: Draw, image_id: int
 ) -> tuple[list[Pixels], str]:
-    """The crops of a photo that a transform wants, and what was recovered.
-
-    Raises:
-        BadPhoto: the photo cannot be decoded, or is not of the size that the transform needs.
-    """
+    """The crops of a photo that a transform wants, and what was recovered; raises BadPhoto."""
     header = read_header(content)
     boxes = transform.boxes(*header.size, draw, image_id)
     return decode(header, boxes, transform.sizes, spare=transform.spare)
@@ -162,7 +157,7 @@ class BatchReader:
         images: Tensor,
         issues: list[tuple[int, PhotoIssue]],
     ) -> Batch:
-        """The batch of these photos, without the rows of the unreadable ones."""
+        """Leaves out the rows of the unreadable photos."""
         bad = [row for row, issue in issues if issue.kind == "bad"]
         if bad:
             good = np.setdiff1d(np.arange(len(photos)), bad)

@@ -33,8 +33,6 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class Draw(NamedTuple):
-    """The random numbers of one draw."""
-
     # uniform in [0, 1), a row an attempt: area and aspect of the crop
     shape: Float32[np.ndarray, "attempts 2"]
     place: Float32[np.ndarray, "2"]  # uniform in [0, 1): top and left of the crop
@@ -68,7 +66,6 @@ class EpochDraws:
     def places_and_flips(
         self, draws: range
     ) -> tuple[Float32[np.ndarray, "draws 2"], Float64[np.ndarray, "draws"]]:
-        """`place` and `flip` of each of these draws, a row a draw."""
         first = draws.start // BLOCK
         blocks = [self._block(number)[0] for number in range(first, draws.stop // BLOCK + 1)]
         begin = draws.start - first * BLOCK
@@ -121,14 +118,9 @@ def pad_crops(
     places: Float32[np.ndarray, "photos 2"],
     pad: int,
 ) -> UInt8[np.ndarray, "photos size size 3"]:
-    """Of each photo a crop of its own size, at a random place of it with a border of zeros.
+    """A crop of each photo in its own size, from the photo with a border of `pad` zero pixels.
 
-    The augmentation of CIFAR (He et al. 2016, sec. 4.2).
-
-    Args:
-        photos: RGB.
-        places: top and left of each crop, uniform in [0, 1).
-        pad: width of the border, in pixels.
+    The augmentation of CIFAR (He et al. 2016, sec. 4.2). `places` are top and left, in [0, 1).
     """
     n_photos, size = photos.shape[:2]
     # np.pad takes 3 times as long.
@@ -151,17 +143,12 @@ def centre_crop(height: int, width: int, crop_pct: float) -> Box:
 def jitter_matrix(
     brightness: float, contrast: float, saturation: float, channel_means: Sequence[float]
 ) -> Float32[np.ndarray, "3 4"]:
-    """Brightness, contrast and saturation jitter as one affine map of a pixel's colour.
+    """Brightness, contrast and saturation jitter as one affine map of a pixel's color; a factor of
+    1 changes nothing.
 
-    Each is a blend, as in torchvision's ColorJitter: with black, with the photo's mean grey, with
-    the pixel's own grey. Blends of colours are affine, and these three commute, since none moves
+    Each is a blend, as in torchvision's ColorJitter: with black, with the photo's mean gray, with
+    the pixel's own gray. Blends of colors are affine, and these three commute, since none moves
     another's anchor; so one pass rounds and clips once, where three would do so three times.
-
-    Args:
-        brightness: factor; 1 changes nothing, as with the other two.
-        contrast: factor.
-        saturation: factor.
-        channel_means: mean red, green and blue of the photo.
     """
     # Plain numbers: on a dozen of them NumPy would cost as much as the map itself.
     strength = brightness * contrast
@@ -210,11 +197,8 @@ class TrainTransform:
         self._local = threading.local()
 
     def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
-        """One random crop; with crop pad the whole photo.
-
-        Raises:
-            BadPhoto: crop pad, and the photo is of another size.
-        """
+        """One random crop; with crop pad the whole photo, which must be of the image size
+        (BadPhoto)."""
         del image_id
         recipe = self.recipe
         if recipe.crop != "pad":
@@ -227,7 +211,6 @@ class TrainTransform:
         return [Box(0, 0, height, width)]
 
     def write(self, crops: list[Pixels], draw: Draw, out: Pixels) -> None:
-        """Writes the image, uint8 `[size, size, 3]`."""
         (pixels,) = crops
         if self.recipe.crop == "pad":
             pixels = pad_crops(pixels[None], draw.place[None], self.recipe.pad)[0]
@@ -240,7 +223,7 @@ class TrainTransform:
         draws: range,
         out: UInt8[np.ndarray, "draws size size 3"],
     ) -> None:
-        """Writes the images of these draws from whole photos, as crop pad takes them."""
+        """From whole photos, as crop pad takes them."""
         places, flips = numbers.places_and_flips(draws)
         crops = pad_crops(photos, places, self.recipe.pad)
         if not self.only_crops:
@@ -301,12 +284,10 @@ class EvalTransform:
         self.shape: tuple[int, ...] = (self.size, self.size, 3)
 
     def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
-        """The center crop."""
         del draw, image_id
         return [centre_crop(height, width, self.recipe.test_crop_pct)]
 
     def write(self, crops: list[Pixels], draw: Draw, out: Pixels) -> None:
-        """Writes the image, uint8 `[size, size, 3]`."""
         del draw
         out[:] = crops[0]
 
@@ -317,7 +298,7 @@ class EvalTransform:
         draws: range,
         out: UInt8[np.ndarray, "draws size size 3"],
     ) -> None:
-        """Writes the images, which are the cached crops."""
+        """The cached crops are the images."""
         del numbers, draws
         out[:] = photos
 

@@ -37,8 +37,6 @@ SMALLEST_SIZE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One way to look at a photo."""
-
     kind: str  # which crop
     size: int  # side of the image, in pixels
     # side of the center's and the corners' square, as a share of the short side
@@ -49,7 +47,7 @@ class View:
     number: int | None = None  # which random crop
 
     def facts(self) -> dict[str, Any]:
-        """What is not at its default, for a prediction's meta.json."""
+        """For meta.json; omits defaults."""
         return {
             field.name: value
             for field in dataclasses.fields(self)
@@ -57,7 +55,7 @@ class View:
         }
 
     def box(self, height: int, width: int, image_id: int) -> Box:
-        """The crop, in pixels of the upright photo."""
+        """In pixels of the upright photo."""
         crops = next(crops for crops in CROPS.values() if self.kind in crops.kinds)
         return crops.box(self, height, width, image_id)
 
@@ -112,15 +110,10 @@ EXAMPLES = {name: crops.example for name, crops in CROPS.items()} | {
 
 
 def parse_views(spec: str, *, size: int, crop_pct: float) -> tuple[View, ...]:
-    """The views that a spec names, in the order of their sizes.
+    """The views that a spec names (see the module), in the order of their sizes.
 
-    Args:
-        spec: parts joined by +, as the module says: flip, ten-crop, scales:224,256+flip.
-        size: side of the images where there are no scales, in pixels.
-        crop_pct: side of the center's and the corners' square, as a share of the short side.
-
-    Raises:
-        InputError: an unknown part, one without its numbers, one too often, too many views.
+    `size` (pixels) holds where the spec has no scales; `crop_pct` is the side of the center's and
+    the corners' square, as a share of the short side. Raises InputError at a bad spec.
     """
     parts = _split(spec)
     (seed,) = parts.get("seed", [0])
@@ -147,7 +140,6 @@ def parse_views(spec: str, *, size: int, crop_pct: float) -> tuple[View, ...]:
 
 
 def _split(spec: str) -> dict[str, list[int]]:
-    """The numbers of each part, ten-crop taken apart."""
     parts: dict[str, list[int]] = {}
     for text in spec.replace("ten-crop", "five-crop+flip").split("+"):
         name, colon, numbers = text.strip().partition(":")
@@ -187,9 +179,8 @@ def _refuse_too_many(spec: str, n_views: int) -> int:
 
 
 class ViewTransform:
-    """All views of one photo, side by side in one run of bytes; a mirror image is resized with
-    the view that it mirrors.
-    """
+    """All views of one photo, side by side in one run of bytes; a mirror image shares its view's
+    resize."""
 
     spare = EVAL_SPARE
 
@@ -201,12 +192,10 @@ class ViewTransform:
         self.sizes = [crop.size for crop in self._crops]  # side of each crop, in pixels
 
     def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
-        """The crops that the views show."""
         del draw  # a random view depends on its seed and the image id alone
         return [crop.box(height, width, image_id) for crop in self._crops]
 
     def write(self, crops: list[Pixels], draw: Draw, out: UInt8[np.ndarray, "bytes"]) -> None:
-        """Writes the views one behind the other."""
         del draw
         pixels_of = dict(zip(self._crops, crops, strict=True))
         begin = 0

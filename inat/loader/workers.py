@@ -35,7 +35,7 @@ def read_batch(
     indices: BatchIndices,
     empty: Callable[[int, tuple[int, ...]], Tensor] = empty_images,
 ) -> BatchIssues:
-    """Reads one batch in the calling thread, into memory that `empty` gives."""
+    """Reads one batch in the calling thread, into memory that `empty` provides."""
     images = empty(len(indices.photos), reader.transform.shape)
     issues = reader.read(indices, images.numpy())
     return reader.batch(indices.photos, images, issues), [issue for _, issue in issues]
@@ -44,7 +44,6 @@ def read_batch(
 def read_here(
     reader: BatchReader, batches: Sequence[BatchIndices], *, pinned: bool
 ) -> Iterator[BatchIssues]:
-    """The calling thread reads."""
     for indices in batches:
         yield read_batch(reader, indices, partial(empty_images, pinned=pinned))
 
@@ -93,7 +92,6 @@ class WorkerProcesses:
         self._idle: DataLoader[BatchIssues] | None = None
 
     def read(self, batches: Sequence[BatchIndices]) -> Iterator[BatchIssues]:
-        """Reads the batches, in order."""
         processes, self._idle = self._idle, None
         iterator: Any = processes and processes._iterator
         if processes is None or (
@@ -152,13 +150,9 @@ def _own_group(_: int) -> None:
 
 @contextmanager
 def worker_deaths() -> Iterator[None]:
-    """Reports what ended a worker process, or kept its batches from arriving. torch raises its
-    error in whatever the main thread does at that moment, so this stands around the use of the
-    batches too.
-
-    Raises:
-        WorldError: in place of torch's error.
-    """
+    """Raises WorldError in place of torch's error where a worker process died, or its batches do
+    not arrive. torch raises its error in whatever the main thread does at that moment, so this
+    stands around the use of the batches too."""
     try:
         yield
     except (RuntimeError, OSError) as error:
