@@ -63,8 +63,6 @@ class Box(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What is known of a photo before its crops are chosen."""
-
     size: tuple[int, int]  # height and width of the upright photo
     stored_size: tuple[int, int]  # height and width before EXIF turns it
     # the file's bytes; those of a JPEG with its headers put in order if they were not
@@ -77,14 +75,8 @@ class Header(NamedTuple):
 
 
 def read_header(content: bytes | memoryview) -> Header:
-    """Reads the header of a JPEG; decodes a photo of any other format, which Pillow does.
-
-    Args:
-        content: the file's bytes; they decide the format, not a name.
-
-    Raises:
-        BadPhoto: the file is empty, no photo, cut off, or too large.
-    """
+    """Reads the header of a JPEG; decodes a photo of any other format, which Pillow does. The bytes
+    decide the format. Raises BadPhoto."""
     if not len(content):
         raise BadPhoto("the file is empty")
     if content[:3] != b"\xff\xd8\xff":
@@ -121,26 +113,16 @@ def read_header(content: bytes | memoryview) -> Header:
 def decode(
     header: Header, boxes: Sequence[Box], sizes: Sequence[int], *, spare: float = 1.0
 ) -> tuple[list[Pixels], str]:
-    """Decodes a photo once and resizes crops of it to squares.
+    """Decodes a photo once and resizes crops of it to RGB `[size, size, 3]`, one of each of `sizes`.
 
     A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which every crop is still
     `spare` times as large as its result; the crops' edges are then rounded to pixels of that
-    scale. The rest of the way is an antialiased bilinear resize, Pillow's to within rounding, so
-    that no pixel of a crop is skipped.
+    scale. Its own half scale is sharper than a resize to half; with `spare` 1.5 it is resized
+    enough afterwards for the difference not to count. The rest of the way is an antialiased
+    bilinear resize, Pillow's to within rounding, so that no pixel of a crop is skipped.
 
-    Args:
-        header: of the photo.
-        boxes: the crops, in pixels of the upright photo.
-        sizes: side of each result, in pixels.
-        spare: 1 or more. A JPEG's own half scale is sharper than a resize to half; with 1.5 it
-            is resized enough afterwards for the difference not to count.
-
-    Returns:
-        The crops, RGB `[size, size, 3]`; and what was wrong with a file that could be decoded all
-        the same, or "".
-
-    Raises:
-        BadPhoto: the file is cut off or damaged.
+    Also returns what was wrong with a file that could be decoded all the same, or "". Raises
+    BadPhoto if the file is cut off or damaged.
     """
     factor = min(decode_factor(box, size, spare) for box, size in zip(boxes, sizes, strict=True))
     pixels, recovered, factor = _decode_at(header, factor)
@@ -151,18 +133,12 @@ def decode(
 
 
 def decode_whole(header: Header, factor: int) -> tuple[Pixels, str]:
-    """Decodes a whole photo. At any scale a JPEG's entropy-coded data are read to the end.
+    """Decodes a whole photo, a JPEG at 1 / factor (1, 2, 4, 8) of its size; its entropy-coded data
+    are read to the end at any scale.
 
-    Args:
-        header: of the photo.
-        factor: 1, 2, 4 or 8: a JPEG is decoded at 1 / factor of its size.
-
-    Returns:
-        The upright photo, RGB; the next photo that the thread decodes may take its place. And what
-        was wrong with a file that could be decoded all the same, or "".
-
-    Raises:
-        BadPhoto: the file is cut off or damaged.
+    The upright photo, RGB, may be overwritten by the next one that the thread decodes. Also returns
+    what was wrong with a file that could be decoded all the same, or "". Raises BadPhoto if it is
+    cut off or damaged.
     """
     pixels, recovered, _ = _decode_at(header, factor)
     return pixels, recovered
@@ -176,7 +152,7 @@ def decode_factor(box: Box, size: int, spare: float) -> int:
 
 
 def shrink(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The picture in another size, antialiased as crops are."""
+    """Antialiased, as crops are."""
     return _antialiased(np.ascontiguousarray(pixels), height, width)
 
 

@@ -87,7 +87,6 @@ class Scans:
 
     @property
     def complete(self) -> bool:
-        """Whether every coefficient has come, to its last bit."""
         brought = (self.missing.get(number, [16]) for number in self.ids)
         return self.one or not any(map(any, brought))
 
@@ -125,20 +124,12 @@ class Damaged(Exception):
 
 
 def mended(content: bytes, decode: Callable[[bytes], Pixels]) -> tuple[bytes, str]:
-    """The picture's scans, and an end marker right behind, of a file that is not in order.
+    """The picture's scans, and an end marker right behind, of a file that is not in order; and what
+    was wrong with it. Raises Damaged.
 
     Every scan is decoded up to its own end. Bytes that the decoder leaves over are cut out where
     they are stray; they are not where the decoder has lost its place in damaged or foreign data.
-
-    Args:
-        content: the file, its headers in order.
-        decode: decodes a file to its full size; raises ValueError for whatever is odd.
-
-    Returns:
-        A file that `decode` takes, and what was wrong with the given one.
-
-    Raises:
-        Damaged: it is cut off or damaged.
+    The headers of `content` are in order; `decode` raises ValueError for whatever is odd.
     """
     scans, whole, at, stray = Scans(), b"", 0, False
     for segment in segments(content):

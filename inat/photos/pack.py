@@ -66,8 +66,6 @@ class Settings:
 
 @dataclass(frozen=True)
 class PackFile:
-    """A file of a part as its manifest states it."""
-
     name: str
     n_photos: int
     n_bytes: int
@@ -76,8 +74,6 @@ class PackFile:
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part of a pack."""
-
     folder: Path  # where it lies
     number: int  # counted from 1
     n_parts: int  # parts of the whole pack
@@ -87,11 +83,9 @@ class Part:
 
     @property
     def files(self) -> tuple[PackFile, ...]:
-        """All that the manifest states a checksum of."""
         return (*self.shards, self.index)
 
     def manifest(self, **more: Any) -> dict[str, Any]:
-        """The content of manifest.json, with `more` behind it."""
         return {
             **asdict(self.settings),
             "part": self.number,
@@ -103,7 +97,6 @@ class Part:
 
     @property
     def remedy(self) -> str:
-        """How the part is made again."""
         return (
             f"pack part {self.number}/{self.n_parts} again (inat data pack ROOT "
             f"--out {self.folder.parents[1]} --short-side {self.settings.short_side} "
@@ -115,15 +108,8 @@ class PackedPhotos:
     """Photos of a pack, by their position in a list of names.
 
     Threads may share it. Pickled it is a row number a photo: the other process maps the files
-    anew, the shards when they are first read.
-
-    Args:
-        root: the pack.
-        file_names: names of the photos, as the annotations have them.
-
-    Raises:
-        InputError: a part is missing, cut off, of another version or made with other settings
-            than the rest, or the pack lacks one of the photos.
+    anew, the shards when they are first read. Raises InputError where parts do not belong together,
+    are cut off, or lack one of the photos.
     """
 
     _rows: Int64[np.ndarray, "photos"]  # in the joined list of all parts
@@ -146,21 +132,16 @@ class PackedPhotos:
         return len(self._rows)
 
     def path(self, index: int) -> str:
-        """The pack's path and the photo's name."""
         part, row = self._place(index)
         return f"{self._root}/{part.names[row]}"
 
     def read(self, index: int) -> memoryview:
-        """The bytes of the photo, which are those of the mapped file; nothing is copied.
-
-        Raises:
-            BadPhoto: it was missing when the pack was made, or is not what was packed.
-        """
+        """The bytes of the photo, which are those of the mapped file; nothing is copied. Raises
+        BadPhoto where it was missing when the pack was made, or is not what was packed."""
         part, row = self._place(index)
         return part.read(row)
 
     def is_missing(self, index: int) -> bool:
-        """Whether the photo was missing when the pack was made."""
         part, row = self._place(index)
         return int(part.length[row]) == MISSING
 
@@ -170,7 +151,6 @@ class PackedPhotos:
         return int(part.original_height[row]), int(part.original_width[row])
 
     def shard_path(self, index: int) -> Path:
-        """The shard that the photo lies in."""
         part, row = self._place(index)
         return part.shard_path(int(part.shard[row]))
 
@@ -256,7 +236,6 @@ def is_pack(root: Path) -> bool:
 
 
 def part_folder(root: Path, number: int, n_parts: int) -> Path:
-    """Where a part of the pack lies."""
     return root / PHOTOS_FOLDER / f"part-{number:04}-of-{n_parts:04}"
 
 
@@ -270,7 +249,6 @@ def part_folders(root: Path) -> dict[tuple[int, int], Path]:
 
 
 def shard_name(shard: int) -> str:
-    """The file of a part's shard, counted from 0."""
     return f"shard-{shard:05}.arrow"
 
 
@@ -283,12 +261,8 @@ def checksum(name: str, content: bytes | memoryview) -> int:
 
 
 def read_parts(root: Path) -> list[Part]:
-    """The parts of a pack, in order.
-
-    Raises:
-        InputError: a part is missing, of another version, or made with other settings than the
-            first.
-    """
+    """The parts of a pack, in order; raises InputError where one is missing or is not like the
+    first."""
     folders = part_folders(root)
     if not folders:
         raise InputError(f"{root}: holds no pack; make one with inat data pack")
@@ -318,11 +292,6 @@ def read_parts(root: Path) -> list[Part]:
 
 
 def refuse_other_settings(first: Path, theirs: Settings, second: str, ours: Settings) -> None:
-    """Refuses two parts of one pack with different settings, naming both.
-
-    Raises:
-        InputError: the settings differ.
-    """
     if ours != theirs:
         raise InputError(
             f"{first} was packed with {theirs}, but {second} with {ours}; the parts of a pack "
@@ -368,11 +337,7 @@ def _read_part(folder: Path) -> Part:
 
 
 def read_settings(path: Path, document: Any) -> Settings:
-    """The settings in a manifest or in the settings.json that a begun part has.
-
-    Raises:
-        InputError: they are not there, or not of their types.
-    """
+    """The settings in a manifest or in the settings.json that a begun part has."""
     try:
         return msgspec.convert(document, Settings)
     except msgspec.ValidationError as error:

@@ -89,8 +89,6 @@ class PassedOver:
 
 @dataclass
 class PhotoFolder:
-    """What lies in a folder."""
-
     path: Path  # the folder
     photos: list[FoundPhoto] = field(default_factory=list)  # the photos that lie directly in it
     # the folders in it, by name, without those of the system
@@ -99,27 +97,21 @@ class PhotoFolder:
     passed_over: list[PassedOver] = field(default_factory=list)
 
     def below(self) -> Iterator["PhotoFolder"]:
-        """This folder and all those below it."""
         yield self
         for folder in self.folders:
             yield from folder.below()
 
     def all_photos(self) -> list[FoundPhoto]:
-        """The photos in it and below it, by path."""
         found = [photo for folder in self.below() for photo in folder.photos]
         return sorted(found, key=lambda photo: photo.path)
 
     def all_passed_over(self) -> list[PassedOver]:
-        """What was passed over in it and below it."""
         return [one for folder in self.below() for one in folder.passed_over]
 
 
 def search_photos(path: Path) -> PhotoFolder:
-    """Everything below a folder; links are followed, except into a loop.
-
-    Raises:
-        OSError: a folder cannot be listed.
-    """
+    """Everything below a folder (OSError if one cannot be listed); links are followed, except into
+    a loop."""
     found = PhotoFolder(path)
     root = _identity(path.stat())
     for entry in _entries(path):
@@ -187,11 +179,8 @@ def passed_over_lines(passed_over: Sequence[PassedOver]) -> list[str]:
 
 
 def jpeg_of_heic(path: Path) -> bytes:
-    """A HEIC photo as a JPEG, upright, with its EXIF data and color profile.
-
-    Raises:
-        WorldError: the file is damaged.
-    """
+    """A HEIC photo as an upright JPEG with its EXIF data and color profile; WorldError if it is
+    damaged."""
     from pillow_heif import open_heif
 
     content = read_file(path, LARGEST_PHOTO)

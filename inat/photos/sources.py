@@ -38,10 +38,6 @@ class PhotoFiles:
     The folder and the folders in it may be links, to a larger disk say; below those a link is
     followed only to where its own top folder is: a data set from a stranger shows no other files.
     Nor does a name lead out of the folder.
-
-    Args:
-        root: the folder.
-        file_names: path of each photo below it.
     """
 
     def __init__(self, root: Path, file_names: pa.StringArray) -> None:
@@ -50,17 +46,11 @@ class PhotoFiles:
         self._leads_out: dict[str, bool] = {}  # of a photo's folders, each looked at once
 
     def path(self, index: int) -> str:
-        """The file's path."""
         return f"{self._root}/{self._names[index]}"
 
     def read(self, index: int) -> bytes:
-        """The file's bytes.
-
-        Raises:
-            BadPhoto: there is no such file, its name or a link leads out, it is a pipe or
-                the like or too large, or the disk gives an error.
-            OSError: this process has too many open files, which says nothing of the photo.
-        """
+        """The file's bytes. Raises BadPhoto where they cannot or must not be read, and OSError
+        where this process has too many open files, which says nothing of the photo."""
         path = self.path(index)
         self._refuse_way_out(path, self._names[index])
         try:
@@ -89,26 +79,16 @@ class PhotoFiles:
 
 
 class OwnPhotos:
-    """Photos that a person has, anywhere on the machine: links are followed, any name will do.
-
-    Args:
-        photos: as a search found them.
-    """
+    """Photos of one's own, anywhere on the machine: links are followed, any name will do."""
 
     def __init__(self, photos: Sequence[FoundPhoto]) -> None:
         self._photos = photos
 
     def path(self, index: int) -> str:
-        """The file's path, in UTF-8."""
         return readable(self._photos[index].path)
 
     def read(self, index: int) -> bytes:
-        """The file's bytes; those of a HEIC photo as a JPEG.
-
-        Raises:
-            BadPhoto: the file is gone, is a pipe or the like or too large, the disk gives an error,
-                or a HEIC photo is damaged.
-        """
+        """The file's bytes, those of a HEIC photo as a JPEG; raises BadPhoto."""
         photo = self._photos[index]
         try:
             if photo.is_heic:
@@ -125,11 +105,7 @@ class OwnPhotos:
 
 
 def open_photos(root: Path, file_names: pa.StringArray) -> PhotoSource:
-    """The photos of these names below `root`, which is a folder of files or a pack.
-
-    Raises:
-        InputError: the pack is cut off, of another version, or lacks one of the photos.
-    """
+    """The photos of these names below `root`, which is a folder of files or a pack."""
     if is_pack(root):
         return PackedPhotos(root, file_names)
     return PhotoFiles(root, file_names)
