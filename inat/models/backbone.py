@@ -20,8 +20,6 @@ from inat.models.weights import PACKAGES, Triple, load_weights
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network ready to be trained."""
-
     network: nn.Module  # images `[batch, 3, height, width]` to logits `[batch, classes]`
     mean: Triple  # what to subtract from each channel, as a share of 255
     std: Triple  # what to divide each channel by, as a share of 255
@@ -31,7 +29,7 @@ class Backbone:
     constants: frozenset[str] = frozenset()
 
     def head_parameters(self) -> set[int]:
-        """The ids of the new classifier's parameters."""
+        """Ids of the parameters."""
         heads = [self.network.get_submodule(name) for name in classifier_names(self.network)]
         return {id(parameter) for head in heads for parameter in head.parameters()}
 
@@ -47,14 +45,12 @@ def build_backbone(
 ) -> Backbone:
     """Builds the network that `config` names, with its weights and a new classifier.
 
-    With `model.freeze backbone` the classifier's parameters alone are trainable.
-
     Random weights depend on `seed` alone; torch's global generator is left as it was.
     `image_size` (pixels) is for networks that are built for one size, as most ViTs are.
 
     Raises:
-        InputError: an unknown backbone, a weights file that is missing or of another network, a
-            package that is not installed, a head that has no place in this network.
+        InputError: an unknown backbone, an unusable weights file, a package that is not installed,
+            a head that has no place in this network.
         WorldError: the hub cannot be reached.
     """
     name = config.backbone
@@ -95,12 +91,8 @@ def frozen(backbone: Backbone, freeze: Literal["none", "backbone"]) -> Backbone:
 
 
 def set_image_size(network: nn.Module, image_size: int) -> None:
-    """Tells networks that are built for one image size, as most ViTs are, of another (pixels);
-    timm interpolates their positions. Others take any size.
-
-    Raises:
-        InputError: the network cannot be told.
-    """
+    """Sets the image size (pixels) of networks that are built for one, as most ViTs are; timm
+    interpolates their positions. Others take any size. Raises InputError where it cannot be set."""
     timm_network: Any = network
     if not timm_network.pretrained_cfg.get("fixed_input_size"):
         return
@@ -115,11 +107,8 @@ def set_image_size(network: nn.Module, image_size: int) -> None:
 
 def try_batch(backbone: Backbone, image_size: int, batch_size: int) -> None:
     """Passes an empty image of that size (pixels) through the network, and, if it is to be trained
-    on batches of one photo, one such batch through a copy in training mode.
-
-    Raises:
-        InputError: the network does not take the size, or the batch.
-    """
+    on batches of one photo, one such batch through a copy in training mode. Raises InputError where
+    the network does not take the size or the batch."""
     network = backbone.network
     parameter = next(network.parameters())
     image = parameter.new_zeros(1, 3, image_size, image_size)
@@ -151,12 +140,8 @@ def try_batch(backbone: Backbone, image_size: int, batch_size: int) -> None:
 
 
 def renew_head(networks: Sequence[nn.Module], config: ModelConfig, seed: int) -> None:
-    """Gives the classifiers of networks of one build new random weights, the same to all of them;
-    the parameters stay the same objects.
-
-    Raises:
-        InputError: the network has several classifiers, or one that is a convolution.
-    """
+    """Gives the classifiers of networks of one build the same new random weights; the parameters
+    stay the same objects. Raises InputError as `single_classifier` does."""
     for network in networks:
         old = single_classifier(network, "new_head")
         n_classes, n_features = old.get_parameter("weight").shape

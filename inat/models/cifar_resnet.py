@@ -35,7 +35,6 @@ class CifarBlock(nn.Module):
         return functional.relu(branch + self.shortcut(x))
 
     def shortcut(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
-        """The block's input in the shape of its output."""
         if self.stride == 1:
             return x
         # The zeros stand on both sides of the channels, as in LDAM's code.
@@ -44,17 +43,11 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A ResNet with three stages of basic blocks, as timm's networks are to be used.
+    """A ResNet with three stages of basic blocks, with the interface of timm's networks.
 
     He et al. 2016, sec. 4.2: 6 n + 2 layers with n blocks a stage. Convolutions and classifier
-    start from Kaiming's normal distribution, as in LDAM's code (Cao et al. 2019).
-
-    Args:
-        blocks_per_stage: n; 5 gives ResNet-32.
-        num_classes: 0 gives features in place of logits.
-        in_chans: channels of an image.
-        global_pool: avg, or any other of timm's.
-        drop_rate: probability that a feature is dropped before the classifier.
+    start from Kaiming's normal distribution, as in LDAM's code (Cao et al. 2019). `num_classes` 0
+    gives features instead of logits.
     """
 
     def __init__(
@@ -80,19 +73,15 @@ class CifarResNet(nn.Module):
         self.apply(_init_weights)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Which parameters belong together, for learning rates that differ by depth."""
         return {"stem": r"^conv1|bn1", "blocks": r"^layer(\d+)" + ("" if coarse else r"\.(\d+)")}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the backward pass computes what a block gave anew, in place of keeping it."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
-        """The layer from features to logits."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """Replaces the classifier by a new one; 0 classes give features in place of logits."""
         self.num_classes = num_classes
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, global_pool)
         _init_weights(self.fc)
@@ -100,7 +89,7 @@ class CifarResNet(nn.Module):
     def forward_features(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features _ _"]:
-        """What the last stage gives, a quarter as high and wide as the images."""
+        """A quarter as high and wide as the images."""
         x = functional.relu(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3):
             x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
@@ -109,7 +98,7 @@ class CifarResNet(nn.Module):
     def forward_head(
         self, x: Float[Tensor, "batch features _ _"], pre_logits: bool = False
     ) -> Float[Tensor, "batch ..."]:
-        """Logits from what `forward_features` gave; with `pre_logits` the classifier's input."""
+        """`pre_logits`: the classifier's input instead of logits."""
         x = functional.dropout(self.global_pool(x), self.drop_rate, self.training)
         logits: Tensor = x if pre_logits else self.fc(x)
         return logits

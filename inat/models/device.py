@@ -29,11 +29,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: CUDA, then Apple's MPS, then the CPU; or the one that is named.
-
-    Raises:
-        InputError: the device that is named is not there.
-    """
+    """The device of that name; auto: CUDA, then Apple's MPS, then the CPU. Raises InputError."""
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -97,7 +93,6 @@ def prefers_channels_last(device: torch.device, precision: str) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The context in which forward passes run at `precision`."""
     return torch.autocast(
         device.type, dtype=PRECISIONS.get(precision), enabled=precision in PRECISIONS
     )
@@ -110,7 +105,6 @@ def to_device_format(network: nn.Module, device: torch.device, *, channels_last:
 
 
 def device_facts() -> dict[str, Any]:
-    """The GPUs that torch sees, their driver and the CUDA that it was built with."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     said = NVIDIA_DRIVER.read_text() if NVIDIA_DRIVER.is_file() else ""
     driver = re.search(r"\d{3}\.[\d.]+", said)
@@ -155,7 +149,6 @@ def fast_kernels(on: bool, *, deterministic: bool = False) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text; its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -168,11 +161,7 @@ def is_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def memory_remedies(remedy: str) -> Iterator[None]:
-    """Says in a sentence that the memory of the device, or of the host, is full.
-
-    Raises:
-        WorldError: it is; ends with `remedy`.
-    """
+    """Raises WorldError, ending with `remedy`, where the device's or the host's memory is full."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError

@@ -83,11 +83,7 @@ def mean_logits(
 
 
 def refuse_sizes(network: nn.Module, views: tuple[View, ...], own_size: int, backbone: str) -> None:
-    """Tries a black image of each size but the network's own.
-
-    Raises:
-        InputError: the network takes images of one size alone.
-    """
+    """Tries a black image of each size but the network's own; raises InputError if it fails."""
     device = next(network.parameters()).device
     for size in sorted({view.size for view in views} - {own_size}):
         try:

@@ -104,20 +104,9 @@ HEADS: dict[str, Callable[[int, int, float], nn.Module]] = {
 def build_head(
     name: str, n_features: int, n_classes: int, *, seed: int, scale: float = 30.0
 ) -> nn.Module:
-    """A new classifier, whose random weights depend on `seed` alone.
-
-    torch's global generator is left as it was.
-
-    Args:
-        name: linear, cosine, scaled or nearest_mean.
-        n_features: length of a feature.
-        n_classes: number of species.
-        seed: of the weights.
-        scale: largest logit of the cosine head.
-
-    Raises:
-        InputError: an unknown name.
-    """
+    """A new classifier (linear, cosine, scaled or nearest_mean), whose random weights depend on
+    `seed` alone; torch's global generator is left as it was. `scale` is the cosine head's largest
+    logit."""
     if name not in HEADS:
         raise InputError(unknown_name("model.head", name, HEADS))
     with torch.random.fork_rng(devices=[]):
@@ -134,15 +123,8 @@ def classifier_names(network: nn.Module) -> tuple[str, ...]:
 
 
 def single_classifier(network: nn.Module, asker: str) -> nn.Module:
-    """The one classifier of a network, which takes a vector of features a photo.
-
-    Args:
-        network: from timm; its classifier may have been replaced.
-        asker: what needs it; begins the error's sentence.
-
-    Raises:
-        InputError: the network has several classifiers, or one that is a convolution.
-    """
+    """The one classifier of a timm network, which takes a vector of features per photo; raises
+    InputError, which `asker` begins, where there are several or it is a convolution."""
     found = [network.get_submodule(name) for name in classifier_names(network)]
     if len(found) == 1 and isinstance(found[0], nn.Linear | CosineHead | NearestMeanHead):
         return found[0]
@@ -176,6 +158,5 @@ def classifiers_in_float32(network: nn.Module) -> Iterator[None]:
 
 
 def put_classifier(network: nn.Module, head: nn.Module) -> None:
-    """Puts `head` in the place of the network's one classifier."""
     (name,) = classifier_names(network)
     network.set_submodule(name, head)

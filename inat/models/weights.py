@@ -58,14 +58,8 @@ PACKAGES = {
 
 def load_weights(network: Any, weights: str, base_name: str) -> str:
     """Loads what `model.weights` names, except into the classifier, which is of other species; a
-    network from the hub has its weights already.
-
-    Returns:
-        Where they come from, with their license as far as it is known.
-
-    Raises:
-        InputError: a file that is missing or of another network, a package that is not installed.
-    """
+    network from the hub has its weights already. Returns their source, with its license as far as
+    it is known; raises InputError at a file that does not fit or a package that is missing."""
     if weights == "none":
         return "none: random weights"
     own = network.pretrained_cfg
@@ -99,11 +93,7 @@ def load_weights(network: Any, weights: str, base_name: str) -> str:
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """Reads a .safetensors file, or a torch file without unpickling anything but tensors.
-
-    Raises:
-        InputError: it is missing, or holds anything but tensors.
-    """
+    """Reads a .safetensors file, or a torch file without unpickling anything but tensors."""
     return _read_state(path)[0]
 
 
@@ -165,8 +155,8 @@ def _read_state(path: Path) -> tuple[Mapping[str, Tensor], str]:
 
 
 def _load_body(network: Any, state: Mapping[str, Tensor], source: str) -> str:
-    """Loads everything but the classifier, which is of other species; gives the prefix that the
-    names in the file have."""
+    """Loads all but the classifier, which is of other species; gives the prefix of the file's
+    names."""
     own, heads = network.state_dict(), classifier_names(network)
     wanted = {n: t for n, t in own.items() if n.rpartition(".")[0] not in heads}
     # What stands before most of the wanted names: module., backbone. and the like.
@@ -203,7 +193,6 @@ def _without_heads(body: Mapping[str, Tensor], heads: Sequence[str]) -> dict[str
 
 
 def _faults(body: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What is wrong with a file's tensors, or ""."""
     missing = [n for n in wanted if n not in body and not n.endswith("num_batches_tracked")]
     unknown = [n for n in body if n not in wanted]
     sizes = [n for n, t in body.items() if n in wanted and wanted[n].shape != t.shape]
