@@ -49,7 +49,6 @@ class _OpenFile:
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self) -> bytes:
-        """All of its bytes."""
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
             return file.read()
@@ -73,15 +72,10 @@ class Checkpoint:
         return self.facts.chosen
 
     def config(self, run_config: Config) -> Config:
-        """The run's config as it is in the stage that the checkpoint is of."""
         return run_config.stage(self.facts.stage).config
 
     def load_weights(self) -> Mapping[str, Tensor]:
-        """The weights: those of exactly the bytes that have the digest.
-
-        Raises:
-            InputError: the file is damaged.
-        """
+        """The weights: those of exactly the bytes that have the digest."""
         content = self.file.read()
         if hashlib.sha256(content).hexdigest() != self.digest:
             raise _damaged(self.path)
@@ -95,12 +89,8 @@ class Checkpoint:
 def find_checkpoint(
     run: Run, name: CheckpointName = "last", weights: Weights = "auto"
 ) -> Checkpoint:
-    """The checkpoint of that name; auto takes the moving average where the run kept one.
-
-    Raises:
-        InputError: the run has no such checkpoint or no moving average, or it is damaged.
-        WorldError: a training replaces it all the time.
-    """
+    """The checkpoint of that name; auto takes the moving average where the run kept one. Raises
+    WorldError where a training keeps replacing it."""
     if name == "best" and run.config.data.holdout == "none":
         raise InputError(
             f"{run.path}: there is no best checkpoint, since data.holdout none validates nothing; "
@@ -183,16 +173,8 @@ def write_trained_run(
     facts: RunFacts,
     state: CheckpointFacts,
 ) -> None:
-    """Writes a run of weights alone, to predict with, into an empty folder.
-
-    Args:
-        folder: of the run.
-        config: of the run.
-        network: whose weights become its last checkpoint.
-        source: the run that it was made from, whose species it has.
-        facts: for model.json.
-        state: for the checkpoint's state.json.
-    """
+    """Writes a run of weights alone, to predict with, into an empty folder; its species are
+    `source`'s."""
     run = create_run(folder, config, device_facts())
     with atomic_file(folder / "species.parquet") as partial:
         source.species.to_parquet(partial, index=False)

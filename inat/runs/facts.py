@@ -58,8 +58,6 @@ class SoupMember(msgspec.Struct, kw_only=True):
 
 
 class SoupFacts(msgspec.Struct):
-    """How `inat soup` made a run."""
-
     how: str  # uniform or greedy
     runs: list[SoupMember]  # those that were offered, in their order
 
@@ -117,25 +115,14 @@ class CheckpointFacts(msgspec.Struct):
 
 
 def read_run_facts(folder: Path) -> RunFacts:
-    """Reads model.json of a run's folder.
-
-    Raises:
-        InputError: it is missing, or a field is missing or of another type.
-    """
     return read_json_as(folder / "model.json", RunFacts, "train again")
 
 
 def write_run_facts(folder: Path, facts: RunFacts) -> None:
-    """Writes model.json into a run's folder."""
     write_json(folder / "model.json", msgspec.to_builtins(facts))
 
 
 def read_checkpoint_facts(path: Path, content: bytes | None = None) -> CheckpointFacts:
-    """Reads a state.json, or its `content`.
-
-    Raises:
-        InputError: it is missing, or a field is missing or of another type.
-    """
     state = parse_json(path, read_file(path) if content is None else content)
     try:
         return msgspec.convert(state, CheckpointFacts)
@@ -144,11 +131,6 @@ def read_checkpoint_facts(path: Path, content: bytes | None = None) -> Checkpoin
 
 
 def refuse_other_priors(facts: WeightsFacts, path: Path, n_classes: int) -> None:
-    """Stops where a checkpoint's priors are not those of a network of this many classes.
-
-    Raises:
-        InputError: they are not.
-    """
     for name, prior in (("draws_prior", facts.draws_prior), ("logits_prior", facts.logits_prior)):
         if prior is None:
             continue

@@ -137,7 +137,6 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _last_held_out(path: Path) -> float | None:
-    """Mean class accuracy of the last validation in a metrics.jsonl."""
     lines = read_file(path).splitlines() if path.is_file() else []
     for number, line in reversed(list(enumerate(lines, 1))):
         try:

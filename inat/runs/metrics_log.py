@@ -39,11 +39,9 @@ class MetricsLog:
 
     @property
     def n_bytes(self) -> int:
-        """The log's length so far."""
         return self._file.tell()
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
 
@@ -55,11 +53,8 @@ class NoLog(MetricsLog):
     def __init__(self) -> None:
         pass
 
-    def write(self, kind: str, **values: Any) -> None:
-        """Does nothing."""
+    def write(self, kind: str, **values: Any) -> None: ...
 
-    def flush(self) -> None:
-        """Does nothing."""
+    def flush(self) -> None: ...
 
-    def close(self) -> None:
-        """Does nothing."""
+    def close(self) -> None: ...

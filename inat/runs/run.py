@@ -151,15 +151,8 @@ def new_run_folder(out: Path, sources: Sequence[Run], *, overwrite: bool) -> Ite
 @contextmanager
 def writing(path: Path, option: str = "--run") -> Iterator[None]:
     """Holds a run folder, or one of fold runs, for as long as this process writes it; every verb
-    that writes one does so inside.
-
-    Args:
-        path: the folder, or a link to it; it need not exist yet.
-        option: where the user names it.
-
-    Raises:
-        WorldError: another process writes it.
-    """
+    that writes one does so inside. Raises WorldError, which names `option`, if another process
+    does."""
     folder = path.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{path}: another process writes there; wait for it, or give another {option}"
@@ -211,7 +204,6 @@ def differing_fields(first: Config, second: Config) -> list[str]:
 
 
 def with_root(config: Config, root: Path | str | None) -> Config:
-    """The config with another data root, for a run whose data has moved."""
     if root is None:
         return config
     return build(merge(config.to_dict(), {"data.root": str(root)}), "data.root")

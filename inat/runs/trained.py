@@ -55,17 +55,14 @@ class TrainedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
         return next(self.network.parameters()).device
 
     def images(self, batch: Batch) -> Float[Tensor, "batch 3 height width"]:
-        """A batch's images on the device, normalized."""
         return to_device(batch, self.device, self.mean, self.std, channels_last=self.channels_last)
 
     def logits(
         self, batches: Iterable[Batch], n_classes: int, view_mean: ViewMean = "logprob"
     ) -> Iterator[tuple[Batch, Float[Tensor, "batch classes"]]]:
-        """Each batch with its logits, see `iterate_logits`."""
         return iterate_logits(
             self.network,
             batches,
@@ -92,11 +89,7 @@ class TrainedRun:
 
     @cached_property
     def trained_and_held_out(self) -> tuple[Split, Split | None]:
-        """The photos that the run was trained on and those that it held out.
-
-        Raises:
-            InputError: the data's photos are not those that the run was trained on.
-        """
+        """Raises InputError where the data's photos are not those that the run was trained on."""
         data = self.config.data
         trained, held_out = training_photos(data)
         if trained.fingerprint != self.run.facts.trained:
@@ -108,20 +101,15 @@ class TrainedRun:
 
     @property
     def trained(self) -> Split:
-        """The photos that the run was trained on."""
         return self.trained_and_held_out[0]
 
     @property
     def held_out(self) -> Split | None:
-        """The photos that the run held out; None with holdout none."""
+        """None with holdout none."""
         return self.trained_and_held_out[1]
 
     def split(self, name: str) -> Split:
-        """A split of the data set.
-
-        Raises:
-            InputError: there is none of that name, or its species are not the run's.
-        """
+        """A split of the data set; InputError if it is missing or its species are not the run's."""
         data = self.config.data
         photos = load_split(
             data.root or Path(),
@@ -138,13 +126,8 @@ class TrainedRun:
         return photos
 
     def loader(self, photos: Split, *, training: bool = False, **options: Any) -> Loader:
-        """The photos as the run's own training or validation saw them.
-
-        Args:
-            photos: what to read.
-            training: crops and colors drawn by the run's recipe; else center crops in order.
-            options: other values for `build_loader`.
-        """
+        """The photos as the run's own training (drawn by its recipe) or validation (center crops in
+        order) saw them; `options` are other values for `build_loader`."""
         config = self.config
         own = {
             "image_size": config.transforms.image_size if training else config.transforms.test_size,
@@ -160,12 +143,8 @@ class TrainedRun:
 
     @cached_property
     def model(self) -> TrainedModel:
-        """The run's network with the checkpoint's weights, on its device.
-
-        Raises:
-            InputError: it is a geo prior, which has no use for photos; the weights are damaged,
-                or of another network than the config's.
-        """
+        """The run's network with the checkpoint's weights, on its device. Raises InputError for a
+        geo prior, which has no use for photos, and for weights that are damaged or do not fit."""
         run, config, facts = self.run, self.config, self.run.facts
         if facts.stage_two is not None and run.is_geo_prior:
             raise InputError(
@@ -214,18 +193,9 @@ def open_trained(
 ) -> TrainedRun:
     """Opens a run with one of its checkpoints.
 
-    Args:
-        run: a run that was trained.
-        checkpoint: last, or best on the held-out part.
-        weights: ema or raw; auto: the moving average where the run kept one.
-        root: data folder, where it is not the run's.
-        batch_size: images per forward pass; None: twice those of a process of the training, since
-            no gradients are kept, and at most 512.
-        workers: threads or processes that read photos; None: the run's.
-        precision: of the forward passes; None: the run's, where the device has it.
-
-    Raises:
-        InputError: there is no such run or checkpoint.
+    weights auto is the moving average where the run kept one; batch_size None is twice that of a
+    process of the training, at most 512, since no gradients are kept; the other None are the run's.
+    Raises InputError where there is no such run or checkpoint.
     """
     opened = open_run(run)
     found = find_checkpoint(opened, checkpoint, weights)
