@@ -255,11 +255,7 @@ def store(
 def refuse_place(
     out: Path, inputs: Sequence[PredictionFile], verb: str, *, overwrite: bool
 ) -> None:
-    """Stops where `verb` must not write its prediction.
-
-    Raises:
-        InputError: `out` is or holds one of the inputs, or exists and may not be overwritten.
-    """
+    """Refuses an `out` that is or holds one of the inputs, or exists and may not be overwritten."""
     for place in (prediction.path.resolve() for prediction in inputs):
         if out.resolve() == place:
             raise InputError(f"{out}: {verb} does not write over its input; give another --out")
@@ -272,11 +268,7 @@ def refuse_place(
 def rows_of_photos(
     prediction: PredictionFile, first: PredictionFile
 ) -> Int64[np.ndarray, "images"]:
-    """The row in `prediction` of each photo of `first`.
-
-    Raises:
-        InputError: the two are not of the same photos and species.
-    """
+    """The row in `prediction` of each photo of `first`; InputError if photos or species differ."""
     if not np.array_equal(prediction.category_ids, first.category_ids):
         raise InputError(
             f"{prediction.path}: its {prediction.n_classes} species are not the {first.n_classes} "
@@ -293,11 +285,7 @@ def rows_of_photos(
 
 
 def refuse_other_photos(prediction: PredictionFile, first: PredictionFile) -> None:
-    """Stops where an image id stands for another photo in `first`, which has the same ids.
-
-    Raises:
-        InputError: it does: the predictions are of two data sets.
-    """
+    """Refuses predictions of two data sets: an image id stands for another photo in `first`."""
     keys = prediction.photos["key"].to_numpy()[prediction.positions(first.ids)]
     apart = first.ids[keys != first.photos["key"].to_numpy()]
     if len(apart):

@@ -35,7 +35,6 @@ class Role(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 for unseen to 3 for trained on."""
         return [*Role].index(self)
 
 
@@ -48,7 +47,7 @@ def worst_roles(*roles: np.ndarray) -> np.ndarray:
 
 
 class ShiftCheck(msgspec.Struct):
-    """What BBSE finds of an estimated prior; see `inat.posthoc.bbse`."""
+    """See `inat.posthoc.bbse`."""
 
     unexplained: float
     by_chance: float
@@ -143,7 +142,6 @@ class Origin(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @property
     def is_log_presence(self) -> bool:
-        """Whether the logits are a geo prior's log presence."""
         return self.logits == LOG_PRESENCE
 
     @property
@@ -167,8 +165,6 @@ class Origin(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class PredictionMeta(Origin, kw_only=True):
-    """What meta.json of a prediction file says."""
-
     competition: str
     split: str
     # the class prior that the logits still carry; None where unknown
@@ -178,18 +174,12 @@ class PredictionMeta(Origin, kw_only=True):
     adjusted: list[Adjustment] = field(default_factory=lambda: [])
 
     def as_member(self, prediction: Path, weight: float, temperature: float) -> Origin:
-        """What an ensemble's meta.json says of this prediction."""
         facts = {name: getattr(self, name) for name in Origin.__struct_fields__}
         own = {"prediction": str(prediction), "weight": weight, "temperature": temperature}
         return Origin(**facts | own | {"bad_photos": None, "recovered_photos": None})
 
 
 def read_meta(path: Path) -> PredictionMeta:
-    """Reads meta.json.
-
-    Raises:
-        InputError: it is of another format, or a field is missing or of another type.
-    """
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: not of format {FORMAT}; predict again")
@@ -203,5 +193,4 @@ def read_meta(path: Path) -> PredictionMeta:
 
 
 def write_meta(path: Path, meta: PredictionMeta) -> None:
-    """Writes meta.json."""
     write_json(path, {"format": FORMAT, **msgspec.to_builtins(meta)})

@@ -30,7 +30,6 @@ from inat.runs.trained import TrainedRun
 def guess_species(
     trained: TrainedRun, path: Path, k: int, views: str, view_mean: ViewMean
 ) -> PhotoGuesses:
-    """The k likeliest species of the photos at or below a path; see `verbs.predict_photos`."""
     found, unreadable = _own_photos(path)
     species, n_photos = trained.run.species, len(found)
     table = Split(
@@ -60,7 +59,6 @@ def guess_species(
 
 
 def _own_photos(path: Path) -> tuple[list[FoundPhoto], list[PhotoIssue]]:
-    """The photos at or below a path, and those that cannot be read."""
     if not path.exists():
         raise InputError(f"{readable(path)}: there is no such photo or folder")
     if path.is_dir():

@@ -43,27 +43,23 @@ class Parts:
         return -(-self.n_photos // self.length)
 
     def rows(self, number: int) -> slice:
-        """The rows of the prediction that a part holds."""
         return slice(number * self.length, min((number + 1) * self.length, self.n_photos))
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Those of the parts that are not there, or are of other settings."""
+        """Parts of other settings count as missing."""
         return [number for number in numbers if self._header(number).get("digest") != self.digest]
 
     def write(
         self, number: int, logits: Float[np.ndarray, "rows classes"], troubles: Troubles
     ) -> None:
-        """Writes a part, whole or not at all."""
         header = {"digest": self.digest, "troubles": orjson.dumps(vars(troubles)).decode()}
         write_bytes(self._path(number), save({"logits": logits}, header))
 
     def read(self, number: int) -> tuple[Float[np.ndarray, "rows classes"], Troubles]:
-        """The logits of a part, and what befell its photos."""
         logits: np.ndarray = load_file(self._path(number))["logits"]
         return logits, Troubles(**orjson.loads(self._header(number)["troubles"]))
 
     def remove(self) -> None:
-        """Removes all parts, those of other settings too."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, number: int) -> Path:
@@ -79,5 +75,4 @@ class Parts:
 
 
 def parts_folder(prediction: Path) -> Path:
-    """Where the parts of the prediction at this path lie until it is whole."""
     return prediction.with_name(f".parts-{prediction.name}")

@@ -54,7 +54,6 @@ class Job:
 
     @cached_property
     def views(self) -> tuple[View, ...]:
-        """The views of each photo."""
         sizes = self.trained.config.transforms
         return parse_views(self.spec, size=sizes.test_size, crop_pct=sizes.test_crop_pct)
 
@@ -75,26 +74,20 @@ class Job:
         return batch * max(1, PART_IMAGES // (batch * len(self.views)))
 
     def loader(self, photos: Split, **options: Any) -> Loader:
-        """The views of `photos`; `options` are of `build_loader`."""
         batch_size = self.photos_a_batch
         return self.trained.loader(photos, batch_size=batch_size, views=self.spec, **options)
 
     def load_model(self) -> TrainedModel:
-        """The network, which takes images of the views' sizes.
-
-        Raises:
-            InputError: it does not.
-        """
+        """Refuses sizes that the network does not take."""
         config, model = self.trained.config, self.trained.model
         refuse_sizes(model.network, self.views, config.transforms.test_size, config.model.backbone)
         return model
 
     def machine(self) -> AbstractContextManager[None]:
-        """See `TrainedRun.machine`."""
         return self.trained.machine(f"give a smaller --batch-size than {self.trained.batch_size}")
 
     def meta(self) -> PredictionMeta:
-        """What meta.json says before the photos are read."""
+        """Before the photos are read."""
         run, config, checkpoint = self.trained.run, self.trained.config, self.trained.checkpoint
         meta = PredictionMeta(
             competition=config.data.competition,
@@ -123,11 +116,8 @@ class Job:
 
     @cached_property
     def roles(self) -> np.ndarray:
-        """The role of each photo, as text.
-
-        A photo is known by its key: one of val whose bytes were trained on, under whatever name,
-        is trained on.
-        """
+        """Known by key: a val photo whose bytes were trained on, under whatever name, is trained
+        on."""
         trained, held_out = self.trained.trained_and_held_out
         roles = np.full(len(self.photos), Role.UNSEEN.value, object)
         if held_out is not None:
@@ -139,7 +129,6 @@ class Job:
     def write(
         self, path: Path, meta: PredictionMeta
     ) -> AbstractContextManager[Float[np.ndarray, "images classes"]]:
-        """Gives the rows of the prediction file to be filled, see `write_prediction`."""
         photos, held_out = self.photos, self.trained.held_out
         table = {
             "id": photos.image_ids,
@@ -198,7 +187,6 @@ class Job:
 
 
 def make_prediction(job: Job, name: str, process: Process, *, overwrite: bool) -> PredictionFile:
-    """Makes a prediction of that name, or this process's share of it; see `verbs.predict`."""
     run = job.trained.run
     path, meta = run.prediction(name), job.meta()
     if (path / "meta.json").is_file() and not overwrite:

@@ -16,8 +16,6 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Process:
-    """This process among those that predict together."""
-
     rank: int = 0  # its number, from 0
     world_size: int = 1  # how many there are
 
@@ -38,12 +36,8 @@ class Process:
 
 
 def this_process(rank: int | None, world_size: int | None) -> Process:
-    """The process of that rank; both None: as RANK and WORLD_SIZE say, which torchrun sets, and
-    without them the only one.
-
-    Raises:
-        InputError: one without the other, no whole numbers, a rank outside the world.
-    """
+    """The process of that rank; both None: as RANK and WORLD_SIZE say, which torchrun sets, or else
+    the only one."""
     names = ("--rank", "--world-size")
     if rank is None and world_size is None:
         names = ("RANK", "WORLD_SIZE")
@@ -65,15 +59,8 @@ def this_process(rank: int | None, world_size: int | None) -> Process:
 
 
 def wait_until_none(left: Callable[[], Sequence[str]], what: str) -> None:
-    """Waits until nothing is left that other processes are to make.
-
-    Args:
-        left: gives the names of what is left.
-        what: is made of all of it.
-
-    Raises:
-        WorldError: it has been the same for `PATIENCE_SECONDS`.
-    """
+    """Waits until nothing is `left` that other processes are to make; raises WorldError where it
+    has been the same for `PATIENCE_SECONDS`."""
     before: list[str] = []
     since = time.monotonic()
     while missing := list(left()):

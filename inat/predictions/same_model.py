@@ -24,12 +24,7 @@ UNTOLD = ("competition", "history of adjustments")
 
 def differences(one: Origin, other: Origin, out_of_fold: OutOfFold = "another") -> Iterator[str]:
     """The names of what two predictions have otherwise, those of an ensemble's members included.
-
-    Args:
-        one: of the model.
-        other: of the same model, or out of the folds of its training.
-        out_of_fold: whether the latter is a difference.
-    """
+    `out_of_fold` says whether a prediction out of the folds of the model's training differs."""
     if one.members and other.folds and out_of_fold != "another":
         yield from _unlike_folds(one, other, out_of_fold)
         return
@@ -48,15 +43,8 @@ def differences(one: Origin, other: Origin, out_of_fold: OutOfFold = "another") 
 
 
 def told_of_fit(one: Origin, fit: Origin, named: str) -> str | None:
-    """What to say of a choice made on a prediction that is another model's or of other views.
-
-    Args:
-        one: of the model that it was made for.
-        fit: of the photos that it was made on.
-        named: what to call these where they are of no run.
-
-    Returns:
-        The end of a sentence, from "the prediction of" on; None: they are the model's own.
+    """What to report of a choice for `one` that was made on `fit`, a prediction of another model or
+    other views (`named` where it is of no run): the end of a sentence; None: they are one model's.
     """
     found = set(differences(one, fit, "own folds"))
     other_views = {what for what in found if what.endswith(("views", "view_mean"))}
