@@ -44,7 +44,7 @@ class CachedBatches:
         self.bad_photos = features.bad_photos  # photos that have no features, with the reason
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch; a last, shorter one is left out."""
+        """A last, shorter batch is left out."""
         features, size = self._features, self._batch_size
         order = epoch_order(self._sampler, self._epoch_size, self._seed, epoch)
         views = stream(self._seed, epoch, FEATURE_VIEWS).integers(
@@ -83,17 +83,14 @@ class LiveBatches:
 
     @property
     def prior(self) -> Prior:
-        """Probability that a draw is of each species."""
         assert self._loader.prior is not None
         return self._loader.prior
 
     @property
     def bad_photos(self) -> list[str]:
-        """Photos that could not be read so far, with the reason."""
         return sorted({str(event) for event in self._loader.bad_photos})
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch, each through the network in training mode."""
         extractor = self._extractor
         extractor.network.train()
         self._loader.set_epoch(epoch)

@@ -28,12 +28,10 @@ class FeatureExtractor:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
         return self.source.model.device
 
     @property
     def n_features(self) -> int:
-        """Length of a photo's feature."""
         weight = self.head.weight
         assert isinstance(weight, Tensor)
         return weight.shape[1]
@@ -41,7 +39,7 @@ class FeatureExtractor:
     def __call__(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features"]:
-        """The features of normalized images, float32: what the classifier would be given."""
+        """float32: what the classifier would be given."""
         if not len(images):  # ViTs take no empty batch
             return images.new_empty(0, self.n_features)
         with torch.no_grad(), autocast(self.device, self.source.model.precision):
@@ -58,11 +56,7 @@ class FeatureExtractor:
 
 
 def feature_extractor(source: TrainedRun) -> FeatureExtractor:
-    """Takes the classifier out of a run's network.
-
-    Raises:
-        InputError: it is not one linear layer.
-    """
+    """Takes the classifier, which must be one linear layer, out of a run's network."""
     network = source.model.network
     head = single_classifier(network, "inat stage-two")
     put_classifier(network, nn.Identity())

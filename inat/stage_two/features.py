@@ -36,8 +36,6 @@ CHUNK_BYTES = 64_000_000
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Cached features that were opened; `values` stay on the disk until they are sliced."""
-
     path: Path  # the folder
     values: Float16[np.ndarray, "views photos features"]  # float16, memory-mapped
     labels: Int64[np.ndarray, "photos"]  # label of each photo
@@ -48,7 +46,6 @@ class Features:
 
     @property
     def n_views(self) -> int:
-        """Features a photo."""
         return len(self.values)
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -80,13 +77,7 @@ class _Meta(msgspec.Struct):
 
 
 def cached_features(extractor: FeatureExtractor, photos: Split, n_views: int) -> Features:
-    """The features of `photos` in `n_views` views, extracted where they are not there yet.
-
-    Raises:
-        InputError: the features that are there are cut off.
-        WorldError: a photo cannot be read (data.on_bad_photo stop), or too many; a feature that
-            float16 cannot hold.
-    """
+    """The features of `photos` in `n_views` views, extracted where they are not there yet."""
     source = extractor.source
     meta = _Meta(
         format=FORMAT,

@@ -30,12 +30,10 @@ class HeadRecipe:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
         return self.epoch_size // self.batch_size
 
     @property
     def n_steps(self) -> int:
-        """Steps of the whole training."""
         return self.epochs * self.steps_per_epoch
 
     def learning_rate_at(self, step: int) -> float:
@@ -46,11 +44,7 @@ class HeadRecipe:
 def train_head(
     head: nn.Module, batches: FeatureBatches, recipe: HeadRecipe, log: MetricsLog
 ) -> None:
-    """Minimises the cross-entropy over the head's trainable parameters (Kang et al. 2020).
-
-    Raises:
-        WorldError: the loss is not finite.
-    """
+    """Minimizes the cross-entropy over the head's trainable parameters (Kang et al. 2020)."""
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
         trained, recipe.learning_rate, momentum=MOMENTUM, weight_decay=recipe.weight_decay
@@ -77,7 +71,6 @@ def _train_epoch(
     epoch: int,
     bar: Bar,
 ) -> float:
-    """Mean loss of an epoch's steps."""
     losses: list[Tensor] = []
     for features, labels in batches.epoch(epoch):
         step = epoch * recipe.steps_per_epoch + len(losses)

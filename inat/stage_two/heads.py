@@ -70,13 +70,7 @@ def tau_normalized(linear: nn.Linear, tau: float) -> nn.Linear:
 def score_taus(
     linear: nn.Linear, held_out: Features, grid: Float64[np.ndarray, "taus"] = TAUS
 ) -> Float64[np.ndarray, "taus"]:
-    """Mean class accuracy on held-out photos at each tau.
-
-    Args:
-        linear: the classifier; its bias is left out.
-        held_out: features of the photos.
-        grid: the taus.
-    """
+    """Mean class accuracy on held-out photos at each tau, without the classifier's bias."""
     weight = linear.weight.detach()
     factors = [_factors(linear, tau) for tau in grid]
     hits, labels = [], []

@@ -22,8 +22,6 @@ MOST_VIEWS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a stage two was asked for; see `train_stage_two`."""
-
     method: str
     epochs: int | None
     epoch_size: int | None
@@ -69,7 +67,6 @@ class Options:
             raise InputError(f"--weight-decay: {self.weight_decay} is less than 0")
 
     def recipe(self, n_photos: int, run_seed: int) -> HeadRecipe:
-        """The training of a head on `n_photos` photos of a run of that seed."""
         epoch_size = self.epoch_size or n_photos
         batch_size = min(self.batch_size or BATCH_SIZE, epoch_size)
         return HeadRecipe(
@@ -82,7 +79,6 @@ class Options:
         )
 
     def geo_recipe(self, run_seed: int) -> GeoRecipe:
-        """The training of a geo prior on the photos of a run of that seed."""
         batch_size = self.batch_size or geo_prior.BATCH_SIZE
         return GeoRecipe(
             epochs=self.epochs or geo_prior.EPOCHS,

@@ -44,8 +44,6 @@ FEW_STEPS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class NewHead:
-    """What a method made."""
-
     module: nn.Module  # features to logits, on the CPU or the extractor's device
     name: Literal["linear", "scaled", "nearest_mean"]  # its name in `model.head`
     epochs: int = 0  # epochs that it was trained
@@ -57,7 +55,6 @@ class NewHead:
 
 
 def make_run(source: TrainedRun, out: Path, options: Options, *, overwrite: bool) -> Run:
-    """Makes the run of a stage two; see `verbs.train_stage_two`."""
     _refuse_head(source.run, options)
     # Whole or not at all: what is interrupted leaves nothing at `out`.
     with new_run_folder(out, [source.run], overwrite=overwrite) as partial:
@@ -218,7 +215,6 @@ def _scored(
 def _validate_cached(
     extractor: FeatureExtractor, head: nn.Module, earlier_prior: EarlierPriorShare | None
 ) -> Validation:
-    """The accuracies from cached features, in the view that predictions use."""
     source = extractor.source
     assert source.held_out is not None
     guesses, labels = [], []
