@@ -27,11 +27,8 @@ class GeoPrior(nn.Module):
         self.classes = nn.Linear(N_HIDDEN, n_classes, bias=False)
 
     def forward(self, places: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch classes"]:
-        """The logit of each species' presence; its sigmoid is the presence.
-
-        Args:
-            places: longitude, latitude and date, each from -1 to 1.
-        """
+        """Logits of presence, whose sigmoid is the presence, from longitude, latitude and date,
+        each -1..1."""
         hidden = functional.relu(self.enter(encode(places)))
         logits: Tensor = self.classes(self.blocks(hidden))
         return logits
@@ -63,12 +60,10 @@ def encode(places: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 6"]:
 def log_presence(
     network: GeoPrior, places: Float[Tensor, "batch 3"]
 ) -> Float[Tensor, "batch classes"]:
-    """The log of each species' presence at each place; the network is in eval mode afterwards.
+    """The log of each species' presence at each place (from `dataset.locations.places_of`).
 
-    Args:
-        network: the geo prior.
-        places: as `inat.dataset.locations.places_of` gives them. Without a date, the presence
-            is the mean over the year's; without a place, that of all species is 1.
+    Without a date, the presence is the mean over the year's; without a place, that of all species
+    is 1. The network is in eval mode afterwards.
     """
     network.eval()
     has_place, has_date = ~places[:, 0].isnan(), ~places[:, 2].isnan()

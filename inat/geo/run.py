@@ -35,12 +35,8 @@ def make_geo_run(
     source: TrainedRun, path: Path, recipe: GeoRecipe, options: Mapping[str, Any]
 ) -> None:
     """Trains a geo prior on the photos that `source` was trained on, into the empty folder `path`;
-    reads none of them. `options` are what was asked for, for model.json.
-
-    Raises:
-        InputError: the data has no locations, or none of these photos has a place.
-        WorldError: the loss is not finite.
-    """
+    reads none of them. `options` are what was asked for, for model.json. Raises InputError where
+    none of these photos has a place."""
     run, config, photos = source.run, source.config, source.trained
     places = places_of(photos)
     placed = have_place(places)
@@ -108,12 +104,7 @@ def predict_log_presence(
     geo: TrainedRun, places: Float32[np.ndarray, "photos 3"]
 ) -> Iterator[tuple[slice, Float[np.ndarray, "chunk classes"]]]:
     """The log presence of each species, chunk by chunk; the row of a photo without a place is
-    all 0.
-
-    Args:
-        geo: a run of `inat stage-two --method geo_prior`.
-        places: of the photos, as `places_of` gives them.
-    """
+    all 0. `places` are as from `places_of`."""
     n_classes = len(geo.run.facts.category_ids)
     with torch.random.fork_rng(devices=[]):
         network = GeoPrior(n_classes)

@@ -43,16 +43,12 @@ def presence_loss(
     elsewhere: Float[Tensor, "batch classes"],
     labels: Int64[Tensor, "batch"],
 ) -> Float[Tensor, ""]:
-    """The presence-only loss (Mac Aodha et al. 2019, eq. 7, without the photographers' terms).
+    """The presence-only loss (Mac Aodha et al. 2019, eq. 7, without the photographers' terms), from
+    the logits at the photos' places x (`here`) and at random places r (`elsewhere`).
 
-    The species of a photo is present where the photo was taken, which counts C times; no other
+    The species y of a photo is present where the photo was taken, which counts C times; no other
     is, nor is any at a random place: the negative mean over batch and classes of
     `C log s_y(x) + sum_{i != y} log(1 - s_i(x)) + sum_i log(1 - s_i(r))`.
-
-    Args:
-        here: logits of presence at the photos' places x.
-        elsewhere: those at random places r.
-        labels: species y of the photos.
     """
     presence = here.sigmoid()
     of_species = presence.gather(1, labels[:, None])
@@ -86,7 +82,6 @@ def draw_epoch(
 
 
 def n_steps(labels: Int64[np.ndarray, "photos"], recipe: GeoRecipe) -> int:
-    """Steps of a whole training."""
     n_draws = int(np.minimum(np.bincount(labels), MOST_PER_SPECIES).sum())
     return recipe.epochs * -(-n_draws // recipe.batch_size)
 
@@ -101,17 +96,8 @@ def train_geo_prior(
 ) -> GeoPrior:
     """A geo prior of the photos' species; torch's generator is seeded, and left as it falls.
 
-    Args:
-        places: longitude, latitude and date, scaled to -1 .. 1. A date that is NaN may be any: it
-            is drawn anew each time.
-        labels: species of the photos.
-        n_classes: number of species.
-        recipe: how.
-        device: on which.
-        log: gets a line an epoch.
-
-    Raises:
-        WorldError: the loss is not finite.
+    Places are longitude, latitude and date, scaled to -1 .. 1; a date that is NaN may be any, and
+    is drawn again each time. Raises WorldError where the loss is not finite.
     """
     torch.manual_seed(recipe.seed)
     network = GeoPrior(n_classes).to(device).train()
@@ -144,7 +130,6 @@ def _dated(places: Float32[np.ndarray, "batch 3"]) -> Float[Tensor, "batch 3"]:
 def _train_epoch(
     network: GeoPrior, steps: list[tuple[Tensor, Tensor]], optimizer: Optimizer, bar: Bar
 ) -> float:
-    """Mean loss of an epoch's steps."""
     losses = []
     for places, labels in steps:
         elsewhere = random_places(len(places)).to(places.device)
