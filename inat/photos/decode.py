@@ -113,7 +113,7 @@ def read_header(content: bytes | memoryview) -> Header:
 def decode(
     header: Header, boxes: Sequence[Box], sizes: Sequence[int], *, spare: float = 1.0
 ) -> tuple[list[Pixels], str]:
-    """Decodes a photo once and resizes crops of it to RGB `[size, size, 3]`, one of each of `sizes`.
+    """Decodes a photo once and resizes crops of it to squares of these sizes, RGB, in pixels.
 
     A JPEG is decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 at which every crop is still
     `spare` times as large as its result; the crops' edges are then rounded to pixels of that
