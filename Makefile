@@ -23,7 +23,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --noconftest tests/test_floors.py
+	$(BIN)/python -m pytest --noconftest tests/test_floors.py tests/test_structure.py
+	$(BIN)/python tests/structure.py
 
 # Damaged files of every kind, 10,000 of each where `make test` has 200, and again as many for each
 # reader by atheris, where that installs; takes about an hour.

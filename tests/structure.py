@@ -6,6 +6,8 @@ python tests/structure.py [FOLDER]    prints them, of the checkout in FOLDER if 
 import ast
 import re
 import sys
+import tokenize
+from collections import Counter
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -119,12 +121,60 @@ def explained(function: ast.FunctionDef) -> set[str]:
     return found
 
 
+def modules_of(root: Path = ROOT) -> list[Path]:
+    return sorted((root / "inat").rglob("*.py"))
+
+
+def root_modules(root: Path = ROOT) -> list[str]:
+    """The modules of inat/ that are in no room, besides __init__ and __main__."""
+    return [p.stem for p in sorted((root / "inat").glob("*.py")) if not p.stem.startswith("__")]
+
+
+def lines_by_room(root: Path = ROOT) -> Counter[str]:
+    """Lines of each folder of inat/, and of each module that is in none."""
+    lines: Counter[str] = Counter()
+    for path in modules_of(root):
+        room = path.relative_to(root / "inat").parts[0]
+        lines[room] += path.read_text().count("\n")
+    return lines
+
+
+def share_used_once(root: Path = ROOT) -> float:
+    """Share of the functions that are private and whose name occurs once besides its definition."""
+    names: Counter[str] = Counter()
+    for path in modules_of(root):
+        with path.open("rb") as file:
+            names.update(t.string for t in tokenize.tokenize(file.readline) if t.type == 1)
+    functions = [function.name for path in modules_of(root) for function in functions_of(path)]
+    private = [name for name in functions if name.startswith("_") and not name.startswith("__")]
+    return sum(names[name] == 2 for name in private) / len(functions)
+
+
+def facts_by_string(root: Path = ROOT) -> list[str]:
+    """Where the facts of a run or a prediction are asked for by a string."""
+    pattern = re.compile(r"""\b(?:meta|facts|model)(?:\.get\(|\[)["']""")
+    return [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in modules_of(root)
+        for line in path.read_text().splitlines()
+        if pattern.search(line)
+    ]
+
+
 if __name__ == "__main__":
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
-    print(f"options documented twice  {len(options_documented_twice(root))}")
+    lines = lines_by_room(root)
+    room, most = lines.most_common(1)[0]
+    print(f"lines of inat/                  {sum(lines.values()):,}")
+    print(f"modules in no room              {len(root_modules(root))}")
+    print(f"largest room                    {room}, {most / sum(lines.values()):.1%} of the lines")
+    print(f"functions private, used once    {share_used_once(root):.1%}")
+    print(f"options documented twice        {len(options_documented_twice(root))}")
+    print(f"facts asked for by a string     {len(facts_by_string(root))}")
     for case, functions in STEP.items():
-        n_lines, loss = lines_to_read(functions, root), lines_to_read(LOSS, root)
-        print(
-            f"a training step, {case:6}    {n_lines} lines in {len(functions)} files, and "
-            f"{loss} in {len(LOSS)} of the loss"
-        )
+        if all((root / path).is_file() for path in [*functions, *LOSS]):
+            n_lines, loss = lines_to_read(functions, root), lines_to_read(LOSS, root)
+            print(
+                f"a training step, {case:6}         {n_lines} lines in {len(functions)} files, and "
+                f"{loss} in {len(LOSS)} of the loss"
+            )
