@@ -72,16 +72,11 @@ def read_array(path: Path, remedy: str, *dtypes: type, ndim: int) -> np.memmap:
 def read_table(
     path: Path, remedy: str, columns: Mapping[str, str], n_rows: int | None = None
 ) -> pd.DataFrame:
-    """Reads a Parquet file, if it is no larger than what is expected.
-
-    Args:
-        path: the file.
-        remedy: how to repair a damaged one, for the message.
-        columns: those that there must be, and what each holds: whole numbers or texts.
-        n_rows: the rows that there must be; None: at most MOST_ROWS.
+    """Reads a Parquet file, if it has no more rows than `n_rows` (or MOST_ROWS); `columns` are
+    those that there must be, and what each holds: integers or text.
 
     Raises:
-        InputError: it is missing, cut off, no table, or lacks one of the columns, or values in it.
+        InputError: it is missing, cut off, not a table, or lacks a column or values.
     """
     try:
         # Not pandas.read_parquet: it follows what the file says of pandas, and to it a folder
@@ -141,12 +136,11 @@ def positions(
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Reads a CSV with this header: texts, each row under the number of its line.
+    """Reads a CSV with this header as text; each row has its line number as its index.
 
     Raises:
         FileNotFoundError: it is missing.
-        InputError: no CSV, another header, a row of more or fewer cells, or more than MOST_CSV_ROWS
-            rows.
+        InputError: not a CSV, another header, a row of another length, over MOST_CSV_ROWS rows.
     """
     header = ",".join(columns)
     lines: list[int] = []
@@ -194,12 +188,8 @@ SPECIES = {"category_id": "whole numbers", "name": "texts", "train_count": "whol
 
 
 def read_species(path: Path, remedy: str, n_classes: int | None = None) -> pd.DataFrame:
-    """The table of the species that a run or a prediction keeps; what there is of their lineage is
-    text.
-
-    Raises:
-        InputError: as `read_table`.
-    """
+    """The species table of a run or prediction; missing parts of the lineage are "". Errors as from
+    `read_table`."""
     table = read_table(path, remedy, SPECIES, n_classes)
     for name in table.columns.difference([*SPECIES]):
         if not all(isinstance(value, str) for value in table[name]):

@@ -210,11 +210,7 @@ COMPETITIONS = {
 
 
 def find_competition(slug: str) -> Competition:
-    """The competition of that name.
-
-    Raises:
-        InputError: there is none; the text lists the valid names.
-    """
+    """The competition of that name; an InputError lists the valid names."""
     if slug not in COMPETITIONS:
         raise InputError(unknown_name("competition", slug, COMPETITIONS))
     return COMPETITIONS[slug]

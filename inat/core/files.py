@@ -89,21 +89,17 @@ def open_file(path: Path | str, most: int | None = None) -> BufferedReader:
 
 
 class PackedFile(BufferedReader):
-    """A file for gzip and zipfile to read, which believe what it says of its own size.
+    """A file for gzip and zipfile to read, which trust its claims about its own size.
 
-    gzip skips zeros between its streams byte by byte, a minute for 200 MB. zipfile reads the list
-    of members at once, however long the file claims that it is.
+    gzip skips zeros between its streams byte by byte, a minute for 200 MB; zipfile reads the whole
+    list of members at once, however long the file claims it is.
     """
 
     _n_single = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As BufferedReader's.
-
-        Raises:
-            gzip.BadGzipFile: more than MOST_SINGLE bytes in a row are read one by one.
-            zipfile.BadZipFile: more than MOST_AT_ONCE bytes are asked for at once.
-        """
+        """gzip.BadGzipFile after MOST_SINGLE reads of one byte; zipfile.BadZipFile above
+        MOST_AT_ONCE."""
         self._n_single = self._n_single + 1 if size == 1 else 0
         if self._n_single > MOST_SINGLE:
             raise gzip.BadGzipFile(f"more than {MOST_SINGLE:,} bytes of padding")
@@ -133,11 +129,8 @@ def _refuse_unfit(path: Path | str, state: os.stat_result, most: int | None) -> 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; on leaving without an error it becomes `path`.
-
-    The bytes are flushed to the disk before the rename, so that a power cut leaves the old
-    file or the new one, never a part of either.
-    """
+    """Gives a temporary path beside `path`; on leaving without an error it becomes `path`, after a
+    flush to the disk: a power cut leaves the old file or the new one, never a part."""
     with _partial_beside(path, Path.touch) as partial:
         try:
             yield partial
@@ -360,11 +353,8 @@ def leads_out(path: Path | str, top: Path | str) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits.
-
-    Raises:
-        UnfitFile: it is larger than any file of the kit can be, and would take minutes.
-    """
+    """The file's SHA-256 as 64 hexadecimal digits; UnfitFile if it is larger than any file of the
+    kit."""
     with open_file(path, LARGEST_HASHED) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -411,13 +401,9 @@ def read_pieces(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """Holds the lock file `path`; a process that ends, however it ends, lets go of it.
-
-    The empty file stays: removing it would let two processes hold two files of one name.
-
-    Raises:
-        WorldError: another process holds it; the text is `busy`.
-    """
+    """Holds the lock file `path` until the process ends, however it ends; a WorldError with the
+    text `busy` if another process holds it. The empty file stays: removing it would let two
+    processes hold two files of one name."""
     # Costs 0.1 s, which those who only read or write need not pay.
     from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
@@ -443,13 +429,8 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
 @contextmanager
 def disk_remedies(place: Path | str, kept: str) -> Iterator[None]:
-    """Says what helps where a disk is full or may not be written to.
-
-    `kept` says what holds of the rest, for a full disk: "the checkpoint before is whole; ...".
-
-    Raises:
-        WorldError: in place of the system's error.
-    """
+    """Turns the errors of a full or read-only disk into a WorldError with the remedy; `kept` says
+    for a full disk what holds of the rest: "the checkpoint before is whole; ..."."""
     try:
         yield
     except OSError as error:
@@ -478,12 +459,8 @@ def system_sentence(error: OSError, place: str = "") -> str:
 
 
 def reserve(path: Path) -> None:
-    """Gives a file with holes its room on the disk, where the system can: writing into a mapped
-    hole ends the process with SIGBUS where the disk turns out to be full.
-
-    Raises:
-        OSError: the disk is full.
-    """
+    """Reserves disk space for a file with holes, where the system can; an OSError if the disk is
+    full. Otherwise writing into a mapped hole would end the process with SIGBUS."""
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

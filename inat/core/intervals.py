@@ -65,17 +65,8 @@ def accuracy_interval(
     *,
     over: Literal["classes", "images"] = "classes",
 ) -> Interval | None:
-    """An accuracy with its 95 % interval.
-
-    Args:
-        hits: whether each image is right.
-        labels: class of each image.
-        members: which classes count; None: all.
-        over: the mean over the classes of their accuracies, or over their images.
-
-    Returns:
-        None where no member class has an image.
-    """
+    """An accuracy with its 95 % interval: of the `members` (None: all), as the mean over the
+    classes of their accuracies or over their images. None where no member class has an image."""
     return _mean_interval(hits.astype(np.float64), labels, members, over, HALF_RIGHT)
 
 
@@ -87,10 +78,7 @@ def gain_interval(
     *,
     over: Literal["classes", "images"] = "classes",
 ) -> Interval | None:
-    """How much higher the accuracy of `new_hits` is than that of `hits` on the same images.
-
-    Args and return as those of `accuracy_interval`.
-    """
+    """The gain in accuracy of `new_hits` over `hits` on the same images; arguments as above."""
     gains = new_hits.astype(np.float64) - hits
     return _mean_interval(gains, labels, members, over, HALF_WON)
 
@@ -135,10 +123,8 @@ def score_bounds(
 
     Args:
         n: photos of each species, at least one.
-        totals: sum of a species' outcomes, which are -1, 0 or 1.
-        squares: sum of their squares: the number that are not 0.
-        weights: of the species; times the weights they sum to 1.
-        times: how many species each entry stands for; None: one.
+        totals, squares: sum of a species' outcomes, which are -1, 0 or 1, and of their squares.
+        weights: of the species; times `times`, the species that an entry stands for, they sum to 1.
         made_up: mean and mean square of an invented photo that is spread over all species: where
             all outcomes are alike it keeps another one possible.
     """

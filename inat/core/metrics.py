@@ -87,15 +87,14 @@ def macro_f1(
     n_resamples: int = 400,
     seed: int = 0,
 ) -> Interval | None:
-    """Macro F1, the mean over the classes guessed or with images, with its 95 % interval.
+    """Macro F1, the mean over the classes guessed or with images, with its 95 % interval; None
+    without images.
 
-    The interval is of the macro F1 to expect of as many images of each class: F1 of few images is
-    not that of many. F1 is not a mean over images, so its variance is found by parametric
-    bootstrap: every image is guessed right with its class's shrunk accuracy, or else is given the
-    guess of some wrong image. The ends are Wilson's for as many images as have that variance.
-
-    Returns:
-        None where there is no image.
+    The interval is that of the macro F1 to expect of the same number of images per class: F1 of few
+    images differs from that of many. F1 is not a mean over images, so its variance is found by
+    parametric bootstrap: every image is guessed right with its class's shrunk accuracy, or else is
+    given the guess of some wrong image. The ends are Wilson's for the number of images with that
+    variance.
     """
     if not len(labels):
         return None

@@ -17,13 +17,8 @@ from inat.core.errors import InputError, unknown_name
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, as `Annotated[float, Range(0, 1)]`.
-
-    Attributes:
-        low: the smallest; with `above`, the number that all are greater than.
-        high: the largest.
-        above: whether `low` itself is excluded, and infinity with it.
-    """
+    """Numbers from `low` to `high`, as `Annotated[float, Range(0, 1)]`; with `above`, greater than
+    `low` and finite."""
 
     low: float
     high: float = math.inf
@@ -115,13 +110,10 @@ def _declared(options: Any) -> dict[str, list[Any]]:
 
 
 class Part:
-    """A loss or a sampler: each subclass with a `name` of a kind is one of the kind's `parts`.
+    """A loss or a sampler: each subclass with a `name` is listed under it in its kind's `parts`.
 
-    Attributes:
-        name: as a config writes it.
-        summary: its words in `inat train --help`.
-        parts: all of the kind, by name.
-        Options: dataclass of its options; the constructor takes its own by the same names.
+    `summary` is its text in `inat train --help`; `Options` the dataclass of its options, which the
+    constructor takes by the same names.
     """
 
     name: ClassVar[str] = ""
@@ -164,13 +156,8 @@ class PartOptions(Options):
 
 
 def joined_options(package: str, kind: type[Part], *, first: str) -> Any:
-    """Imports the parts of a kind, and joins the options of all in one dataclass.
-
-    Args:
-        package: dotted name of the package whose modules hold the parts: a new file is a new part.
-        kind: class of the parts.
-        first: name of the part that is the default of the field `name`.
-    """
+    """Imports every module of `package`, each a possible part (a new file is a new part), and joins
+    the options of all parts of `kind` in one dataclass, whose `name` is `first` by default."""
     for found in pkgutil.iter_modules(importlib.import_module(package).__path__):
         if found.name != "shapes":  # which imports what the parts import when they are used
             importlib.import_module(f"{package}.{found.name}")

@@ -64,10 +64,8 @@ def tau_shift(logits_prior: Prior, tau: float) -> Float64[np.ndarray, "classes"]
 
 
 def target_shift(logits_prior: Prior, target: Prior) -> Float64[np.ndarray, "classes"]:
-    """What to add to logits that carry one prior to make them carry another (Bayes' rule).
-
-    A class whose target is 0 gets -inf: it is never predicted.
-    """
+    """What to add to logits to move them from one prior to another (Bayes' rule); -inf, never
+    predicted, for a class whose target is 0."""
     with np.errstate(divide="ignore"):
         shift: Float64[np.ndarray, classes] = np.log(target) - np.log(logits_prior)
     return shift
@@ -97,11 +95,10 @@ def log_softmax(logits: Float[np.ndarray, "images classes"]) -> Float[np.ndarray
 
 
 def read_prior(path: Path, category_ids: Int64[np.ndarray, "classes"]) -> Prior:
-    """Reads a prior from a CSV `category_id,prior`; it is scaled to sum to 1.
+    """Reads a prior from a CSV `category_id,prior` and scales it to sum to 1.
 
     Raises:
-        InputError: missing file or column, a category that is unknown, missing or there twice, a
-            prior that is negative or no number.
+        InputError: a missing column, an unknown, missing or duplicate category, a bad number.
     """
     try:
         table = read_csv(path, ["category_id", "prior"])

@@ -43,10 +43,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(title: str, total: int, unit: str) -> Iterator[Bar]:
-    """A bar over `total` units, on standard error, so that standard output holds results alone.
-
-    Without a `unit` it shows no rate.
-    """
+    """A bar over `total` units on standard error; without a `unit` it shows no rate."""
     if _silent.get() or sys.stderr is None or not sys.stderr.isatty():
         yield Bar(title, total, unit, None)
         return

@@ -10,11 +10,8 @@ if TYPE_CHECKING:
 
 
 class SharedArray:
-    """A NumPy array that is pickled into a worker process as a handle of shared memory.
-
-    torch's own pickler does that for tensors; by any other pickler it goes as a copy. A forked
-    worker shares it anyway. The array is not to be written to.
-    """
+    """A read-only NumPy array that torch's pickler passes to a worker process as a handle of shared
+    memory; any other pickler copies it, and a forked worker shares it anyway."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -34,11 +31,7 @@ class SharedArray:
 
 
 class SharedStrings:
-    """A list of strings that is pickled into a worker process as a handle of shared memory.
-
-    Args:
-        strings: without a null among them.
-    """
+    """A list of strings, none of them null, that is pickled as `SharedArray` is."""
 
     def __init__(self, strings: pa.StringArray) -> None:
         whole = pa.concat_arrays([strings])  # a slice would carry the strings it does not show

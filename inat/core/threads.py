@@ -22,11 +22,11 @@ OF_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY
 
 
 def share_processors() -> None:
-    """Has the threads of OpenMP, which torch computes with, sleep while they wait, and be no more
-    than the container may use; unless the user says otherwise. For a process of one's own, before
-    torch is imported: it writes to the environment.
+    """Makes OpenMP's threads, which torch computes with, sleep while they wait, and limits them to
+    the container's processors, unless the user's environment says otherwise. Call it in one's own
+    process before torch is imported.
 
-    By default they spin, which beside other busy processes takes the time of the thread that they
+    By default they spin, which next to other busy processes takes time from the thread that they
     wait for (`tests/benchmarks/busy_table.py`).
     """
     if not any(name in os.environ for name in OF_WAITING):
