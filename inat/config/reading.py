@@ -24,11 +24,7 @@ build = Config.from_tree
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Reads a config file into nested plain values.
-
-    Raises:
-        InputError: missing, too large or too deep, not YAML, a duplicate key.
-    """
+    """Reads a config file into nested plain values."""
     try:
         content = read_file(path, LARGEST_FILE)
     except (FileNotFoundError, NotADirectoryError):

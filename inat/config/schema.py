@@ -112,16 +112,8 @@ class DataConfig(Options):
     def refuse_too_many(
         self, bad_photos: Sequence[object], n_photos: int, listed: str = ""
     ) -> None:
-        """Stops where more photos could not be read than `bad_photo_limit` allows.
-
-        Args:
-            bad_photos: those, each with its reason as its text.
-            n_photos: how many there are.
-            listed: the file that lists them; "": the first is named.
-
-        Raises:
-            WorldError: they are too many.
-        """
+        """Raises a WorldError where more photos could not be read than `bad_photo_limit` allows; it
+        names `listed`, the file that lists them, or the first of them."""
         allowed = int(self.bad_photo_limit * n_photos + 1e-9)
         if 0 < self.bad_photo_limit < 1:
             allowed = max(allowed, min(FEW_BAD_PHOTOS, n_photos - 1))
@@ -562,10 +554,8 @@ class Config(Options):
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that change with every field that changes the result.
-
-        Left out are those of `MAY_DIFFER`: a resume may change them.
-        """
+        """Twelve hexadecimal digits that change with every field that changes the result; the
+        fields of `MAY_DIFFER`, which a resume may change, do not count."""
         return self._digest_without(MAY_DIFFER)
 
     @property

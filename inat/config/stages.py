@@ -17,14 +17,9 @@ KEYS = ("epochs", "batch_size", "new_head", "sampler", "transforms", "model", "l
 
 
 class Stage(str):
-    """A part of a training: what it changes, as a line of YAML, and what that comes to.
-
-    A flag gives the line, and a run keeps it; a `Config` lays it over the stage before.
-
-    Attributes:
-        config: of this stage, as if it were all; its `stages` are empty.
-        new_head: whether the stage begins with a new classifier; the first one does anyway.
-    """
+    """A part of a training: its changes as a line of YAML, and the `config` that they come to, as
+    if it were the only stage. `new_head`: it begins with a new classifier; the first one does
+    anyway."""
 
     config: Config
     new_head: bool
@@ -38,17 +33,12 @@ class Stage(str):
 
     @classmethod
     def over(cls, before: Config, changes: Any, name: str) -> Stage:
-        """The stage that is laid over the config of the one before.
-
-        Args:
-            before: that config.
-            changes: what the stage changes: YAML, or what was read from it.
-            name: of the stage, for messages.
+        """Lays the `changes` of the stage `name`, YAML or what was read from it, over the config
+        before.
 
         Raises:
-            InputError: a stage without epochs, with an unknown key or a field that holds for the
-                whole training, or of fields that contradict each other; the text names stage and
-                field.
+            InputError: a stage without epochs, an unknown key, a field that holds for the whole
+                training, fields that contradict each other; the text names stage and field.
         """
         from inat.config.strict_yaml import parse_yaml  # yaml costs 20 ms, which --help can save
 

@@ -11,11 +11,7 @@ DEEPEST_LEVEL = 20
 
 
 def parse_yaml(content: bytes | str) -> Any:
-    """Reads YAML's safe subset into plain values.
-
-    Raises:
-        InputError: not YAML, a duplicate key, an alias, a tag, or nesting without bottom.
-    """
+    """Reads YAML's safe subset; an InputError for a duplicate key, an alias, or a tag."""
     try:
         return yaml.load(content, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

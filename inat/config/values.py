@@ -16,16 +16,8 @@ NAMES = {
 
 
 def typed_values(tree: Mapping[str, Any], root: type, source: str) -> dict[str, Any]:
-    """`tree` with each value in the type of its field; an empty section is left out.
-
-    Args:
-        tree: nested plain values.
-        root: dataclass whose fields they are; those of dataclasses are its sections.
-        source: where the tree is from, for messages.
-
-    Raises:
-        InputError: an unknown key, with the nearest valid one, or a value of the wrong type.
-    """
+    """`tree` with each value in the type of its field of the dataclass `root`; an empty section is
+    omitted. An InputError names `source`, and for an unknown key the nearest valid one."""
     typed: dict[str, Any] = {}
     for key, value in tree.items():
         hint = _hint(key, "", root, root, source)
