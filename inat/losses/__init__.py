@@ -39,12 +39,10 @@ def build_loss(
     """The loss that a config names.
 
     Args:
-        config: name and options.
-        prior: class prior to take off, where the loss takes one off; None where the draws have
-            no one prior.
-        counts: photos of each species that are trained on.
+        prior: class prior to take off; None where the draws have no one prior.
+        counts: training photos of each species.
         head_scale: what the classifier multiplies its cosines by; ldam's margins grow with it.
-        epochs: of the training; needed for class weights that begin later.
+        epochs: of the training; class weights that begin later need it.
 
     Raises:
         InputError: a prior of 0 where its logarithm is needed, class weights that begin in a

@@ -84,14 +84,8 @@ class Shared(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Tail:
-    """What a loss knows of the photos.
-
-    Attributes:
-        counts: photos of each species that are trained on.
-        prior: class prior to take off; None where the draws have no one prior.
-        draws: class prior of the draws; None where it changes.
-        head_scale: what the classifier multiplies its cosines by.
-    """
+    """What a loss knows of the photos: training photos of each species; the prior to take off and
+    that of the draws, None where they change; what the classifier multiplies its cosines by."""
 
     counts: shapes.Counts
     prior: shapes.Prior | None
@@ -100,14 +94,8 @@ class Tail:
 
 
 class Loss(Part, Module):
-    """A loss; `Part` says what it is known by.
-
-    Attributes:
-        takes_soft_targets: whether a target may be spread over species, as mixup, CutMix and label
-            smoothing do.
-        takes_class_weights: whether it takes class weights; others correct for the tail themselves.
-        head: the `model.head` that it needs; None: any.
-    """
+    """A loss. `takes_class_weights` is false where it corrects for the tail itself; `head` is the
+    `model.head` that it needs, None for any."""
 
     parts: ClassVar[dict[str, type[Loss]]] = {}
     takes_soft_targets: ClassVar[bool] = True
@@ -202,10 +190,8 @@ class Loss(Part, Module):
     # What is asked during training.
 
     def set_progress(self, progress: float) -> None:
-        """Says how much of the training is over, epoch / epochs; called before every epoch.
-
-        Deferred class weights (DRW, Cao et al. 2019, sec. 3.3) begin by it.
-        """
+        """Sets epoch / epochs before every epoch; deferred class weights (DRW, Cao et al. 2019,
+        sec. 3.3) begin by it."""
         self.is_weighted = self.weights is not None and progress >= self._weights_begin
 
     def weights_for(self, logits: shapes.Logits) -> torch.Tensor | None:
@@ -270,11 +256,8 @@ def as_soft(targets: shapes.Targets, logits: shapes.Logits) -> shapes.Costs:
 
 
 def positive(prior: shapes.PerClass | None, name: str) -> shapes.PerClass:
-    """The prior, or the counts, that the loss of a name takes off.
-
-    Raises:
-        InputError: there is none, or it is 0 for some species.
-    """
+    """The prior or counts that the loss `name` takes off; an InputError if there are none or a
+    0."""
     if prior is None:
         raise InputError(
             f"loss {name}: the draws change during training and have no one prior to take "

@@ -18,11 +18,8 @@ def effective_number_weights(counts: shapes.Counts, beta: float) -> shapes.Prior
 
 
 def class_weights(counts: shapes.Counts, kind: str, beta: float) -> shapes.Prior | None:
-    """The weights that `loss.class_weights` names, 1 / n for `inverse`; None for `none`.
-
-    They are scaled to a mean of 1 over the species that have photos, so they sum to C where all
-    have some (Cui et al. 2019, sec. 4).
-    """
+    """The weights that `loss.class_weights` names, scaled to a mean of 1 over the species that have
+    photos, so they sum to C where all have some (Cui et al. 2019, sec. 4); None for `none`."""
     if kind == "none":
         return None
     weights = np.zeros(len(counts))

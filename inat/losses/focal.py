@@ -11,13 +11,8 @@ from inat.losses.base import ExpectedCost, LossConfig, Shared, shapes
 
 
 class FocalLoss(ExpectedCost):
-    """-(1 - p)^gamma log p of the softmax's p (Lin et al. 2017, arXiv 1708.02002, eq. 4, there of
-    a sigmoid); gamma 0 is cross-entropy.
-
-    Args:
-        gamma: the power of 1 - p.
-        shared: class weights and label smoothing (`Shared`).
-    """
+    """-(1 - p)^gamma log p of the softmax's p (Lin et al. 2017, arXiv 1708.02002, eq. 4, there of a
+    sigmoid); gamma 0 is cross-entropy."""
 
     name = "focal"
     summary = "easy photos count less (Lin et al. 2017)"
