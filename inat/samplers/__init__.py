@@ -30,15 +30,10 @@ def __getattr__(name: str) -> Any:  # for type checkers, which do not see the sa
 
 
 class DeferredSampler(Sampler):
-    """Instance draws at first, those of another sampler from an epoch on.
+    """Instance draws at first; those of `then` after the share `begins` of the training.
 
-    The epochs stay as long as those it begins with. What a sampler calls progress counts from the
-    training's start.
-
-    Args:
-        first: the draws at first.
-        then: the later ones.
-        begins: share of the training after which those begin.
+    The epochs stay as long as those it begins with. A sampler's progress counts from the training's
+    start.
     """
 
     changes = True
@@ -64,12 +59,10 @@ def build_sampler(
     n_classes: int,
     epochs: int | None = None,
 ) -> Sampler:
-    """The sampler that a config or a name asks for, over photos with these labels.
+    """The sampler that a config or a name (with default options) asks for, over photos with these
+    labels; a sampler of these photos is given back.
 
     Args:
-        sampler: the `sampler` of a config, or a name, which stands for the sampler with its
-            defaults, or a sampler of these photos, which is given back.
-        labels: of the photos.
         n_classes: number of species, with or without photos.
         epochs: of the training; needed where the draws change during it.
 

@@ -68,8 +68,8 @@ class Shared(TypedDict, total=False):
 
 
 class Sampler(Part):
-    """Draws photos of a labeled list; `Part` says what it is known by. It is also a sampler for
-    torch's `DataLoader`: iterating gives the draws of one epoch, the one that `set_epoch` names.
+    """Draws photos of a labeled list, and iterates over the draws of one epoch, that of
+    `set_epoch`, as torch's `DataLoader` asks.
 
     Attributes:
         changes: whether the share of each species changes during training.
@@ -128,19 +128,10 @@ def epoch_order(
     epochs: int | None = None,
     first_epoch: int = 0,
 ) -> shapes.Draws:
-    """Which photo is draw k of an epoch (counted from 0), for every k.
+    """Which photo is draw k of an epoch, for every k.
 
-    Args:
-        sampler: which photos are drawn.
-        n_draws: draws of the epoch.
-        seed: of the run.
-        epoch: counted from 0.
-        epochs: of the training, or of a stage of it; only a sampler whose draws change asks for
-            it.
-        first_epoch: the one with which these epochs begin.
-
-    Raises:
-        InputError: an epoch after the last, in a training whose draws change.
+    `epoch` and `first_epoch`, with which the `epochs` of a training or stage begin, count from 0;
+    only a sampler whose draws change asks for them, and an epoch after the last is an InputError.
     """
     done = epoch - first_epoch
     epochs = sampler.epochs if epochs is None else epochs

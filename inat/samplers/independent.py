@@ -62,14 +62,8 @@ class SquareRootSampler(IndependentSampler):
 
 
 class ProgressiveSampler(IndependentSampler):
-    """From the natural distribution to the balanced one, a little every epoch (Kang et al. 2020,
-    sec. 3, eq. 2).
-
-    Args:
-        labels: of the photos, int64 `[photos]`.
-        epochs: of the training.
-        shared: see `Shared`.
-    """
+    """From the natural distribution to the balanced one over `epochs`, a little every epoch (Kang
+    et al. 2020, sec. 3, eq. 2)."""
 
     name = "progressive"
     summary = "from instance to class_balanced, a little every epoch"
@@ -86,14 +80,9 @@ class ProgressiveSampler(IndependentSampler):
 
 
 class EffectiveNumberSampler(IndependentSampler):
-    """A photo by one over the effective number of its species' photos (Cui et al. 2019,
-    proposition 1, as the weight of a draw in place of a loss).
-
-    Args:
-        labels: of the photos, int64 `[photos]`.
-        beta: 0 draws as instance does, near 1 as class_balanced.
-        shared: see `Shared`.
-    """
+    """A photo by one over the effective number of its species' photos (Cui et al. 2019, proposition
+    1, as the weight of a draw in place of a loss): beta 0 draws as instance does, near 1 as
+    class_balanced."""
 
     name = "effective_number"
     summary = "a photo by (1 - beta) / (1 - beta^n) of its species' count n"

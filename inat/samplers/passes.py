@@ -30,12 +30,9 @@ class InstanceSampler(Sampler):
 
 
 class ClassBalancedCyclingSampler(ClassBalancedSampler):
-    """The same shares without replacement: every species once before any comes twice, and of
-    each species every photo once before any comes twice.
-
-    The class-aware sampler of Shen et al. 2016 (sec. 3.3), whose lists are shuffled again when
-    they end, as arrays in place of its loop.
-    """
+    """The same shares without replacement: every species once before any comes twice, and of each
+    species every photo once before any comes twice (the class-aware sampler of Shen et al. 2016,
+    sec. 3.3, as arrays in place of its loop)."""
 
     name = "class_balanced_cycling"
     summary = "the same without replacement"
@@ -74,10 +71,8 @@ class RepeatFactorSampler(Sampler):
     1908.03195): r = max(1, sqrt(threshold / (n / N))) times, the fraction of r rounded up by
     chance, again in every pass, as detectron2 does.
 
-    Args:
-        labels: of the photos, int64 `[photos]`.
-        threshold: share of the photos below which those of a species are repeated.
-        shared: see `Shared`; an epoch has as many draws as there are photos with their repeats.
+    `threshold` is the share of the photos below which those of a species are repeated. By default
+    an epoch has as many draws as there are photos with their repeats.
     """
 
     name = "repeat_factor"
