@@ -50,11 +50,8 @@ def key_of(*parts: str) -> str:
 
 
 class AnnotationCache:
-    """The tables kept of one data set.
-
-    New ones are found at once, but written by `write` alone: of a data set with a fault, which
-    may show in the last of its files, nothing is kept.
-    """
+    """The tables kept of one data set. New ones are found at once, but written only by `write`:
+    nothing is kept of a data set with a fault, which may show in its last file."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -131,10 +128,8 @@ def _read(path: Path, key: str) -> pa.Table | None:
 
 
 def _stamp(key: str, table: pa.Table) -> bytes:
-    """The key and a hash of the whole content: Parquet itself would pass a changed number on.
-
-    Takes a table of one chunk a column.
-    """
+    """The key and a hash of the content, one chunk per column: Parquet itself misses a changed
+    number."""
     content = xxhash.xxh3_128()
     for field, column in zip(table.schema, table.columns, strict=True):
         content.update(f"{field.name} {field.type} {len(column)}\n".encode())

@@ -95,11 +95,9 @@ REQUIRED = {
 class Annotations:
     """What an annotation file says; lists that its split does not have are empty.
 
-    Attributes:
-        digests: the first 64 bits of each image's `xxh3_128`; 0 where it has none; None where no
-            image has one.
-        groups: a hash of what each image belongs to (`GROUP_FIELDS`), the same in all files; 0
-            where it belongs to nothing; None where no image says.
+    `digests` are the first 64 bits of each image's `xxh3_128`, 0 where unknown; `groups` a hash of
+    what each image belongs to (`GROUP_FIELDS`), the same in all files, 0 for nothing. Either is
+    None where no image has one.
     """
 
     image_ids: Int64[np.ndarray, "photos"]  # each once
@@ -123,11 +121,6 @@ class Places:
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of a file of the data set.
-
-    Raises:
-        InputError: there is no such file.
-    """
     try:
         return read_file(path, LARGEST_ANNOTATIONS)
     except FileNotFoundError:
@@ -135,12 +128,7 @@ def read_content(path: Path) -> bytes:
 
 
 def parse_annotations(path: Path, content: bytes, split: str) -> Annotations:
-    """What train2018.json and its like say; the split decides which lists there must be.
-
-    Raises:
-        InputError: the file is cut off or lacks a list or a field, an id is no whole number or
-            stands twice, a file name leads out of the data root.
-    """
+    """The content of train2018.json and the like; the split decides which lists there must be."""
     document = _decoded(path, content, split)
     images, place = document.images, f"{path}: images"
     annotations = getattr(document, "annotations", [])
@@ -171,11 +159,6 @@ def parse_annotations(path: Path, content: bytes, split: str) -> Annotations:
 
 
 def parse_categories(path: Path, content: bytes) -> list[Any]:
-    """The list of categories.json.
-
-    Raises:
-        InputError: the file is cut off, or no list.
-    """
     categories = read_document(path, content)
     if not isinstance(categories, list):
         raise InputError(f"{path}: is no list of species")
@@ -183,12 +166,7 @@ def parse_categories(path: Path, content: bytes) -> list[Any]:
 
 
 def parse_places(path: Path, content: bytes) -> Places:
-    """What train2018_locations.json and its like say.
-
-    Raises:
-        InputError: the file is cut off, an id is no whole number or stands twice, a place is no
-            number, or dates are ambiguous (`parse_dates`).
-    """
+    """The content of train2018_locations.json and the like."""
     content = as_utf8(path, content)
     try:
         rows = msgspec.json.decode(content, type=list[_Place])
@@ -227,11 +205,7 @@ def refuse_duplicates(ids: Int64[np.ndarray, "n"], what: str, where: str) -> Non
 
 
 def as_utf8(path: Path, content: bytes) -> bytes:
-    """The content without a byte order mark.
-
-    Raises:
-        InputError: it is UTF-16 or UTF-32.
-    """
+    """The content without a byte order mark; an InputError for UTF-16 and UTF-32."""
     encoding = json.detect_encoding(content)
     if encoding == "utf-8-sig":
         return content.removeprefix(codecs.BOM_UTF8)
@@ -241,11 +215,8 @@ def as_utf8(path: Path, content: bytes) -> bytes:
 
 
 def read_document(path: Path, content: bytes) -> Any:
-    """A JSON file as Python objects; NaN and Infinity, which json.dump and pandas write, are null.
-
-    Raises:
-        InputError: it is not JSON, or not UTF-8.
-    """
+    """A JSON file as Python objects; NaN and Infinity, which json.dump and pandas write, are
+    null."""
     content = as_utf8(path, content)
     try:
         return json.loads(content, parse_constant=lambda name: None)
@@ -353,11 +324,7 @@ def _groups(images: Sequence[_Image], place: str) -> Int64[np.ndarray, "n"] | No
 
 
 def refuse_unsafe_names(names: pa.StringArray, place: str) -> None:
-    """Stops where a file name is no path below the data root.
-
-    Raises:
-        InputError: one is empty, absolute, or leads out.
-    """
+    """Stops where a file name is empty, absolute, or leads out of the data root."""
     # Half the time of the regex alone, which matters where a kept table is read.
     text = (names.buffers()[2] or pa.py_buffer(b"")).to_pybytes()
     starts = (pc.starts_with(names, "."), pc.starts_with(names, "/"), pc.equal(names, ""))

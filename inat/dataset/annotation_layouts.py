@@ -18,11 +18,7 @@ Row = Mapping[str, Any]
 
 
 def in_inat_layout(path: Path, content: bytes, spec: Competition, split: str) -> bytes:
-    """An annotation file as iNaturalist would have written it.
-
-    Raises:
-        InputError: the file is not JSON, or a row lacks a field.
-    """
+    """An annotation file as iNaturalist would have written it."""
     layout = spec.layout
     if layout is None:
         return content

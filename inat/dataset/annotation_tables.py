@@ -47,12 +47,8 @@ OPTIONAL = ("digest", "group", "date_c")
 class AnnotationTables:
     """The tables of the data set in `root`; the competition names its files.
 
-    A table's key follows from every file that it depends on: the labels of val are numbered by
-    the species of train, and its ids were compared with train's.
-
-    Raises:
-        InputError: here, there is no such folder; from every method, a file that is missing,
-            cut off or contradicts another.
+    A table's key follows from every file that it depends on: the labels of val are numbered by the
+    species of train, and its ids were compared with train's.
     """
 
     def __init__(self, root: Path, spec: Competition) -> None:
@@ -71,8 +67,7 @@ class AnnotationTables:
         self._replacement = root / "categories.json"
 
     def keep(self) -> None:
-        """Keeps what was parsed for the next time. Not done by itself, for of a data set with a
-        fault, which may show in the last of its files, nothing is kept."""
+        """Keeps what was parsed for the next time, once no file showed a fault."""
         self._cache.write()
 
     def read(self, name: str) -> tuple[pa.Table, pa.Table, str]:

@@ -114,12 +114,9 @@ def _whole_groups(
     groups: Int64[np.ndarray, "photos"],
     choose: Callable[[int, list[int]], list[int]],
 ) -> Bool[np.ndarray, "photos"]:
-    """`held`, decided again in the species that have a group of several photos.
-
-    A group that spans species is decided where it has the most photos. `choose` gets a species and
-    the sizes of its groups in the order of the draws, and returns the positions of those that are
-    held out.
-    """
+    """`held`, decided again in the species that have a group of several photos: a group that spans
+    species, where it has the most photos. `choose` gets a species and the sizes of its groups in
+    the order of the draws, and returns the positions of those held out."""
     photos = pd.DataFrame({"group": groups, "label": labels, "draw": draws})
     several = photos["group"].duplicated(keep=False)
     touched = np.isin(labels, np.unique(labels[several]))

@@ -19,12 +19,10 @@ COLUMNS = ("category_id", "name", "supercategory", *RANKS)
 class Taxonomy:
     """The species in the order of their labels.
 
-    Labels are 0..C-1 in the numeric order of category id; category ids have gaps. All
-    translation between the two goes through this class.
-
-    Attributes:
-        table: a row a label with the columns category_id, name, supercategory, kingdom, phylum,
-            class, order, family, genus; ranks that the data set does not give are "".
+    Labels are 0..C-1 in the numeric order of category id; category ids have gaps. All translation
+    between the two goes through this class. `table` has a row per label with the columns
+    category_id, name, supercategory, kingdom ... genus; a rank that the data set does not give is
+    "".
     """
 
     table: pd.DataFrame
@@ -66,11 +64,7 @@ class Taxonomy:
 
 
 def read_taxonomy(categories: Sequence[Any], source: str) -> Taxonomy:
-    """Builds the taxonomy from the `categories` of an annotation file.
-
-    Raises:
-        InputError: no categories, a missing field, an id that is no number or stands twice.
-    """
+    """Builds the taxonomy from the `categories` of an annotation file."""
     if not categories:
         raise InputError(f"{source}: 'categories' is empty; it must list the species")
     for position, category in enumerate(categories):
