@@ -53,11 +53,7 @@ def open_session() -> requests.Session:
 
 
 def look_up(session: requests.Session, url: str) -> Remote:
-    """Asks a server for a file's size and version.
-
-    Raises:
-        WorldError: there is no such file, or the network does not lead there.
-    """
+    """Asks a server for a file's size and version."""
 
     def ask() -> Remote:
         with _answer(session, "HEAD", url, {}) as response:
@@ -67,11 +63,8 @@ def look_up(session: requests.Session, url: str) -> Remote:
 
 
 class Part:
-    """The bytes of a file that came so far, in a file that a later call goes on with.
-
-    Beside it lies a note of the version on the server that they are of; bytes of another version
-    than `remote` are removed.
-    """
+    """The bytes of a file that arrived so far, kept for a later call, next to a note of the version
+    on the server that they are of; bytes of another version than `remote` are removed."""
 
     def __init__(self, path: Path, remote: Remote) -> None:
         self.path = path
@@ -98,12 +91,9 @@ class Part:
             advance(len(piece))
 
     def fetch(self, session: requests.Session, advance: Callable[[int], object]) -> None:
-        """Brings what is missing; `advance` gets the number of bytes that came, negative where they
-        had to go.
-
-        Raises:
-            WorldError: the server refuses, or the connection broke too often; what came is kept.
-        """
+        """Fetches what is missing; `advance` gets the number of bytes that arrived, negative where
+        some had to go. What arrived is kept when the server refuses or the connection breaks too
+        often."""
         _patiently(self._remote.url, lambda: self._fetch_once(session, advance), lambda: self.size)
 
     def rename(self, path: Path) -> None:

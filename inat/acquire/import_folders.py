@@ -259,7 +259,7 @@ def _refuse_places(train: Path, test: Path | None, out: Path) -> None:
 def _filled_when_ready(out: Path) -> Iterator[Path]:
     """Gives a folder inside `out`; on leaving without an error its content moves up into `out`.
 
-    Inside, for `out` may be a mount point, or a link, or lie in a folder that is not ours. What a
+    Inside, because `out` may be a mount point, a link, or in a folder that is not ours. What a
     killed import had moved up is removed, unless all of it had been moved.
     """
     is_new, work = not out.exists(), out / WORK

@@ -30,11 +30,7 @@ class Finding:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """Reads "I/N": which part, counted from 1, of how many.
-
-    Raises:
-        InputError: it is none.
-    """
+    """Reads "I/N": which part, counted from 1, of how many."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match and 1 <= int(match[1]) <= int(match[2]):
         return int(match[1]), int(match[2])

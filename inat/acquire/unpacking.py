@@ -52,16 +52,16 @@ class _Member:
 
 
 def unpack(path: Path, archive: Archive, root: Path, advance: Callable[[int], object]) -> int:
-    """Writes what an archive brings below the data root; gives the number of its files.
+    """Writes what an archive brings below the data root; returns the number of its files.
 
-    A photo that is there in the right size is left as it is, so that what was interrupted goes
-    on. The archive's mode bits, owners and dates are not taken over, nor files that it is not to
-    bring. The root and the photo folders in it may be links. `advance` gets the number of bytes of
-    the archive that were read.
+    A photo that is there in the right size stays, so that an interrupted call resumes. Mode bits,
+    owners, dates and files that the archive is not to bring are not taken over. The root and the
+    photo folders in it may be links. `advance` gets the number of bytes of the archive that were
+    read.
 
     Raises:
         WorldError: the archive is cut off or damaged, lacks what it is to bring, or has a member
-            that leads out of the root or is no plain file or folder.
+            that leads out of the root or is not a plain file or folder.
         InputError: a file is there already, with other content.
     """
     unpacking = _Unpacking(path, archive, root)
@@ -169,10 +169,10 @@ def _checked_parts(path: Path, member: _Member) -> tuple[str, ...]:
 
 
 def _written(member: _Member, target: Path) -> Path:
-    """The member's bytes in a file beside the target.
+    """The member's bytes in a file next to the target.
 
-    Not inat.core.files.atomic_file: to flush half a million photos one by one takes an hour, and a
-    name drawn anew would leave a file behind after every kill. Here the next try writes over it.
+    Not inat.core.files.atomic_file: flushing half a million photos one by one takes an hour, and a
+    random name would leave a file behind after every kill. Here the next try overwrites it.
     """
     copied = target.with_name(f".partial-{target.name}")
     try:
