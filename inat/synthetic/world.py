@@ -188,11 +188,8 @@ def synth(
 
 
 def train_counts(profile: Profile) -> Ints:
-    """Train photos by rank, largest species first `[n_species]`.
-
-    The sum is `profile.n_train` where that is given, and no species leaves its shot band or
-    the range of the knots for it.
-    """
+    """Train photos by rank, largest species first `[n_species]`. The sum is `profile.n_train` where
+    given; no species leaves its shot band or the range of the knots for it."""
     ranks, knots = np.array(profile.count_knots, dtype=np.float64).T
     curve = np.exp(np.interp(np.arange(profile.n_species), ranks, np.log(knots)))
     counts: Ints = np.round(curve).astype(np.int64)
