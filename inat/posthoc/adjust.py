@@ -199,11 +199,8 @@ def _searched_move(
 
 def carried_prior(prediction: PredictionFile, from_prior: Path | str | None) -> Prior:
     """The prior that a prediction's logits carry, or the one to assume where it does not know:
-    uniform, counts, or a CSV.
-
-    Raises:
-        InputError: neither says it, they disagree, or a species' prior is 0.
-    """
+    uniform, counts, or a CSV. An InputError if neither says it, they disagree, or a species' is
+    0."""
     known = prediction.logits_prior
     if from_prior is not None:
         assumed = (

@@ -18,13 +18,10 @@ from inat.posthoc.calibration import Calibration, row_blocks
 
 @dataclass(frozen=True)
 class BbseCheck:
-    """How far an estimated prior is from solving BBSE's equation.
-
-    Attributes:
-        unexplained: by how much C w exceeds mu, summed over the classes where it does.
-        by_chance: what `unexplained` hardly ever exceeds where only the species' shares have
-            moved: its mean under the errors of C and mu, and four standard deviations.
-    """
+    """How far an estimated prior is from solving BBSE's equation: `unexplained` is by how much C w
+    exceeds mu, summed over the classes where it does; `by_chance` what it hardly ever exceeds where
+    only the species' shares have moved (its mean under the errors of C and mu, and four standard
+    deviations)."""
 
     unexplained: float
     by_chance: float
@@ -38,11 +35,8 @@ class BbseCheck:
 def hard_predictions(
     logits: Float[np.ndarray, "images classes"], calibration: Calibration, source: Prior
 ) -> Int64[np.ndarray, "images"]:
-    """The class of largest likelihood ratio f_j(x) / pi_j.
-
-    BBSE works with any classifier; that of largest probability never says a tail species, whose
-    row of the confusion matrix would then be empty.
-    """
+    """The class of largest likelihood ratio f_j(x) / pi_j. BBSE works with any classifier; the most
+    probable class is never a tail species, whose row of the confusion matrix would be empty."""
     with np.errstate(divide="ignore"):
         shift = np.where(source > 0, -np.log(source), -np.inf)
     return np.concatenate(
@@ -86,13 +80,8 @@ def check_by_bbse(
     held: tuple[Int64[np.ndarray, "held"], Int64[np.ndarray, "held"]],
     predicted: Int64[np.ndarray, "images"],
 ) -> BbseCheck:
-    """Checks an estimate of the target's prior.
-
-    Args:
-        prior: the estimate.
-        held: hard predictions and labels of the held-out photos.
-        predicted: hard predictions of the target's photos.
-    """
+    """Checks an estimate of the target's prior by the hard predictions and labels of the held-out
+    photos and the hard predictions of the target's."""
     n_held, n_target, n_classes = len(held[1]), len(predicted), len(prior)
     mu = np.bincount(predicted, minlength=n_classes) / n_target
     explained, variance = explained_shares(confusion_matrix(*held, n_classes), prior, n_held)

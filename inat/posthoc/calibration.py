@@ -47,12 +47,12 @@ def calibrate(
     *,
     penalty: float = 1.0,
 ) -> Calibration:
-    """T and b of least negative log-likelihood on labelled photos that were not trained on.
+    """T and b of least negative log-likelihood on labeled photos that were not trained on.
 
     The problem is convex in 1 / T and b. `penalty` / 2 times the squares of 1 / T - 1 and of b is
-    added to the photos' sum: with 1 the logits as they are weigh as much as about one photo a
-    class, so that b stays finite for a species without a photo here, and a single photo moves
-    little. Shares estimated afterwards hardly depend on it: b_j scales f_j and pi_j alike.
+    added: with 1 the logits as they are weigh as much as about one photo per class, so that b stays
+    finite for a species without a photo here. Shares estimated afterwards hardly depend on it: b_j
+    scales f_j and pi_j alike.
     """
     n_images, n_classes = logits.shape
     counts = np.bincount(labels, minlength=n_classes)
@@ -117,10 +117,8 @@ def _softmax(
 def mean_probability(
     logits: Float[np.ndarray, "images classes"], calibration: Calibration
 ) -> Prior:
-    """The prior that calibrated probabilities have: their mean over the held-out photos.
-
-    It and not the training prior stands in the denominator of EM (Alexandari et al. 2020).
-    """
+    """The mean of the calibrated probabilities over the held-out photos: it and not the training
+    prior is the denominator of EM (Alexandari et al. 2020)."""
     blocks = (calibration.probabilities(logits[rows]) for rows in row_blocks(*logits.shape))
     return np.sum([block.sum(axis=0) for block in blocks], axis=0) / len(logits)
 

@@ -11,12 +11,7 @@ from inat.predictions.same_model import differences
 
 
 def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFile) -> None:
-    """Refuses photos that a prediction cannot be calibrated on.
-
-    Raises:
-        InputError: they are of another model or were predicted in another way; a photo has no
-            label or was trained on.
-    """
+    """Refuses photos of another model, predicted in another way, without a label, or trained on."""
     n_photos, folds = len(held_out), held_out.meta.folds
     first = next(differences(prediction.meta, held_out.meta, "same config"), None)
     wrong = f"its {first} is not that of {prediction.path}" if first else ""
@@ -51,11 +46,9 @@ def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFil
 def calibration_logits(
     prediction: PredictionFile, held_out: PredictionFile
 ) -> Float[np.ndarray, "held classes"]:
-    """The logits to calibrate on, at the class prior that the prediction's carry.
-
-    Out of fold they carry the mean of the folds' priors, where one fold has its own and an
-    ensemble of them the uniform one: then this is a copy in memory.
-    """
+    """The logits to calibrate on, at the class prior that the prediction's carry. Out-of-fold
+    logits carry the mean of the folds' priors, where one fold has its own and an ensemble of them
+    the uniform one: then this is a copy in memory."""
     carried, wanted = held_out.logits_prior, prediction.logits_prior
     if carried is None or wanted is None or np.allclose(carried, wanted, rtol=1e-6):
         return held_out.logits

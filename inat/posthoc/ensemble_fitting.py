@@ -62,12 +62,9 @@ def fit_temperatures(table: FitTable) -> list[float]:
 
 
 def greedy(table: FitTable, parts: Parts) -> Weights:
-    """Members picked one after another, with replacement (Caruana et al. 2004, section 2).
-
-    Each pick is the member that makes the ensemble best: mean class accuracy, ties by class-mean
-    log loss, then the earlier member. Of the first 1, 2 ... 50 picks those are kept that are
-    best; the weights are how often each was picked.
-    """
+    """Members picked one after another, with replacement (Caruana et al. 2004, section 2), each by
+    mean class accuracy, ties by class-mean log loss, then the earlier. Of the first 1, 2 ... 50
+    picks the best are kept; the weights are how often each was picked."""
     total = np.zeros(parts.shape[1:], np.float64)
     picks: list[int] = []
     scores = []
@@ -84,10 +81,8 @@ def greedy(table: FitTable, parts: Parts) -> Weights:
 
 
 def convex(table: FitTable, parts: Parts) -> Weights:
-    """The weights from 0 on, summing to 1, with the least class-mean log loss.
-
-    The loss is convex in them. Weights below 0.001 become 0.
-    """
+    """The weights from 0 on, summing to 1, with the least class-mean log loss, which is convex in
+    them. Weights below 0.001 become 0."""
     from scipy.optimize import minimize  # costs 0.2 s, which other verbs need not pay
 
     n_members = len(parts)

@@ -50,12 +50,11 @@ class Member:
 def align(
     predictions: Sequence[PredictionFile], from_prior: Path | str | None = None
 ) -> list[Member]:
-    """The predictions as members: photos as the first one has them.
+    """The predictions as members, photos in the first one's order.
 
     Raises:
-        InputError: they are not of the same photos, labels, species or competition; one was
-            trained on photos that another was not, or is of a geo prior; a prior that is not
-            known.
+        InputError: other photos, labels, species, competition or training photos in two of them;
+            a geo prior; a prior that is not known.
     """
     for prediction in predictions:
         if prediction.meta.is_log_presence:
@@ -114,12 +113,12 @@ def pool(
     weights: Sequence[float],
     temperatures: Sequence[float],
 ) -> Float32[np.ndarray, "images classes"]:
-    """The ensemble's scores, up to a constant a row; works in the members' own memory.
+    """The ensemble's scores, up to a constant per row; works in the members' own memory, one at a
+    time; the weights sum to 1.
 
-    mean_logprob is sum_m w_m log softmax(z_m / T_m), mean_prob is
-    log sum_m w_m softmax(z_m / T_m), rank is -sum_m w_m min(rank_m, 100), where rank_m is the
-    number of classes that member m puts above: 0 is its best, and ties share the better rank.
-    Members come one after another, so that one alone is in memory; their weights sum to 1.
+    mean_logprob is sum_m w_m log softmax(z_m / T_m), mean_prob is log sum_m w_m softmax(z_m / T_m),
+    rank is -sum_m w_m min(rank_m, 100), where rank_m is the number of classes that member m puts
+    above: 0 is its best, and ties share the better rank.
     """
     total: Float32[np.ndarray, "images classes"] | None = None
     for logits, weight, temperature in zip(members, weights, temperatures, strict=True):

@@ -41,14 +41,9 @@ Ratios: TypeAlias = Any
 
 @dataclass(frozen=True, eq=False)
 class LabelShift:
-    """An estimated prior, with what speaks for it and against it.
-
-    Attributes:
-        gain: what the estimate gains over no shift on photos that it was not made from, in nats
-            of log-likelihood a photo.
-        spread: what the choice of the photos and of the held-out ones does to `shift`: the total
-            variation by which estimate less source moves.
-    """
+    """An estimated prior with the evidence for it: `gain` over no shift on photos that it was not
+    made from, in nats of log-likelihood per photo; `spread`, the total variation by which estimate
+    less source moves with the choice of the photos and of the held-out ones."""
 
     prior: Prior  # the estimate, EM's
     source: Prior  # that the calibrated logits carry
@@ -96,15 +91,13 @@ def estimate_label_shift(
     held_out: tuple[Float[np.ndarray, "held classes"], Int64[np.ndarray, "held"]] | None = None,
     seed: int = 0,
 ) -> LabelShift:
-    """The class prior of photos without labels.
+    """The class prior of photos without labels, at least two.
 
     Args:
-        logits: of at least two photos.
         base: shares of the training photos, above 0; the smoothing draws towards a power of them.
         source: the prior that the logits carry; with `held_out` it is measured there instead.
         held_out: logits and labels of photos of the same model that were not trained on, for
             calibration, the source prior and BBSE. None: the logits are taken as calibrated.
-        seed: of all resampling.
     """
     calibration = Calibration(1.0, np.zeros(len(base)))
     if held_out is not None:
@@ -143,10 +136,8 @@ def estimate_label_shift(
 def likelihood_ratios(
     logits: Float[np.ndarray, "images classes"], calibration: Calibration, source: Prior
 ) -> Ratios:
-    """f_j(x) / pi_j of every photo and class.
-
-    A class whose source prior is 0 has none: nothing is known of it.
-    """
+    """f_j(x) / pi_j of every photo and class; 0 for a class whose source prior is 0: nothing is
+    known."""
     inverse = np.divide(1, source, out=np.zeros_like(source), where=source > 0)
     if logits.size <= DENSE_RATIOS:
         return calibration.probabilities(logits) * inverse
@@ -187,16 +178,13 @@ def em(
 
     A step is q(j | x) ~ p_j f_j(x) / pi_j and p_j = (a_j + sum_x q(j | x)) / (sum a + images)
     (Saerens et al. 2002, eq. 2.9, where a = 0; Sulc and Matas 2019 with a = alpha - 1). The
-    likelihood is concave in the prior: where it starts matters for the time alone, as long as no
-    class starts at 0, where it would stay.
+    likelihood is concave in the prior: the start matters for the time alone, as long as no class
+    starts at 0, where it would stay.
 
     Args:
-        ratios: of `likelihood_ratios`; the bulk, read once a step for all columns that still move.
-        start: the first prior.
-        pseudo_counts: a, photos that each class is given; a column an estimate.
+        pseudo_counts: a, photos that each class is given; one column per estimate.
         weights: how often each photo counts in each estimate; None: once.
         tolerance: an estimate rests when a step's total variation is below it.
-        max_iterations: most steps.
     """
     pseudo = pseudo_counts if pseudo_counts.ndim == 2 else pseudo_counts[:, None]
     n_columns = pseudo.shape[1]
@@ -229,12 +217,10 @@ def log_likelihood(
 def fit_power(
     ratios: Ratios, base: Prior, weights: Float64[np.ndarray, "images"] | None = None
 ) -> float:
-    """The power of `base`, from -2 to 2, under which the photos are likeliest.
-
-    1 is the training shares, 0 uniform, -1 the tail turned round. One number where EM has a number
-    a class, so that few photos suffice. (power - 1)^2 / 2 nats speak for no shift, which only a
-    handful of photos does not outweigh.
-    """
+    """The power of `base`, from -2 to 2, under which the photos are likeliest: 1 the training
+    shares, 0 uniform, -1 the tail turned round. One number where EM has one per class, so few
+    photos suffice. (power - 1)^2 / 2 nats count for no shift, which outweighs only a handful of
+    photos."""
     weights = np.ones(ratios.shape[0]) if weights is None else weights
 
     def loss(power: float) -> float:
@@ -247,18 +233,15 @@ def fit_power(
 
 
 def choose_pseudo_counts(ratios: Ratios, base: Prior, *, seed: int = 0) -> tuple[float, float]:
-    """How many pseudo-photos let one half of the photos explain the other, and the gain.
+    """How many pseudo-photos (of all classes together) let one half of the photos explain the
+    other, and the mean gain over no shift, in nats of log-likelihood per photo.
 
-    Plain EM has a free number a class: with a handful of photos a species it fits their chance,
-    sets species to 0, and loses accuracy where nothing has shifted. So the shares are drawn
-    towards a power of `base` (`fit_power`), as strongly as two-fold cross-validation on the
-    photos' own likelihood, which needs no labels, allows: the strongest that is within one
-    standard error of the best (Breiman et al. 1984, the 1-SE rule). Between species that look
-    alike the likelihood is so flat that the best alone is often a photo's chance.
-
-    Returns:
-        Pseudo-photos of all classes together, and the mean gain in log-likelihood over no shift,
-        in nats a photo.
+    Plain EM has a free number per class: with a handful of photos per species it fits their chance,
+    sets species to 0, and loses accuracy where nothing has shifted. So the shares are drawn towards
+    a power of `base` (`fit_power`), as strongly as two-fold cross-validation on the photos' own
+    likelihood, which needs no labels, allows: the strongest that is within one standard error of
+    the best (Breiman et al. 1984, the 1-SE rule). Between species that look alike the likelihood is
+    so flat that the best alone is often a photo's chance.
     """
     n_images, n_classes = ratios.shape
     in_one = np.random.default_rng(seed).permutation(n_images) < n_images // 2

@@ -29,16 +29,13 @@ def add_log_presence(
 ) -> PredictionFile:
     """Writes logits + log presence; a photo without a place keeps its own logits.
 
-    Presence is taken for the likelihood of place and date, so that `logits_prior` stays what it
-    was. It is more than that: a geo prior draws more photos of a common species, and answers higher
-    for it. How much of a prior the presence brings on these photos is measured (`presence_power`),
-    said and recorded.
-
-    The notes of the new file are about the photos without a place and that prior.
+    Presence is taken for the likelihood of place and date, so that `logits_prior` stays. It is more
+    than that: a geo prior draws more photos of a common species, and answers higher for it. How
+    much of a prior it brings on these photos is measured (`presence_power`), printed and recorded.
 
     Raises:
-        InputError: `geo` is no geo prior's, is of other photos or species; a geo prior is in
-            `prediction` or in a member of it already; `out` exists.
+        InputError: `geo` is not a geo prior's, or is of other photos or species; `prediction` or a
+            member of it has one already; `out` exists.
     """
     geo = read_prediction(geo)
     refuse_place(out, [prediction, geo], "adjust", overwrite=overwrite)
@@ -88,11 +85,8 @@ def add_log_presence(
 def presence_power(
     shares: Float64[np.ndarray, "classes"], train_counts: Int64[np.ndarray, "classes"]
 ) -> float | None:
-    """b of the least-squares line log share = a + b log n over the species.
-
-    `shares` are sums over photos. None where nothing tells it: no photo has a place, or all species
-    have as many photos.
-    """
+    """b of the least-squares line log share = a + b log n over the species, of `shares` that are
+    sums over photos; None where no photo has a place or all species have the same n."""
     known = (shares > 0) & (train_counts > 0)
     log_n = np.log(train_counts[known])
     if not known.any() or np.ptp(log_n) == 0:

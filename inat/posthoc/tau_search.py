@@ -56,12 +56,8 @@ class TauChoice:
 
 
 def choose_tau(photos: PredictionFile, prior: Prior) -> TauChoice:
-    """The tau with the best mean class accuracy of `argmax f - tau log prior`; the prior is above 0
-    throughout.
-
-    Raises:
-        InputError: photos without a label, or that were not held out.
-    """
+    """The tau with the best mean class accuracy of `argmax f - tau log prior` on photos that were
+    held out; the prior is above 0 throughout."""
     if not len(photos) or (photos.labels < 0).any():
         raise InputError(
             f"{photos.path}: {(photos.labels < 0).sum()} of its {len(photos)} photos have no "
@@ -101,11 +97,8 @@ def hits_of_taus(photos: PredictionFile, prior: Prior) -> Bool[np.ndarray, "taus
 def refuse_other_model(
     prediction: PredictionFile, prior: Prior, fit: PredictionFile, fit_prior: Prior
 ) -> None:
-    """Refuses to choose for one model what would suit another.
-
-    Raises:
-        InputError: other species, or logits that carry another class prior.
-    """
+    """Refuses to choose for one model what would suit another, of other species or another
+    prior."""
     if prediction.category_ids.tolist() != fit.category_ids.tolist():
         raise InputError(
             f"{fit.path}: its species are not those of {prediction.path}; "
