@@ -40,11 +40,8 @@ class Difference:
 
     @property
     def is_seen(self) -> bool:
-        """Whether both tests see a difference: the interval leaves 0 out and p is below 0.05.
-
-        A few photos that all moved one way make an interval that leaves 0 out; McNemar's test
-        knows that three heads in a row are no proof.
-        """
+        """Whether the interval excludes 0 and p is below 0.05: a few photos that all moved one way
+        make such an interval, but McNemar's test knows that three heads in a row are no proof."""
         return self.p_value < LEVEL and not self.gain.low <= 0 <= self.gain.high
 
 
@@ -213,15 +210,8 @@ def paired_difference(
     *,
     over_photos: bool = False,
 ) -> Difference | None:
-    """The difference of two models' hits on the same photos; None where no member has a photo.
-
-    Args:
-        hits: of the first model.
-        new_hits: of the second model, photo by photo the same.
-        labels: true species of the photos.
-        members: which species count.
-        over_photos: mean over the photos of the members; else over the members of their means.
-    """
+    """The difference between two models' hits on the same photos, as a mean over the members
+    (species) of their means or over their photos; None where no member has a photo."""
     counted = members[labels]
     gain = gain_interval(
         hits, new_hits, labels, members, over="images" if over_photos else "classes"
@@ -243,10 +233,8 @@ def paired_difference(
 
 
 def mcnemar(n_gained: int, n_lost: int) -> float:
-    """The p-value of McNemar's exact test, from the photos that one of two models alone has right.
-
-    1 where there are none.
-    """
+    """The p-value of McNemar's exact test, from the photos that only one of two models has right; 1
+    for none."""
     from scipy.stats import binomtest  # here: slow to import
 
     n = n_gained + n_lost
@@ -256,10 +244,8 @@ def mcnemar(n_gained: int, n_lost: int) -> float:
 def comparison_sentence(
     first: Path, second: Path, top1: Difference, bands: Mapping[str, Difference | None]
 ) -> str:
-    """Says whether the second prediction is better, and in which shot bands.
-
-    A difference is claimed where `Difference.is_seen`.
-    """
+    """Says whether the second prediction is better (`Difference.is_seen`), and in which shot
+    bands."""
     one, other = short_names(first, second)
     p_value = "p < 0.0001" if top1.p_value < 1e-4 else f"p = {top1.p_value:.2g}"
     overall = (

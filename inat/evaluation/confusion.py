@@ -55,10 +55,8 @@ class PredictionBias:
 def confused_pairs(
     outcomes: Outcomes, category_ids: Int64[np.ndarray, "classes"]
 ) -> list[ConfusedPair]:
-    """The 100 pairs of species with the most photos taken for each other, the most first.
-
-    Among equals the pair with the lower category ids stands first.
-    """
+    """The 100 pairs of species with the most photos mistaken for each other, the most first; of
+    equals, the pair with the lower category ids."""
     wrong = np.flatnonzero(~outcomes.hits)
     true, guessed = outcomes.labels[wrong].tolist(), outcomes.guessed[wrong].tolist()
     taken = Counter(zip(true, guessed, strict=True))

@@ -23,12 +23,10 @@ class RankAccuracy:
 
 @dataclass(frozen=True)
 class MistakeDistance:
-    """How far the guessed species of the wrong photos are from the true ones.
-
-    The distance is the height of the lowest common ancestor above the species (Bertinetto et al.
-    2020, arXiv 1912.09393), counted in the ranks that the data set gives: 1 for a species of the
-    same genus, 2 of the same family, and one more than there are ranks for another kingdom.
-    """
+    """How far the guessed species of the wrong photos are from the true ones: the height of the
+    lowest common ancestor above the species (Bertinetto et al. 2020, arXiv 1912.09393), counted in
+    the ranks that the data set gives: 1 for a species of the same genus, 2 of the same family, and
+    one more than there are ranks for another kingdom."""
 
     mean: float | None  # over the wrong photos
     counts: dict[str, int]  # wrong photos by the rank of the lowest common ancestor, root last
@@ -40,11 +38,8 @@ def given_ranks(species: pd.DataFrame) -> list[str]:
 
 
 def rank_accuracies(outcomes: Outcomes, species: pd.DataFrame) -> list[RankAccuracy]:
-    """The accuracy at each rank that the data set gives, from genus up.
-
-    A group is known by its whole lineage. A species whose rank is not given shares its group
-    with no other.
-    """
+    """The accuracy at each rank that the data set gives, from genus up. A group is known by its
+    whole lineage; a species whose rank is not given shares its group with no other."""
     found = []
     for rank in given_ranks(species):
         right = _same_group(outcomes, species, rank)

@@ -14,10 +14,8 @@ N_GUESSES = 5
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """The outcome of each photo, in the order of the prediction's rows.
-
-    Probabilities are the softmax of the logits as they are stored, with the prior they carry.
-    """
+    """The outcome of each photo, in the order of the prediction's rows; probabilities are the
+    softmax of the logits as stored, with the prior they carry."""
 
     ids: Int64[np.ndarray, "images"]
     labels: Int64[np.ndarray, "images"]
@@ -45,11 +43,8 @@ class Outcomes:
 
 
 def look_at(prediction: PredictionFile, labels: Int64[np.ndarray, "images"]) -> Outcomes:
-    """The outcomes of a prediction, whose logits are read in chunks: memory stays small.
-
-    Raises:
-        InputError: logits that are not finite.
-    """
+    """The outcomes of a prediction, whose logits are read in chunks; an InputError if one is not
+    finite."""
     guesses, confidence, true_probability = [], [], []
     for rows in prediction.chunks():
         logits = prediction.read(rows)

@@ -24,11 +24,8 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Confidence against accuracy.
-
-    The expected calibration error `ece` is |accuracy - confidence| of the bins, weighted by their
-    photos (Guo et al. 2017, arXiv 1706.04599, eq. 3, with 15 bins of equal width).
-    """
+    """Confidence against accuracy; `ece` is |accuracy - confidence| of the bins, weighted by their
+    photos (Guo et al. 2017, arXiv 1706.04599, eq. 3, with 15 bins of equal width)."""
 
     ece: float
     confidence: float  # mean
@@ -72,10 +69,8 @@ def reliability(outcomes: Outcomes, photos: Bool[np.ndarray, "images"]) -> Relia
 
 
 def kept_at_thresholds(outcomes: Outcomes, photos: Bool[np.ndarray, "images"]) -> list[Kept]:
-    """Coverage and accuracy of these photos at confidences from 0.5 to 0.99; none without photos.
-
-    The curve of selective classification (Geifman and El-Yaniv 2017, arXiv 1705.08500).
-    """
+    """Coverage and accuracy of these photos at confidences from 0.5 to 0.99, the curve of selective
+    classification (Geifman and El-Yaniv 2017, arXiv 1705.08500); none without photos."""
     confidence, hits = outcomes.confidence[photos], outcomes.hits[photos]
     if not len(hits):
         return []

@@ -106,11 +106,8 @@ def _render(evaluations: Sequence[Evaluation], titles: Sequence[str], photos: Sh
 
 
 def _page_data(evaluations: Sequence[Evaluation], titles: Sequence[str]) -> dict[str, Any]:
-    """What all evaluations share, then what each has of its own; species in label order.
-
-    `species` holds columns, `ranks` those of the lineage that the data set gives, from the
-    kingdom down. The rest is named as in metrics.json.
-    """
+    """What all evaluations share, then what each has of its own, named as in metrics.json; species
+    in label order, `ranks` those of the lineage that the data set gives, from the kingdom down."""
     table = evaluations[0].per_class
     return {
         "band_edges": evaluations[0].band_edges,

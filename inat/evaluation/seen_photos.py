@@ -8,11 +8,9 @@ from inat.predictions.meta import Role, worst_roles
 
 
 def roles_for(prediction: PredictionFile, *others: PredictionFile) -> np.ndarray:
-    """The role of each photo of a prediction, as text, for a score that is read as the others' too.
-
-    A photo on which something was chosen for any of them is chosen on: a tau that was searched on
-    the held-out photos for the test split flatters whatever is adjusted by it on these photos.
-    """
+    """The role of each photo, as text, for a score that is read as the others' too: a photo on
+    which something was chosen for any of them is chosen on. A tau searched on the held-out photos
+    for the test split flatters whatever is adjusted by it on these photos."""
     chosen = np.concatenate([each.chosen_keys for each in (prediction, *others)])
     of_choice = np.where(np.isin(prediction.photos["key"], chosen), Role.CHOSEN_ON, Role.UNSEEN)
     return worst_roles(prediction.roles, of_choice)
@@ -21,14 +19,8 @@ def roles_for(prediction: PredictionFile, *others: PredictionFile) -> np.ndarray
 def refuse_seen_photos(
     prediction: PredictionFile, *others: PredictionFile, chosen_here: bool
 ) -> list[str]:
-    """Refuses photos half of which, or more, were trained on or had something chosen on them.
-
-    Returns:
-        Sentences that belong beside the score; with `chosen_here`, that the photos are such.
-
-    Raises:
-        InputError: half of the photos or more were trained on, or chosen on without `chosen_here`.
-    """
+    """Refuses photos half of which, or more, were trained on or, without `chosen_here`, had
+    something chosen on them; returns sentences to print with the score."""
     roles = roles_for(prediction, *others)
     trained_on = int((roles == Role.TRAINED_ON).sum())
     if 2 * trained_on >= len(prediction):  # fewer are copies in a split that was not trained on

@@ -11,12 +11,7 @@ COLUMNS = ["id", "expected", "usage"]
 
 
 def read_solution(path: Path | str) -> pd.DataFrame:
-    """Reads a solution: columns id and expected (int64) and usage (Public or Private).
-
-    Raises:
-        InputError: missing, another header, an id that is no number or there twice, a usage that
-            is neither Public nor Private.
-    """
+    """Reads a solution: columns id and expected (int64) and usage (Public or Private)."""
     path = Path(path)
     try:
         table = read_csv(path, COLUMNS)

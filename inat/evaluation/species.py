@@ -75,10 +75,8 @@ def species_means(table: pd.DataFrame) -> SpeciesMeans:
 
 
 def worst_species(table: pd.DataFrame) -> list[int]:
-    """Category ids of the 20 species with the lowest accuracy, the worst first.
-
-    Among equals the one whose photos give it the least probability is worse.
-    """
+    """Category ids of the 20 species with the lowest accuracy, the worst first; of equals, the one
+    whose photos give it the least probability."""
     tested = table[table["n"] > 0]
     worst = tested.sort_values(["accuracy", "true_probability", "category_id"])[:N_WORST]
     return [int(category_id) for category_id in worst["category_id"]]
@@ -108,8 +106,8 @@ def decile_accuracies(
 ) -> list[GroupAccuracy]:
     """Accuracies of ten groups of equally many species, from the fewest training photos on.
 
-    Species of equal count are taken in the order of their category id; what cannot be shared
-    equally goes to the first deciles. Fewer than ten species make fewer groups.
+    Species of equal count go by category id, a remainder to the first deciles; fewer than ten
+    species make fewer groups.
     """
     order = np.argsort(train_counts, kind="stable")
     parts = [part for part in np.array_split(order, 10) if len(part)]

@@ -22,11 +22,8 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
-    """A row an evaluation: top-1, top-3 error, mean class accuracy and shot bands, in per cent.
-
-    Below each figure is its 95 % interval, and below a band's a bar from 0 to 100 %; an empty
-    band is –.
-    """
+    """A row per evaluation: top-1, top-3 error, mean class accuracy and shot bands, in per cent,
+    each above its 95 % interval, a band's also above a bar from 0 to 100 %; an empty band is –."""
     table = Table(box=None, pad_edge=False)
     table.add_column("", overflow="fold")
     for name in ("top-1", "top-3 error", "mean class", *BANDS):
@@ -119,10 +116,8 @@ def percent(interval: Interval | None) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Prints to standard output; wide enough never to cut a figure when that is a file.
-
-    On a terminal that is too narrow for the figures it prints a list, a line per figure.
-    """
+    """Prints to standard output; wide enough never to cut a figure when that is a file. On a
+    terminal that is too narrow for the figures it prints a list, one line per figure."""
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, markup=False, emoji=False)
     if sum(map(_least_width, table.columns)) + len(table.columns) <= console.width:
         console.print(table)
