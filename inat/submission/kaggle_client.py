@@ -101,12 +101,8 @@ def submit(path: Path, message: str, competition: str) -> int:
 
 
 def ask(call: str, seconds: float, **options: Any) -> Any:
-    """What the unmodified client answers to one call, in a process that ends with it.
-
-    Raises:
-        KaggleFault: it was refused or lost on the way.
-        InputError: no usable credentials.
-    """
+    """The unmodified client's answer to one call, in a process that ends with it; a KaggleFault if
+    it was refused or lost on the way, an InputError without usable credentials."""
     answer = run_child(call, seconds, options)
     if "fault" in answer:
         raise error_of(answer["fault"], without_secrets(one_line(answer["said"])), answer["status"])

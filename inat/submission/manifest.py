@@ -17,11 +17,7 @@ def manifest_path(submission: Path | str) -> Path:
 
 
 def read_manifest(submission: Path | str) -> dict[str, Any]:
-    """The manifest of a submission; empty where there is none.
-
-    Raises:
-        InputError: it is not JSON, or no object.
-    """
+    """The manifest of a submission; empty where there is none."""
     path = manifest_path(submission)
     if not path.exists():
         return {}
@@ -34,11 +30,7 @@ def read_manifest(submission: Path | str) -> dict[str, Any]:
 
 
 def refuse_other_bytes(submission: Path) -> None:
-    """Refuses a submission that is not the one its manifest describes.
-
-    Raises:
-        InputError: their SHA-256 differ.
-    """
+    """Refuses a submission that is not the one its manifest describes, by its SHA-256."""
     known = read_manifest(submission).get("sha256")
     if known is not None and submission.is_file() and sha256(submission) != known:
         raise InputError(
@@ -49,11 +41,7 @@ def refuse_other_bytes(submission: Path) -> None:
 
 
 def competition_of(submission: Path | str | None, named: str | None) -> Competition:
-    """The competition that is named, or else the manifest's, or else inaturalist-2018.
-
-    Raises:
-        InputError: there is none of that name.
-    """
+    """The competition that is named, or else the manifest's, or else inaturalist-2018."""
     known = None if submission is None else read_manifest(submission).get("competition")
     return find_competition(named or known or DEFAULT_COMPETITION)
 

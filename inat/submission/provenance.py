@@ -69,11 +69,8 @@ def _hashes(prediction: PredictionFile) -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the kit's own checkout; None where it was installed without one.
-
-    It is read as text: git itself runs programs that a repository's config names, and a folder
-    from a stranger may hold a repository.
-    """
+    """The commit of the kit's own checkout, read as text, or None: git itself runs programs that a
+    repository's config names, and a folder from a stranger may hold a repository."""
     git = CHECKOUT / ".git"
     try:
         if git.is_file():  # a worktree

@@ -21,14 +21,8 @@ MOST_FAULTS_SHOWN = 5
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """What the rows of a submission must hold.
-
-    Attributes:
-        photo: what to call one of the photos, in a message.
-        photos: what to call many.
-        ids: of the photos: each must have one row.
-        categories: what may be guessed; None: any number that can be a category id.
-    """
+    """What the rows of a submission must hold: one row for each of `ids`, whose photos a message
+    calls `photo` and `photos`, and guesses out of `categories`; None: any possible category id."""
 
     photo: str
     photos: str
@@ -37,12 +31,7 @@ class Wanted:
 
 
 def read_rows(path: Path, spec: Competition, wanted: Wanted) -> Int64[np.ndarray, "rows columns"]:
-    """The rows in their order: the photo's id, then the guesses that count.
-
-    Args:
-        path: a CSV or CSV.gz.
-        spec: the competition.
-        wanted: what the rows must hold.
+    """The rows of a CSV or CSV.gz in their order: the photo's id, then the guesses that count.
 
     Raises:
         FaultsFound: header, ids or guesses are wrong; the text names the first lines of each kind.
