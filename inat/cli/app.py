@@ -102,11 +102,7 @@ def build_app(words: Sequence[str]) -> App:
 
 @dataclass
 class YamlSource:
-    """Feeds the YAML of `inat train CONFIG` to the parser, below the flags.
-
-    Attributes:
-        path: the file, once it was seen.
-    """
+    """Feeds the YAML of `inat train CONFIG` to the parser, below the flags."""
 
     path: Path | None = None
 

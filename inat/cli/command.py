@@ -19,9 +19,8 @@ class Command:
     """A verb of the command line.
 
     Args:
-        name: what is typed, with that of its group.
         function: "module:function", imported when the verb is used.
-        extends: more of them: the options that the function takes as `**options`, with their help.
+        extends: functions whose options, with their help, the function takes as `**options`.
         n_positional: parameters given without a flag; all others have one.
         parameters: spellings that differ from the rule, --name-of-the-parameter.
         only_python: parameters that the command line does not have.

@@ -12,11 +12,7 @@ def print_line(line: str, file: TextIO | None = None) -> None:
 
 
 def show(result: Any) -> None:
-    """Prints the lines of a result, or of each of a list of them.
-
-    Raises:
-        FaultsFound: it knows of faults in what was looked at.
-    """
+    """Prints the lines of a result, or of each of a list; FaultsFound if it lists faults."""
     for one in result if isinstance(result, list) else [result]:
         for line in one.lines():
             print_line(line)

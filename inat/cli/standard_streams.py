@@ -31,11 +31,8 @@ ASCII = {
 
 
 class Outlet(io.FileIO):
-    """A file descriptor that is written to until it fails; the rest is discarded.
-
-    Attributes:
-        error: why it failed; None where it did not, or its reader had merely seen enough.
-    """
+    """A file descriptor that is written to until it fails; the rest is discarded. `error` is why it
+    failed; None where it did not, or its reader had merely seen enough."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
