@@ -1,8 +1,8 @@
-"""Runs and predictions with the verbs as their methods; the face of the package gives these.
+"""Runs and predictions with the verbs as their methods: `inat.predict(run, "val")` and
+`run.predict("val")` are one function.
 
-`inat.predict(run, "val")` and `run.predict("val")` are one function. The rooms know nothing of the
-verbs that come after them, so they return plain runs and predictions; what is below turns each
-into the one with methods.
+The rooms know nothing of the verbs that come after them, so they return plain runs and predictions;
+what is below turns each into the one with methods.
 """
 
 from __future__ import annotations
@@ -80,10 +80,7 @@ def predict_folds(
 
 
 class Run(runs.Run):
-    """A run, and what can be done with it: each method is the function of that name, of this run.
-
-    See `inat.runs.run.Run` for what it holds.
-    """
+    """A run with the verbs as methods; `inat.runs.run.Run` describes what it holds."""
 
     predict = predict
     predict_photos = predict_photos
@@ -99,10 +96,8 @@ class FoldRuns(fold_runs.FoldRuns):
 
 
 class PredictionFile(file.PredictionFile):
-    """A prediction, and what can be done with it: each method is the function of that name.
-
-    See `inat.predictions.file.PredictionFile` for what it holds.
-    """
+    """A prediction with the verbs as methods; `inat.predictions.file.PredictionFile` describes
+    it."""
 
     adjust = adjust
     evaluate = evaluate
