@@ -17,11 +17,10 @@ from inat.config.reading import build
 from inat.config.schema import TransformConfig
 from inat.core.errors import InputError, WorldError
 from inat.dataset.split import Split, load_split
-from inat.loader import photo_cache as kept_photos
+from inat.loader import loader as kept_photos
 from inat.loader import reader
 from inat.loader.batches import Batch
-from inat.loader.loader import Loader, build_loader
-from inat.loader.photo_cache import machine_memory, refuse_too_many
+from inat.loader.loader import Loader, build_loader, machine_memory, refuse_large_cache
 from inat.loader.transforms import BLOCK, EpochDraws, EvalTransform, TrainTransform, pad_crops
 from inat.photos.decode import BadPhoto
 from inat.photos.sources import PhotoFiles
@@ -366,13 +365,13 @@ def test_photos_that_would_take_too_much_memory_are_refused_before_any_is_read(
     loader_of(train)
     monkeypatch.setattr(kept_photos, "machine_memory", lambda: 16_000_000_000)
     with pytest.raises(InputError) as caught:
-        refuse_too_many(437_513, 224)
+        refuse_large_cache(437_513, 224)
     assert str(caught.value) == (
         "data.keep_photos: 437513 photos of 224 x 224 pixels take 65.9 GB, more than 50% of this "
         "machine's 16.0 GB; set data.keep_photos false"
     )
     monkeypatch.setattr(kept_photos, "machine_memory", lambda: None)
-    refuse_too_many(10**9, 1000)
+    refuse_large_cache(10**9, 1000)
 
 
 def test_the_machine_has_some_memory_or_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from inat.core.errors import InputError, WorldError
 from inat.core.threads import usable_processors
 from inat.dataset.split import Split
 from inat.loader.batches import Batch
-from inat.loader.photo_cache import refuse_too_many
 from inat.loader.reader import BatchIndices, BatchReader, PhotoIssue
 from inat.loader.transforms import EvalTransform, TrainTransform
 from inat.loader.views import ViewTransform, parse_views
@@ -26,6 +25,9 @@ from inat.samplers.base import Sampler, epoch_order
 WorkerKind = Literal["auto", "threads", "processes"]
 
 MOST_WORKERS = 16
+
+LARGEST_SHARE = 0.5
+"""Share of the machine's memory that cached photos may take: training needs the rest."""
 
 LOADER_RECIPE = TransformConfig()
 """The recipe of `build_loader` where none is given: crops of .08-1 of the area, flip .5,
@@ -202,7 +204,7 @@ def build_loader(
                 f"data.keep_photos keeps photos of one size, and transforms.crop {recipe.crop} "
                 "cuts from photos of any; set transforms.crop pad or data.keep_photos false"
             )
-        refuse_too_many(len(split), recipe.image_size)
+        refuse_large_cache(len(split), recipe.image_size)
     transform: TrainTransform | EvalTransform | ViewTransform
     if views is None:
         transform = TrainTransform(recipe) if training else EvalTransform(recipe)
@@ -250,3 +252,23 @@ def default_workers() -> int:
     machine (LOCAL_WORLD_SIZE, which torchrun sets) share its processors."""
     together = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return max(1, min(usable_processors() // together, MOST_WORKERS))
+
+
+def refuse_large_cache(n_photos: int, size: int) -> None:
+    """Refuses photos that, decoded, would take too much of the machine's memory."""
+    memory = machine_memory()
+    n_bytes = n_photos * size * size * 3
+    if memory is not None and n_bytes > LARGEST_SHARE * memory:
+        raise InputError(
+            f"data.keep_photos: {n_photos} photos of {size} x {size} pixels take "
+            f"{n_bytes / 1e9:.1f} GB, more than {LARGEST_SHARE:.0%} of this machine's "
+            f"{memory / 1e9:.1f} GB; set data.keep_photos false"
+        )
+
+
+def machine_memory() -> int | None:
+    """Bytes; None where the system does not report it."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None

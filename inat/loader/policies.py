@@ -33,10 +33,6 @@ FILLED: dict[str, Any] = {
 }
 
 
-def _turned(image: Image.Image, degrees: float) -> Image.Image:
-    return functional.rotate(image, degrees, **FILLED)
-
-
 def _moved(image: Image.Image, x: float, y: float) -> Image.Image:
     translate = [int(x * image.width), int(y * image.height)]
     return functional.affine(image, angle=0, translate=translate, scale=1, shear=[0, 0], **FILLED)
@@ -66,7 +62,7 @@ KINDS = {
     "ShearY": Kind(lambda image, v: _sheared(image, 0, v), 0.3, is_signed=True),
     "TranslateX": Kind(lambda image, v: _moved(image, v, 0), 150 / 331, is_signed=True),
     "TranslateY": Kind(lambda image, v: _moved(image, 0, v), 150 / 331, is_signed=True),
-    "Rotate": Kind(_turned, 30.0, is_signed=True),
+    "Rotate": Kind(lambda image, v: functional.rotate(image, v, **FILLED), 30.0, is_signed=True),
     "Brightness": Kind(functional.adjust_brightness, 1.9, 1.0, is_signed=True),
     "Color": Kind(functional.adjust_saturation, 1.9, 1.0, is_signed=True),
     "Contrast": Kind(functional.adjust_contrast, 1.9, 1.0, is_signed=True),

@@ -174,11 +174,9 @@ class Transform(Protocol):
 
     def boxes(self, height: int, width: int, draw: Draw, image_id: int) -> list[Box]:
         """The crops of an upright photo of this size."""
-        ...
 
     def write(self, crops: list[Pixels], draw: Draw, out: np.ndarray) -> None:
         """Writes the decoded crops into the photo's place in the batch."""
-        ...
 
 
 class TrainTransform:

@@ -70,10 +70,6 @@ def _square(view: View, height: int, width: int, image_id: int) -> Box:
     return center._replace(top=top, left=left)
 
 
-def _full(view: View, height: int, width: int, image_id: int) -> Box:
-    return Box(0, 0, height, width)
-
-
 def _random(view: View, height: int, width: int, image_id: int) -> Box:
     assert view.seed is not None and view.number is not None
     draw = _photo_draws(view.seed, image_id)[view.number]
@@ -99,7 +95,8 @@ CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 CROPS = {
     "centre": Crops(_square, ("centre",), takes_pct=True),
     "five-crop": Crops(_square, (*CORNERS, "centre"), takes_pct=True),
-    "full": Crops(_full, ("full",)),  # the whole photo, squeezed into the square
+    # the whole photo, squeezed into the square
+    "full": Crops(lambda view, height, width, image_id: Box(0, 0, height, width), ("full",)),
     "random": Crops(_random, ("random",), example="random:8"),  # seed:S draws others
 }
 
