@@ -58,10 +58,7 @@ def make_geo_run(
         )
     device = pick_device(config.runtime.device)
     cuda = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=cuda),
-        closing(MetricsLog(path / "metrics.jsonl")) as log,
-    ):
+    with torch.random.fork_rng(devices=cuda), closing(MetricsLog(path / "metrics.jsonl")) as log:
         network = train_geo_prior(places[placed], labels, photos.n_classes, recipe, device, log)
         if source.held_out is not None:
             _score_held_out(network, source.held_out, config, recipe, log)

@@ -44,11 +44,7 @@ def iterate_logits(
     waiting: deque[tuple[Batch, Tensor, torch.cuda.Event | None]] = deque()
     for batch in batches:
         # Inside the loop, so that the mode does not leak into whoever consumes the generator.
-        with (
-            torch.inference_mode(),
-            autocast(device, precision),
-            classifiers_in_float32(network),
-        ):
+        with torch.inference_mode(), autocast(device, precision), classifiers_in_float32(network):
             if not len(batch["label"]):  # all its photos were unreadable; ViTs take no empty batch
                 logits = torch.empty(0, n_classes)
             elif "image" in batch:

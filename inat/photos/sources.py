@@ -20,16 +20,10 @@ class PhotoSource(Protocol):
     """The bytes of a list of photos, by position."""
 
     def read(self, index: int) -> bytes | memoryview:
-        """The encoded photo.
-
-        Raises:
-            BadPhoto: it cannot be read; the text is the reason.
-        """
-        ...
+        """The encoded photo; raises BadPhoto, whose text is the reason."""
 
     def path(self, index: int) -> str:
         """What a message calls the photo."""
-        ...
 
 
 class PhotoFiles:

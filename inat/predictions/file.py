@@ -239,9 +239,7 @@ def store(
 
     So the likeliest classes lie near 0, where float16 is finest; what lies more than 65,504
     below the best is stored as that.
-
-    Raises:
-        InputError: a logit is NaN or infinite (minus infinity is not, where it is not the best).
+    Raises InputError at NaN and infinity, but not at a minus infinity that is not the best.
     """
     best = logits.max(axis=1, keepdims=True)
     if not np.isfinite(best).all():  # NaN where any of the row is

@@ -92,28 +92,17 @@ class EnsembleFit(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Origin(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """How logits were made: a prediction's, a member's of an ensemble, or those of a fold's run.
-
-    Attributes:
-        run, checkpoint, checkpoint_epoch, checkpoint_sha256, weights, weights_source: of the
-            network.
-        views, view_mean: test-time augmentation.
-        how, fit, members: of an ensemble.
-        prediction, weight, temperature: of an ensemble's member.
-        n_without_place, n_without_date: photos about which a geo prior knows less.
-        bad_photos, recovered_photos: unreadable photos, and those read after a repair; None where
-            no photo was read.
-    """
+    """How logits were made: a prediction's, a member's of an ensemble, or those of a fold's run."""
 
     competition: str = ""  # Kaggle name
     split: str = ""  # that was predicted
-    prediction: _Text = ""
+    prediction: _Text = ""  # of an ensemble's member, as are its weight and temperature
     weight: float | None = None
     temperature: float | None = None
-    views: list[dict[str, Any]] | None = None
+    views: list[dict[str, Any]] | None = None  # test-time augmentation
     view_mean: str | None = None
     logits: str = ""  # LOG_PRESENCE for a geo prior's
-    run: _Text = ""
+    run: _Text = ""  # of the network, as are the next five
     checkpoint: str = ""
     checkpoint_epoch: int | None = None
     checkpoint_sha256: str | None = None
@@ -121,7 +110,7 @@ class Origin(msgspec.Struct, kw_only=True, omit_defaults=True):
     weights_source: str = ""
     chosen: dict[str, str] = {}  # what was chosen on held-out photos, and how
     adjusted: list[Adjustment] = []  # the history of adjustments, oldest first
-    how: str = ""
+    how: str = ""  # of an ensemble, as are fit and members
     fit: EnsembleFit | None = None
     members: list["Origin"] = []
     folds: list["Origin"] = []  # the runs behind an out-of-fold prediction
@@ -135,10 +124,10 @@ class Origin(msgspec.Struct, kw_only=True, omit_defaults=True):
     config_digest_without_holdout: str | None = None
     versions: dict[str, str] = {}  # of the kit and the packages that decide its results
     precision: str = ""  # of the forward passes
-    n_without_place: int | None = None
+    n_without_place: int | None = None  # photos about which a geo prior knows less
     n_without_date: int | None = None
-    bad_photos: list[str] | None = None
-    recovered_photos: list[str] | None = None
+    bad_photos: list[str] | None = None  # unreadable; None where no photo was read
+    recovered_photos: list[str] | None = None  # read after a repair
 
     @property
     def is_log_presence(self) -> bool:

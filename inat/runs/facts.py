@@ -8,27 +8,21 @@ import msgspec
 import numpy as np
 
 from inat.core.errors import InputError
-from inat.core.files import parse_json, read_file, read_json_as, write_json
+from inat.core.files import parse_json, read_file, write_json
 
 MOST_PIXELS = 4096
 """Of a side that a network was trained at."""
 
 
 class StageTwoFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """How `inat stage-two` made a run; None for what its method does not have.
-
-    Attributes:
-        checkpoint, checkpoint_sha256, weights: of that run, where its network is kept.
-        epochs ... seed: the options, see `train_stage_two`.
-        n_photos, n_without_place: photos that a geo prior was trained on, and those left out.
-    """
+    """How `inat stage-two` made a run; None for what its method does not have."""
 
     method: str  # crt, lws, tau_norm, ncm or geo_prior
     run: str  # path of the run that it was made from
-    checkpoint: str | None = None
+    checkpoint: str | None = None  # of that run, where its network is kept, as the next two
     checkpoint_sha256: str | None = None
     weights: str | None = None
-    epochs: int | None = None
+    epochs: int | None = None  # this and all up to seed: see `train_stage_two`
     epoch_size: int | None = None
     batch_size: int | None = None
     lr_per_256: float | None = None
@@ -38,17 +32,13 @@ class StageTwoFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
     live: bool | None = None
     seed: int | None = None
     learning_rate: float | None = None  # of the first step
-    n_photos: int | None = None
-    n_without_place: int | None = None
+    n_photos: int | None = None  # that a geo prior was trained on
+    n_without_place: int | None = None  # photos that a geo prior left out
     bad_photos: list[str] | None = None  # unreadable photos that were left out
 
 
 class SoupMember(msgspec.Struct, kw_only=True):
-    """A run that was offered to a soup.
-
-    Attributes:
-        checkpoint, checkpoint_sha256, weights: which weights.
-    """
+    """A run that was offered to a soup."""
 
     run: str  # its path
     used: bool  # whether its weights are in the mean
@@ -63,14 +53,10 @@ class SoupFacts(msgspec.Struct):
 
 
 class RunFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What all checkpoints of a run have in common; what differs is in their `WeightsFacts`.
-
-    Attributes:
-        mean, std: of the pixels, per channel.
-    """
+    """What all checkpoints of a run have in common; what differs is in their `WeightsFacts`."""
 
     backbone: str = ""  # timm's name
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of the pixels, per channel, as is std
     std: tuple[float, float, float]
     weights_source: str  # where the pretrained weights came from
     precision: str  # that the run was trained in
@@ -112,10 +98,6 @@ class CheckpointFacts(msgspec.Struct):
     step: int  # optimizer steps
     weights: WeightsFacts  # about the weights
     batches: int = 0  # of the epoch that is under way
-
-
-def read_run_facts(folder: Path) -> RunFacts:
-    return read_json_as(folder / "model.json", RunFacts, "train again")
 
 
 def write_run_facts(folder: Path, facts: RunFacts) -> None:

@@ -18,13 +18,8 @@ from inat.config.schema import CheckpointName, Config
 from inat.config.values import merge
 from inat.core.arrays import read_species
 from inat.core.errors import InputError
-from inat.core.files import (
-    atomic_folder,
-    locked,
-    write_bytes,
-    write_json,
-)
-from inat.runs.facts import RunFacts, read_run_facts
+from inat.core.files import atomic_folder, locked, read_json_as, write_bytes, write_json
+from inat.runs.facts import RunFacts
 
 PACKAGES = ("torch", "timm", "numpy", "albumentations", "simplejpeg", "opencv-python-headless")
 
@@ -49,7 +44,7 @@ class Run:
     @cached_property
     def facts(self) -> RunFacts:
         """What all of its checkpoints have in common."""
-        return read_run_facts(self.path)
+        return read_json_as(self.path / "model.json", RunFacts, "train again")
 
     @cached_property
     def species(self) -> pd.DataFrame:
@@ -126,13 +121,8 @@ def is_run(path: Path) -> bool:
 @contextmanager
 def new_run_folder(out: Path, sources: Sequence[Run], *, overwrite: bool) -> Iterator[Path]:
     """Gives an empty folder, which takes the place of `out` on leaving without an error: for a run
-    that is made from `sources` at once. No other process may write `out` meanwhile.
-
-    Raises:
-        InputError: `out` is or holds one of them, holds anything but a run, or holds a run that
-            may not be overwritten.
-        WorldError: another process writes `out`.
-    """
+    that is made from `sources` at once. No other process may write `out` meanwhile (WorldError).
+    Refuses an `out` that holds a source, something else, or a run that must stay (InputError)."""
     with writing(out, "--out"):
         for source in sources:
             if source.path.resolve().is_relative_to(out.resolve()):

@@ -11,14 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from inat.config.schema import (
-    CheckpointName,
-    Config,
-    DataConfig,
-    Precision,
-    ViewMean,
-    Weights,
-)
+from inat.config.schema import CheckpointName, Config, DataConfig, Precision, ViewMean, Weights
 from inat.core.errors import InputError, one_line
 from inat.core.progress import say
 from inat.dataset.split import Split, cut_holdout, load_split

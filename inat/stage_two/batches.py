@@ -1,6 +1,7 @@
 """Batches of features for a head to train on: from the cache, or from photos as it trains."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -17,46 +18,39 @@ SAMPLER = "class_balanced"
 """What crt and lws draw by: a species uniformly, then one of its photos uniformly."""
 
 
+@dataclass(eq=False)
 class CachedBatches:
     """Gathers class-balanced batches from cached features.
 
     Draw k of epoch e, which photo and in which of its views, depends on (seed, e, k) alone.
     """
 
-    def __init__(
-        self,
-        features: Features,
-        device: torch.device,
-        *,
-        epoch_size: int,
-        batch_size: int,
-        seed: int,
-    ) -> None:
-        self._features = features
-        self._device = device
-        self._labels = features.labels[features.readable]
-        self._sampler = build_sampler(SAMPLER, self._labels, features.n_classes)
-        self._epoch_size = epoch_size
-        self._batch_size = batch_size
-        self._seed = seed
+    features: Features
+    device: torch.device
+    epoch_size: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._labels = self.features.labels[self.features.readable]
+        self._sampler = build_sampler(SAMPLER, self._labels, self.features.n_classes)
         assert self._sampler.prior is not None  # balanced draws are the same in every epoch
         self.prior: Prior = self._sampler.prior  # probability that a draw is of each species
-        self.bad_photos = features.bad_photos  # photos that have no features, with the reason
+        self.bad_photos = self.features.bad_photos  # photos that have no features, with the reason
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """A last, shorter batch is left out."""
-        features, size = self._features, self._batch_size
-        order = epoch_order(self._sampler, self._epoch_size, self._seed, epoch)
-        views = stream(self._seed, epoch, FEATURE_VIEWS).integers(
-            features.n_views, size=self._epoch_size
-        )
-        for begin in range(0, self._epoch_size - size + 1, size):
+        features, size = self.features, self.batch_size
+        order = epoch_order(self._sampler, self.epoch_size, self.seed, epoch)
+        rng = stream(self.seed, epoch, FEATURE_VIEWS)
+        views = rng.integers(features.n_views, size=self.epoch_size)
+        for begin in range(0, self.epoch_size - size + 1, size):
             draws = slice(begin, begin + size)
             photos = order[draws]
             rows = features.values[views[draws], features.readable[photos]]
             yield (
-                torch.from_numpy(rows).to(self._device).float(),
-                torch.from_numpy(self._labels[photos]).to(self._device),
+                torch.from_numpy(rows).to(self.device).float(),
+                torch.from_numpy(self._labels[photos]).to(self.device),
             )
 
 

@@ -27,13 +27,7 @@ from inat.stage_two.batches import CachedBatches, FeatureBatches, LiveBatches
 from inat.stage_two.extractor import FeatureExtractor, feature_extractor
 from inat.stage_two.features import cached_features
 from inat.stage_two.head_training import train_head
-from inat.stage_two.heads import (
-    TAUS,
-    nearest_mean_head,
-    scaled_head,
-    score_taus,
-    tau_normalized,
-)
+from inat.stage_two.heads import TAUS, nearest_mean_head, scaled_head, score_taus, tau_normalized
 from inat.stage_two.options import TRAINED_HEADS, Options
 from inat.training.checkpoint import CHOSEN_ON
 from inat.training.earlier_prior import EarlierPriorShare

@@ -79,11 +79,7 @@ def _throw_away(path: Path) -> None:
 
 
 def fold_config(config: Config, fold: int, folds: int) -> Config:
-    """The config of the run that holds out a fold, counted from 1.
-
-    Raises:
-        InputError: fewer than two folds, or the config leaves nothing to be held out.
-    """
+    """The config of the run that holds out a fold, counted from 1."""
     if folds < 2:
         raise InputError(f"--folds {folds}: each fold is trained on the others; give 2 or more")
     if config.data.train_on != "train":

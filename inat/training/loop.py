@@ -22,12 +22,7 @@ from inat.training.earlier_prior import EarlierPriorShare
 from inat.training.existing_run import ExistingRun, existing_run
 from inat.training.plan import Plan, make_plan
 from inat.training.processes import on_rank_zero, peer_failures_reported, weights_together
-from inat.training.run_files import (
-    CheckpointSchedule,
-    create_or_update,
-    resume_from,
-    write_facts,
-)
+from inat.training.run_files import CheckpointSchedule, create_or_update, resume_from, write_facts
 from inat.training.step import accumulated, take_step
 from inat.training.stopping import Stopped, stop_signals
 from inat.training.trainer import (

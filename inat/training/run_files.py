@@ -97,7 +97,13 @@ class CheckpointSchedule:
         return steps is not None and state.step - self._saved_step >= steps
 
     def save(self, trainer: Trainer, state: LoopState, *, is_best: bool = False) -> None:
-        on_rank_zero(self._refuse_another_run)
+        # Locks do not hold on every file system, and no lock keeps out rm and mv.
+        if on_rank_zero(self.run.read_stamp) != self._stamp:
+            raise WorldError(
+                f"{self.run.path}: the run folder was removed or replaced while this training "
+                "worked in it, so it stops; train again, with another --run where something else "
+                "lies there"
+            )
         self.log.flush()
         list_bad_photos(self.run, trainer)
         scaler, plan = trainer.accelerator.scaler, trainer.plan
@@ -125,15 +131,6 @@ class CheckpointSchedule:
         )
         self.stops.forget()
         self._saved_at, self._saved_step = time.monotonic(), state.step
-
-    def _refuse_another_run(self) -> None:
-        # Locks do not hold on every file system, and no lock keeps out rm and mv.
-        if self.run.read_stamp() != self._stamp:
-            raise WorldError(
-                f"{self.run.path}: the run folder was removed or replaced while this training "
-                "worked in it, so it stops; train again, with another --run where something else "
-                "lies there"
-            )
 
 
 @dataclass(frozen=True)
