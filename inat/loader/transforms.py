@@ -33,8 +33,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class Draw(NamedTuple):
-    # uniform in [0, 1), a row an attempt: area and aspect of the crop
-    shape: Float32[np.ndarray, "attempts 2"]
+    shape: Float32[np.ndarray, "attempts 2"]  # area and aspect of the crop, uniform
     place: Float32[np.ndarray, "2"]  # uniform in [0, 1): top and left of the crop
     flip: float  # uniform in [0, 1)
     # uniform in [0, 1): whether there is one; brightness, contrast, saturation

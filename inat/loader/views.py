@@ -37,13 +37,11 @@ SMALLEST_SIZE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    kind: str  # which crop
+    kind: str
     size: int  # side of the image, in pixels
-    # side of the center's and the corners' square, as a share of the short side
-    crop_pct: float | None = None
+    crop_pct: float | None = None  # side of the center's and corners' squares / short side
     flip: bool = False  # whether it is mirrored
-    # of a random crop, which depends on the seed, the image id and `number` alone
-    seed: int | None = None
+    seed: int | None = None  # of a random crop; image id and `number` decide the rest
     number: int | None = None  # which random crop
 
     def facts(self) -> dict[str, Any]:
@@ -84,8 +82,7 @@ def _photo_draws(seed: int, image_id: int) -> EpochDraws:
 class Crops(NamedTuple):
     """A part of a spec that adds crops; `CROPS` has them by name, and a new entry is a new part."""
 
-    # the crop of a view, from (view, height, width, image id)
-    box: Callable[[View, int, int, int], Box]
+    box: Callable[[View, int, int, int], Box]  # from (view, height, width, image id)
     kinds: tuple[str, ...]  # of the views that it adds
     example: str = ""  # with its number of drawn crops, where it takes one
     takes_pct: bool = False  # whether its crops depend on `crop_pct`

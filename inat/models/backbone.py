@@ -25,8 +25,7 @@ class Backbone:
     std: Triple  # what to divide each channel by, as a share of 255
     source: str  # where the weights come from, with their licence as far as it is known
     is_frozen: bool = False  # whether all but the classifier keeps the weights it came with
-    # names of the parameters that timm itself does not train
-    constants: frozenset[str] = frozenset()
+    constants: frozenset[str] = frozenset()  # parameters that timm does not train
 
     def head_parameters(self) -> set[int]:
         """Ids of the parameters."""

@@ -65,13 +65,11 @@ class Box(NamedTuple):
 class Header(NamedTuple):
     size: tuple[int, int]  # height and width of the upright photo
     stored_size: tuple[int, int]  # height and width before EXIF turns it
-    # the file's bytes; those of a JPEG with its headers put in order if they were not
-    content: bytes | memoryview
+    content: bytes | memoryview  # the file's bytes; of a JPEG with its headers put in order
     orientation: int = 1  # of EXIF, 1..8
     complete: bool = True  # whether a JPEG's scans bring all coefficients
     recovered: str = ""  # what is wrong with headers that can be read all the same, or ""
-    # the upright photo, if only Pillow decodes it; None for most JPEGs
-    pixels: Pixels | None = None
+    pixels: Pixels | None = None  # the upright photo, if only Pillow decodes it
 
 
 def read_header(content: bytes | memoryview) -> Header:

@@ -74,10 +74,10 @@ class PackFile:
 
 @dataclass(frozen=True)
 class Part:
-    folder: Path  # where it lies
+    folder: Path
     number: int  # counted from 1
     n_parts: int  # parts of the whole pack
-    settings: Settings  # how it was made
+    settings: Settings
     shards: tuple[PackFile, ...]  # the files with the photos
     index: PackFile  # the file with their places
 

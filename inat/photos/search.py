@@ -71,7 +71,7 @@ NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 class FoundPhoto:
     """A photo whose header could be read."""
 
-    path: Path  # the file
+    path: Path
     height: int  # in pixels, as the header states it, before EXIF turns the photo
     width: int  # in pixels
     linked: bool  # whether it is a link or below one
@@ -83,18 +83,16 @@ class PassedOver:
     """A file or folder that was not taken."""
 
     path: Path  # the file or folder
-    kind: Kind  # what it is
+    kind: Kind
     reason: str = ""  # of an unreadable photo, why; else ""
 
 
 @dataclass
 class PhotoFolder:
-    path: Path  # the folder
+    path: Path
     photos: list[FoundPhoto] = field(default_factory=list)  # the photos that lie directly in it
-    # the folders in it, by name, without those of the system
-    folders: list["PhotoFolder"] = field(default_factory=list)
-    # everything else that lies directly in it
-    passed_over: list[PassedOver] = field(default_factory=list)
+    folders: list["PhotoFolder"] = field(default_factory=list)  # by name, without system folders
+    passed_over: list[PassedOver] = field(default_factory=list)  # all else in it
 
     def below(self) -> Iterator["PhotoFolder"]:
         yield self

@@ -82,10 +82,9 @@ class EnsembleFit(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The held-out photos that an ensemble's temperatures and weights were chosen on."""
 
     predictions: list[str] = []  # of the members, in their order
-    n_photos: int = 0  # how many photos
+    n_photos: int = 0
     ids_sha256: str = ""  # of the sorted image ids
-    # of the ensemble, each photo scored with what was chosen on others
-    mean_class_accuracy: float | None = None
+    mean_class_accuracy: float | None = None  # of the ensemble, chosen on other photos
     best_member: int | None = None  # counted from 1
     best_member_accuracy: float | None = None  # its mean class accuracy
     difference: Interval | None = None  # between the two, paired
@@ -114,8 +113,7 @@ class Origin(msgspec.Struct, kw_only=True, omit_defaults=True):
     fit: EnsembleFit | None = None
     members: list["Origin"] = []
     folds: list["Origin"] = []  # the runs behind an out-of-fold prediction
-    # category ids without a photo in an out-of-fold prediction
-    never_held_out: list[int] | None = None
+    never_held_out: list[int] | None = None  # category ids without a photo out of fold
     data_root: _Text = ""  # of the photos
     band_edges: tuple[int, int] | None = None  # of the shot bands; None: the default ones
     # of the run's config; `config_digest_without_holdout` is the same for the runs of one config,

@@ -34,7 +34,7 @@ class Troubles:
 class Parts:
     """The parts of one prediction, each a file whose header names the settings it was made with."""
 
-    folder: Path  # where they lie
+    folder: Path
     digest: str  # of the settings; a part of others counts as missing
     n_photos: int  # rows of all parts together
     length: int  # photos of a part; the last may have fewer

@@ -66,8 +66,7 @@ class RunFacts(msgspec.Struct, kw_only=True, omit_defaults=True):
     process_batch: Annotated[int, msgspec.Meta(ge=1)] | None = None
     trained: str  # fingerprint of the photos that it was trained on
     category_ids: list[int]  # category id of each label
-    # of the files that the losses took their priors from; None without one
-    loss_prior_sha256: str | None = None
+    loss_prior_sha256: str | None = None  # of the losses' prior files; None: none
     stage_two: StageTwoFacts | None = None  # of a run that `inat stage-two` made
     soup: SoupFacts | None = None  # of a run that `inat soup` made
 
@@ -83,12 +82,9 @@ class WeightsFacts:
     stage: int = 1  # of the training, counted from 1
     # in pixels, that the network was trained at; None: what the config says
     image_size: Annotated[int, msgspec.Meta(ge=1, le=MOST_PIXELS)] | None = None
-    # class prior of the draws; None where it changes during training
-    draws_prior: list[float] | None = None
-    # class prior that the logits carry; None where it is not known
-    logits_prior: list[float] | None = None
-    # what was chosen on the held-out photos to get here, and by what
-    chosen: dict[str, str] = field(default_factory=dict)
+    draws_prior: list[float] | None = None  # None where it changes during training
+    logits_prior: list[float] | None = None  # None where it is not known
+    chosen: dict[str, str] = field(default_factory=dict)  # on held-out photos: what, and by what
 
 
 class CheckpointFacts(msgspec.Struct):

@@ -72,13 +72,12 @@ class TrainedModel:
 class TrainedRun:
     """A run with one of its checkpoints, on the photos that are at hand."""
 
-    run: Run  # the run
+    run: Run
     checkpoint: Checkpoint  # whose weights are used
     config: Config  # of the stage that the checkpoint is of, with the data root that is used
     batch_size: int  # images per forward pass
     workers: int | None  # threads or processes that read photos; None: one per processor
-    # that was asked for; None: the run's, where the device has it
-    precision: Precision | None = None
+    precision: Precision | None = None  # asked for; None: the run's, where the device has it
 
     @cached_property
     def trained_and_held_out(self) -> tuple[Split, Split | None]:

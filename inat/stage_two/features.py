@@ -36,13 +36,12 @@ CHUNK_BYTES = 64_000_000
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    path: Path  # the folder
+    path: Path
     values: Float16[np.ndarray, "views photos features"]  # float16, memory-mapped
-    labels: Int64[np.ndarray, "photos"]  # label of each photo
-    # positions of the photos that could be read; the others have no features
-    readable: Int64[np.ndarray, "readable"]
+    labels: Int64[np.ndarray, "photos"]
+    readable: Int64[np.ndarray, "readable"]  # positions; the others have no features
     bad_photos: list[str]  # those, with the reason
-    n_classes: int  # number of species
+    n_classes: int
 
     @property
     def n_views(self) -> int:

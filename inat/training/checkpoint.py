@@ -39,16 +39,13 @@ class LoopState:
     step: int = 0
     first_step: int = 0  # those behind us when the stage of the last epoch began
     average_began: int = 0  # those behind us when the moving average of the weights began
-    # best mean class accuracy on the held-out part in this stage, None before the first
-    best_score: float | None = None
+    best_score: float | None = None  # held-out mean class accuracy in this stage
     batches: int = 0  # the loader's batches behind us in the epoch that is under way
     draws: int = 0  # the draws of all processes behind us in it
-    # of the steps since the last line of metrics.jsonl
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # since the last log line
     metrics_bytes: int = 0  # length of metrics.jsonl; a resume cuts it there
     loss_scale: dict[str, Any] | None = None  # state of float16's scaler, None without one
-    # whether held-out photos have shown that the logits carry the stage's prior
-    shows_prior: bool = False
+    shows_prior: bool = False  # held-out photos showed that the logits carry the stage's prior
     weights: WeightsFacts = field(default_factory=WeightsFacts)
 
     def begin_stage(self, *, begins_average: bool) -> None:

@@ -21,8 +21,7 @@ class ExistingRun:
     status: Literal["fresh", "finished", "resumable", "refused"]
     reason: str = ""  # if refused, the sentence that says why
     changed: tuple[str, ...] = ()  # fields that differ from those of the run there, and may
-    # newest whole checkpoint, where a training resumes; None without one
-    checkpoint: Path | None = None
+    checkpoint: Path | None = None  # the newest intact one, from which a training resumes
     damage: str = ""  # what is wrong with the last checkpoint, if that is another
 
 

@@ -85,8 +85,7 @@ class Mix(NamedTuple):
 
     share: float  # what each image keeps of its label, 0..1
     partner: Int64[np.ndarray, "batch"]  # the image that each is mixed with
-    # CutMix's box of the partner, as top, left, height, width; None for mixup
-    box: tuple[int, int, int, int] | None
+    box: tuple[int, int, int, int] | None  # CutMix's (top, left, height, width); None for mixup
 
 
 def mix_images(
