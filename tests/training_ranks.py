@@ -126,11 +126,11 @@ def _serve(pipe: Connection, rank: int, numbers: dict[str, int], patience: float
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     import torch
 
-    from inat.training import processes, trainer
+    from inat.training import accelerator, processes
 
     torch.set_num_threads(1)
     if patience is not None:
-        trainer.PATIENCE = processes.PATIENCE = timedelta(seconds=patience)
+        accelerator.PATIENCE = processes.PATIENCE = timedelta(seconds=patience)
     while True:
         pipe.send(_train(pipe.recv(), rank))
 
