@@ -30,15 +30,12 @@ MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What a call of `download` did."""
-
     root: Path  # the data root
     fetched: tuple[str, ...]  # the archives that it unpacked
     complete: tuple[str, ...]  # the archives that were there already
     n_files: int  # files that the former brought
 
     def lines(self) -> list[str]:
-        """The counts, for a terminal."""
         return [
             f"{self.root}: {self.n_files:,} files of {len(self.fetched)} archives, "
             f"{len(self.complete)} archives were there already"

@@ -53,8 +53,6 @@ def open_session() -> requests.Session:
 
 
 def look_up(session: requests.Session, url: str) -> Remote:
-    """Asks a server for a file's size and version."""
-
     def ask() -> Remote:
         with _answer(session, "HEAD", url, {}) as response:
             return _remote(url, response)

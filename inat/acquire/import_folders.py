@@ -15,14 +15,7 @@ import numpy as np
 
 from inat.core.arrays import csv_cell
 from inat.core.errors import InputError
-from inat.core.files import (
-    atomic_file,
-    disk_remedies,
-    locked,
-    read_json,
-    write_bytes,
-    write_json,
-)
+from inat.core.files import atomic_file, disk_remedies, locked, read_json, write_bytes, write_json
 from inat.core.progress import progress_bar
 from inat.core.threads import in_order, usable_processors
 from inat.dataset.annotation_cache import digest
@@ -71,8 +64,6 @@ class SpeciesCount(NamedTuple):
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import made."""
-
     root: Path  # the data set's folder
     species: list[SpeciesCount]  # the photos of each species, by label
     n_train: int  # photos to train on
@@ -86,11 +77,9 @@ class Imported:
 
     @property
     def n_species(self) -> int:
-        """Number of species."""
         return len(self.species)
 
     def lines(self) -> list[str]:
-        """The import for a terminal."""
         lines = [
             f"{self.root}: {self.n_species:,} species, {self.n_train:,} train, {self.n_val:,} val, "
             f"{self.n_test:,} test",
@@ -127,8 +116,6 @@ def _table(species: Sequence[SpeciesCount]) -> Iterator[str]:
 
 
 class _Species(NamedTuple):
-    """A class folder."""
-
     name: str
     supercategory: str
     folder: PhotoFolder
@@ -194,8 +181,7 @@ def import_folders(
             largest, last = max(map(len, classes.values())), max(len(classes) - 1, 1)
             for place, (name, photos) in enumerate(classes.items()):
                 n_kept = max(1, int(largest * imbalance_factor ** (-place / last)))
-                chosen = rng.permutation(len(photos))[:n_kept]
-                classes[name] = [photos[i] for i in sorted(chosen)]
+                classes[name] = [photos[i] for i in sorted(rng.permutation(len(photos))[:n_kept])]
         passed_over = found.all_passed_over()
         tested: list[tuple[int, FoundPhoto]] = []
         labelled = False
@@ -339,7 +325,6 @@ def _species_of(root: PhotoFolder, choice: Literal["top", "leaf"] | None) -> lis
 def _class_folders(
     root: PhotoFolder, choice: Literal["top", "leaf"] | None
 ) -> list[tuple[str, PhotoFolder, list[FoundPhoto]]]:
-    """Name, folder and photos of each species."""
     if root.photos:  # they would be left out without a word
         raise InputError(
             f"{root.path}: {len(root.photos)} photos lie beside the species' folders (first: "

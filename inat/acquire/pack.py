@@ -109,7 +109,6 @@ class Packed:
     recovered: list[Finding]  # photos that were decoded after a repair
 
     def lines(self) -> list[str]:
-        """The part, for a terminal."""
         return [
             f"{self.root}: part {self.part}, {self.n_photos:,} photos, {self.n_reduced:,} reduced, "
             f"{len(self.recovered):,} recovered, {self.n_bytes / 1e6:,.1f} MB"
@@ -214,18 +213,18 @@ class _Photo:
         }
 
 
+@dataclass(frozen=True, eq=False)
 class _Preparer:
-    """Reads a photo and makes of it what is stored."""
+    """Reads a photo and converts it to what is stored."""
 
-    def __init__(self, source: PhotoSource, names: pa.StringArray, settings: Settings) -> None:
-        self._source = source
-        self._names = names
-        self._settings = settings
+    source: PhotoSource
+    names: pa.StringArray
+    settings: Settings
 
     def __call__(self, index: int) -> _Photo:
-        name = str(self._names[index])
+        name = str(self.names[index])
         try:
-            content = self._source.read(index)
+            content = self.source.read(index)
         except BadPhoto as error:
             return _Photo(name, trouble="missing", reason=str(error))
         try:
@@ -234,21 +233,18 @@ class _Preparer:
         except BadPhoto as error:
             return _Photo(name, content, trouble="bad", reason=str(error))
         original_size = header.size
-        if isinstance(self._source, PackedPhotos):
-            original_size = self._source.original_size(index)
+        if isinstance(self.source, PackedPhotos):
+            original_size = self.source.original_size(index)
         trouble: Trouble | None = "recovered" if recovered else None
-        size = target_size(*header.size, self._settings.short_side)
+        size = target_size(*header.size, self.settings.short_side)
         if reduced := size != header.size:
             content = simplejpeg.encode_jpeg(
-                shrink(pixels, *size),
-                self._settings.quality,
-                colorsubsampling="420",
-                fastdct=False,
+                shrink(pixels, *size), self.settings.quality, colorsubsampling="420", fastdct=False
             )
         return _Photo(name, content, size, original_size, reduced, trouble, recovered)
 
     def _factor(self, height: int, width: int) -> int:
-        short_side = self._settings.short_side
+        short_side = self.settings.short_side
         if target_size(height, width, short_side) == (height, width):
             return 8  # only looked at whether it can be decoded
         return decode_factor(Box(0, 0, height, width), short_side, SPARE)
@@ -261,24 +257,22 @@ def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return size if scale < 1 and max(size) <= LONGEST_SIDE else (height, width)
 
 
+@dataclass(frozen=True)
 class _Writer:
-    """Writes the shards of a part that are not there, its index and, last, its manifest."""
+    """Writes the missing shards of a part, its index and, last, its manifest."""
 
-    def __init__(
-        self, root: Path, out: Path, folder: Path, spec: Competition, settings: Settings
-    ) -> None:
-        self._root = root
-        self._out = out
-        self._folder = folder
-        self._spec = spec
-        self._settings = settings
+    root: Path
+    out: Path
+    folder: Path
+    spec: Competition
+    settings: Settings
 
     def write(self, names: pa.StringArray, number: int, n_parts: int, threads: int) -> None:
-        for left_over in self._folder.glob(".partial-*"):
+        for left_over in self.folder.glob(".partial-*"):
             left_over.unlink()
-        self._write_json(SETTINGS, asdict(self._settings))
-        place_annotations(self._root, self._out, self._spec)
-        prepare = _Preparer(open_photos(self._root, names), names, self._settings)
+        self._write_json(SETTINGS, asdict(self.settings))
+        place_annotations(self.root, self.out, self.spec)
+        prepare = _Preparer(open_photos(self.root, names), names, self.settings)
         shards = dict(enumerate(stretches(len(names), PHOTOS_PER_SHARD)))
         wanted = {
             shard: photos
@@ -286,7 +280,7 @@ class _Writer:
             if not self._is_whole(shard, photos, prepare)
         }
         if wanted:
-            (self._folder / MANIFEST).unlink(missing_ok=True)
+            (self.folder / MANIFEST).unlink(missing_ok=True)
         with progress_bar(f"pack {number}/{n_parts}", len(names), "photos") as bar:
             bar.advance(len(names) - sum(map(len, wanted.values())))
             indices = chain.from_iterable(wanted.values())
@@ -298,7 +292,7 @@ class _Writer:
 
     def _is_whole(self, shard: int, photos: range, prepare: _Preparer) -> bool:
         """Whether the shard is there, and its missing and bad photos are still what they were."""
-        path = self._folder / shard_name(shard)
+        path = self.folder / shard_name(shard)
         if not path.is_file() or not _facts_path(path).is_file():
             return False
         facts = _read_facts(path)
@@ -313,7 +307,7 @@ class _Writer:
         return True
 
     def _write_shard(self, shard: int, first: int, photos: Iterator[_Photo], bar: Bar) -> None:
-        path = self._folder / shard_name(shard)
+        path = self.folder / shard_name(shard)
         # What is known of an older shard of that name must not be taken for this one's.
         _facts_path(path).unlink(missing_ok=True)
         found: dict[Trouble, list[_ShardFinding]] = {trouble: [] for trouble in TROUBLES}
@@ -338,9 +332,9 @@ class _Writer:
         self._write_json(_facts_path(path).name, msgspec.to_builtins(facts))
 
     def _finish(self, n_shards: int, number: int, n_parts: int) -> None:
-        paths = [self._folder / shard_name(shard) for shard in range(n_shards)]
+        paths = [self.folder / shard_name(shard) for shard in range(n_shards)]
         facts = [_read_facts(path) for path in paths]
-        index = self._folder / INDEX
+        index = self.folder / INDEX
         tables = [shard_index(path, shard) for shard, path in enumerate(paths)]
         table = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables])
         columns = [column.combine_chunks() for column in table.columns]
@@ -352,10 +346,10 @@ class _Writer:
         ):
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=INDEX_SCHEMA))
         part = Part(
-            folder=self._folder,
+            folder=self.folder,
             number=number,
             n_parts=n_parts,
-            settings=self._settings,
+            settings=self.settings,
             shards=tuple(fact.file for fact in facts),
             index=_described(index, len(table)),
         )
@@ -368,11 +362,10 @@ class _Writer:
             for trouble in TROUBLES
         }
         n_reduced = sum(fact.n_reduced for fact in facts)
-        content = part.manifest(n_photos=len(table), n_reduced=n_reduced, **found)
-        self._write_json(MANIFEST, content)
+        self._write_json(MANIFEST, part.manifest(n_photos=len(table), n_reduced=n_reduced, **found))
 
     def _write_json(self, name: str, content: Any) -> None:
-        path = self._folder / name
+        path = self.folder / name
         with naming_disk_faults(path):
             write_json(path, content)
 
@@ -424,8 +417,7 @@ def _facts_path(shard: Path) -> Path:
 
 
 def _read_facts(shard: Path) -> _ShardFacts:
-    path = _facts_path(shard)
-    return read_json_as(path, _ShardFacts, "delete it, and the shard is packed again")
+    return read_json_as(_facts_path(shard), _ShardFacts, "delete it, and the shard is packed again")
 
 
 def _refuse_place(root: Path, out: Path, folder: Path, n_parts: int, settings: Settings) -> None:

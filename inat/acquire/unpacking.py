@@ -43,8 +43,6 @@ FETCH_AGAIN = "remove it, and the same command fetches it again"
 
 @dataclass(frozen=True)
 class _Member:
-    """One entry of an archive."""
-
     name: str
     size: int  # in bytes
     kind: str  # "file", "folder", or what else it is
@@ -76,8 +74,6 @@ def unpack(path: Path, archive: Archive, root: Path, advance: Callable[[int], ob
 
 
 class _Unpacking:
-    """What came of an archive so far."""
-
     def __init__(self, path: Path, archive: Archive, root: Path) -> None:
         self._path = path
         self._archive = archive

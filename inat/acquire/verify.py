@@ -55,7 +55,6 @@ class Findings:
     copied: list[Finding] = field(default_factory=list)
 
     def extend(self, other: "Findings") -> None:
-        """Adds what was found in the photos that follow."""
         for kind, found in vars(other).items():
             getattr(self, kind).extend(found)
 
@@ -72,7 +71,6 @@ class Verified:
     damaged_files: list[Finding]  # files of a pack that are not what was written
 
     def lines(self) -> list[str]:
-        """The counts, for a terminal."""
         counts = ", ".join(f"{len(found):,} {kind}" for kind, found in vars(self.findings).items())
         return [f"{self.root}: {self.n_photos:,} photos, {counts}; see {self.report}"]
 
@@ -174,7 +172,6 @@ class _StatedSizes:
         self._sizes = rows[["height", "width"]].to_numpy(np.int64)
 
     def of(self, photo: int) -> list[list[int]]:
-        """Each [height, width] that is stated."""
         first, last = np.searchsorted(self._photos, [photo, photo + 1])
         return self._sizes[first:last].tolist()
 
@@ -227,33 +224,24 @@ class _Seen(NamedTuple):
     findings: Findings
 
 
+@dataclass(frozen=True, eq=False)
 class _Look:
-    """Looks at one photo."""
-
-    def __init__(
-        self,
-        source: PhotoSource,
-        names: pa.StringArray,
-        sizes: _StatedSizes,
-        digests: Int64[np.ndarray, "all"],
-        first: int,
-    ) -> None:
-        self.source = source
-        self._names = names
-        self._sizes = sizes
-        self._digests = digests
-        self._first = first
+    source: PhotoSource
+    names: pa.StringArray
+    sizes: _StatedSizes
+    digests: Int64[np.ndarray, "all"]  # of all parts
+    first: int  # of this part
 
     def __call__(self, index: int) -> _Seen:
         stamp = self.stamp(index)
-        name = str(self._names[index])
+        name = str(self.names[index])
         findings = Findings()
         began, content = time.perf_counter(), 0
         source = self.source
         try:
             photo = source.read(index)
             content = int.from_bytes(xxh3_128_digest(photo)[:8], signed=True)
-            stated_content = self._digests[self._first + index]
+            stated_content = self.digests[self.first + index]
             # A pack holds photos that were made smaller; it has checksums of its own.
             if stated_content not in (0, content) and isinstance(source, PhotoFiles):
                 text = "its bytes are not those that the annotations state (xxh3_128)"
@@ -288,7 +276,7 @@ class _Look:
         if isinstance(self.source, PackedPhotos):
             size = self.source.original_size(index)
             sizes = [size, size[::-1]]
-        for stated in self._sizes.of(self._first + index):
+        for stated in self.sizes.of(self.first + index):
             if tuple(stated) not in sizes:
                 text = f"the annotations state {_size(stated)}, it is {_size(sizes[0])}"
                 findings.mismatched.append(Finding(name, text))
@@ -339,7 +327,6 @@ class _Journal:
         return done if done.stamp == _digest(stamps) and set(stamps) != {GONE} else None
 
     def add(self, block: int, done: _Block) -> None:
-        """A block is done."""
         self._blocks[str(block)] = done
         with naming_disk_faults(self.path):
             write_json(self.path, _Kept(self._key, self._blocks), indent=False)

@@ -102,8 +102,7 @@ class Command:
 def imported(name: str) -> Callable[..., Any]:
     """The function of "module:function"."""
     module, _, attribute = name.partition(":")
-    function: Callable[..., Any] = getattr(import_module(module), attribute)
-    return function
+    return getattr(import_module(module), attribute)
 
 
 def help_entry(text: str, names: Collection[str]) -> str:

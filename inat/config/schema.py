@@ -413,8 +413,7 @@ class Config(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         optim = self.optim
-        milestones = optim.milestones if optim.schedule == "step" else ()
-        last = max(milestones, default=0)
+        last = max(optim.milestones if optim.schedule == "step" else (), default=0)
         for name, value in (("warmup_epochs", optim.warmup_epochs), ("milestones", last)):
             if value >= self.epochs:
                 raise InputError(

@@ -74,7 +74,6 @@ class Stage(str):
 
 
 def stage_text(changes: Any) -> str:
-    """What a stage changes, as a line of YAML."""
     import yaml
 
     line = yaml.safe_dump(changes, default_flow_style=True, sort_keys=False, width=math.inf)

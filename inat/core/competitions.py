@@ -64,8 +64,7 @@ class Competition:
 
 
 NO_LATER_PHOTOS = dict.fromkeys(
-    ("inat21", "inat2021"),
-    "iNat-2021 photos are natural-world data beyond the competition's own",
+    ("inat21", "inat2021"), "iNat-2021 photos are natural-world data beyond the competition's own"
 )
 
 
@@ -139,11 +138,7 @@ COMPETITIONS = {
             header="Id,Predicted",
             n_guesses=5,  # any other number, and Kaggle's evaluation fails
             n_scored=1,
-            annotation_files={
-                "train": "train.json",
-                "val": "val.json",
-                "test": "public_test.json",
-            },
+            annotation_files={"train": "train.json", "val": "val.json", "test": "public_test.json"},
         ),
         Competition(
             slug="fungi-challenge-fgvc-2018",

@@ -308,7 +308,6 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
     with atomic_file(path) as partial:
         partial.write_bytes(content)
 
@@ -361,8 +360,7 @@ def sha256(path: Path) -> str:
 
 def write_checksums(folder: Path) -> None:
     """Writes the SHA-256 of each file of a folder into its checksums.json."""
-    found = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    write_json(folder / CHECKSUMS, found)
+    write_json(folder / CHECKSUMS, {path.name: sha256(path) for path in sorted(folder.iterdir())})
 
 
 def damaged_files(folder: Path, only: str | None = None) -> list[str]:

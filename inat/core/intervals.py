@@ -79,8 +79,7 @@ def gain_interval(
     over: Literal["classes", "images"] = "classes",
 ) -> Interval | None:
     """The gain in accuracy of `new_hits` over `hits` on the same images; arguments as above."""
-    gains = new_hits.astype(np.float64) - hits
-    return _mean_interval(gains, labels, members, over, HALF_WON)
+    return _mean_interval(new_hits.astype(np.float64) - hits, labels, members, over, HALF_WON)
 
 
 def _mean_interval(
@@ -135,9 +134,7 @@ def score_bounds(
     second, third = times * weights * slope * shrunk, times * weights * slope**2 * shrunk
     estimate = (totals / n) @ (times * weights)
 
-    def moved(
-        tilt: Float64[np.ndarray, "experiments"],
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def moved(tilt: Float64[np.ndarray, "experiments"]) -> tuple[np.ndarray, np.ndarray]:
         """The tilted mean, and how far the outer tail of estimates of it reaches beyond it."""
         factor = np.exp(np.clip(tilt[:, None] * (slope / slope.max()), -40, 40))
         up, down = plus * factor, minus / factor

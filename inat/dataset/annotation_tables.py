@@ -217,12 +217,10 @@ def _is_sound(table: pa.Table, types: Mapping[str, pa.DataType]) -> bool:
 
 
 def taxonomy_of(species: pa.Table) -> Taxonomy:
-    """The taxonomy that a table of species holds."""
     return Taxonomy(species.select(COLUMNS).to_pandas())
 
 
 def locations_of(places: pa.Table) -> pd.DataFrame:
-    """The `locations` of a split that a table of places holds."""
     names = [name for name in places.column_names if name != "date_known"]
     columns = {name: places[name].to_numpy() for name in names}
     dates = pd.DatetimeIndex(columns.pop("date").view("datetime64[us]")).tz_localize(UTC)

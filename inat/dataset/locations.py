@@ -48,8 +48,7 @@ def places_of(photos: Split) -> Float32[np.ndarray, "photos 3"]:
     if "date_c" in table:
         given = table["date_c"].to_numpy(np.float64)
         share = np.where(np.isnan(given), share, given)
-    scaled = np.stack([lon / 180, lat / 90, 2 * share - 1], axis=1)
-    return scaled.astype(np.float32)
+    return np.stack([lon / 180, lat / 90, 2 * share - 1], axis=1).astype(np.float32)
 
 
 def have_place(places: Float32[np.ndarray, "photos 3"]) -> Bool[np.ndarray, "photos"]:

@@ -30,7 +30,6 @@ class PlaceCounts:
     not_understood: Int64[np.ndarray, "photos"]  # image ids whose date is in no known notation
 
     def line(self) -> str:
-        """The counts for a terminal."""
         text = (
             f"{self.split}: {self.n_placed:,} of {self.n_photos:,} photos have a place, "
             f"{self.n_dated:,} a date"
@@ -59,11 +58,9 @@ class TailProfile:
 
     @property
     def imbalance_factor(self) -> float:
-        """Photos of the largest species divided by those of the smallest."""
         return float(self.counts.max() / self.counts.min())
 
     def lines(self) -> list[str]:
-        """The profile for a terminal."""
         counts = self.counts
         sizes = ", ".join(f"{name} {size:,}" for name, size in self.split_sizes.items())
         bands = ", ".join(f"{band} {n:,}" for band, n in self.bands.items())
@@ -151,13 +148,12 @@ def draw_profile(profile: TailProfile, path: Path) -> None:
     for band, members in shot_bands(counts).items():
         places = np.flatnonzero(members)
         if len(places):
-            label = f"{band}: {len(places):,} species, {counts[places].sum():,} photos"
             axes.fill_between(
                 np.append(places, places[-1] + 1),
                 np.append(counts[places], counts[places[-1]]),
                 step="post",
                 color=COLOURS[band],
-                label=label,
+                label=f"{band}: {len(places):,} species, {counts[places].sum():,} photos",
             )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:,g}")

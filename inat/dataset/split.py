@@ -82,8 +82,7 @@ class Split:
     def fingerprint(self) -> str:
         """SHA-256 over keys and category ids, whatever the photos' order and numbers: two splits
         of the same photos and species have the same."""
-        known = self.labels >= 0
-        categories = np.where(known, self.taxonomy.category_ids[self.labels], -1)
+        categories = np.where(self.labels >= 0, self.taxonomy.category_ids[self.labels], -1)
         rows = np.stack([self.keys, categories])
         return hashlib.sha256(rows[:, np.lexsort(rows)].tobytes()).hexdigest()
 
@@ -169,8 +168,7 @@ def cut_holdout(train: Split, holdout: str, seed: int) -> tuple[Split, Split]:
         starts = (_draws(seed, category_ids, "fold") * n_folds).astype(np.int64)
         held = hold_fold(train.labels, draws, groups, starts, fold, n_folds)
     else:
-        dither = _draws(seed, category_ids, "share")
-        held = hold_share(train.labels, draws, groups, parsed, dither)
+        held = hold_share(train.labels, draws, groups, parsed, _draws(seed, category_ids, "share"))
     if not held.any():
         remedy = "make fewer folds" if isinstance(parsed, tuple) else "raise the share"
         if train.class_counts.max() < 2:

@@ -64,7 +64,6 @@ class Taxonomy:
 
 
 def read_taxonomy(categories: Sequence[Any], source: str) -> Taxonomy:
-    """Builds the taxonomy from the `categories` of an annotation file."""
     if not categories:
         raise InputError(f"{source}: 'categories' is empty; it must list the species")
     for position, category in enumerate(categories):

@@ -47,8 +47,6 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two predictions side by side."""
-
     first: Path  # path of the prediction that is compared with
     second: Path  # path of the prediction that may be better
     n_images: int  # photos of both
@@ -87,7 +85,6 @@ class Comparison:
         }
 
     def save(self, path: Path) -> None:
-        """Writes the comparison as JSON."""
         write_json(path, self.to_dict())
 
 
@@ -228,8 +225,7 @@ def paired_difference(
     assert second is not None
     n_gained = int((new_hits & ~hits & counted).sum())
     n_lost = int((hits & ~new_hits & counted).sum())
-    p_value = mcnemar(n_gained, n_lost)
-    return Difference(first, second, gain, n_gained, n_lost, p_value)
+    return Difference(first, second, gain, n_gained, n_lost, mcnemar(n_gained, n_lost))
 
 
 def mcnemar(n_gained: int, n_lost: int) -> float:

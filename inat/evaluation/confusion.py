@@ -15,8 +15,6 @@ N_PHOTOS = 4
 
 @dataclass(frozen=True)
 class ConfusedSpecies:
-    """One of two species that are taken for each other."""
-
     category_id: int
     n: int  # its photos here
     mistaken: int  # those that are taken for the other
@@ -34,8 +32,6 @@ class ConfusedPair:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A photo whose first guess is wrong."""
-
     image_id: int
     category_id: int  # of the true species
     guessed: int  # category id of the first guess

@@ -22,12 +22,7 @@ from inat.evaluation.confusion import (
     prediction_bias,
     worst_mistakes,
 )
-from inat.evaluation.lineage import (
-    MistakeDistance,
-    RankAccuracy,
-    mistake_distance,
-    rank_accuracies,
-)
+from inat.evaluation.lineage import MistakeDistance, RankAccuracy, mistake_distance, rank_accuracies
 from inat.evaluation.outcomes import Outcomes, look_at
 from inat.evaluation.reliability import Kept, Reliability, kept_at_thresholds, reliability
 from inat.evaluation.seen_photos import refuse_seen_photos
@@ -143,7 +138,6 @@ def _plain(value: Any) -> Any:
 
 
 def refuse_other_edges(one: Evaluation, other: Evaluation) -> None:
-    """Stops where two evaluations have other band edges."""
     if one.band_edges != other.band_edges:
         raise InputError(
             f"{one.prediction} has the band edges {one.band_edges[0]} {one.band_edges[1]} and "

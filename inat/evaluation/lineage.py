@@ -33,7 +33,6 @@ class MistakeDistance:
 
 
 def given_ranks(species: pd.DataFrame) -> list[str]:
-    """The ranks that the data set gives, from genus up."""
     return [rank for rank in reversed(RANKS) if rank in species and (species[rank] != "").any()]
 
 

@@ -29,12 +29,10 @@ class Outcomes:
 
     @property
     def guessed(self) -> Int64[np.ndarray, "images"]:
-        """The likeliest species."""
         return self.guesses[:, 0]
 
     @property
     def hits(self) -> Bool[np.ndarray, "images"]:
-        """Whether the first guess is right."""
         return self.hits_at(1)
 
     def hits_at(self, k: int) -> Bool[np.ndarray, "images"]:

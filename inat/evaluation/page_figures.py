@@ -10,8 +10,6 @@ from inat.evaluation.evaluate import Evaluation
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure at the top of the page."""
-
     key: str  # its place in metrics.json: top1, bands.few
     name: str  # what the page calls it
     detail: str  # what it is a mean over, in a few words
@@ -19,7 +17,6 @@ class Headline:
 
 
 def headline_rows(evaluation: Evaluation) -> list[Headline]:
-    """Top-1, top-3 error, mean class accuracy and the shot bands."""
     few_below, many_above = evaluation.band_edges
     edges = {
         "many": f"> {many_above} training photos",

@@ -26,8 +26,6 @@ QUALITY = 75
 
 @dataclass(frozen=True)
 class ShownPhotos:
-    """What the page shows of single photos."""
-
     pairs: list[list[ConfusedPair]]  # of each evaluation, with the photos that are shown
     mistakes: list[list[Mistake]]  # of each evaluation, in the few band
     pictures: dict[int, str]  # JPEGs of 160 x 160 pixels in base 64, by image id

@@ -63,7 +63,6 @@ def species_table(
 
 
 def species_means(table: pd.DataFrame) -> SpeciesMeans:
-    """The means of a species table."""
     tested = table[table["n"] > 0]
     accuracy = np.maximum(tested["accuracy"].to_numpy(np.float64), LOWEST)
     return SpeciesMeans(
@@ -92,8 +91,6 @@ def _quotient(
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """How well a group of species is recognized."""
-
     name: str
     n_species: int  # species of the group that have photos here
     train_count_min: int  # fewest training photos of a species of the group

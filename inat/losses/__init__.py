@@ -57,5 +57,4 @@ def build_loss(
         weights_begin=switch_epoch(config.after, epochs) / epochs if epochs else 0.0,
         label_smoothing=config.label_smoothing,
     )
-    tail = Tail(counts, prior, head_scale=head_scale)
-    return config.method.build(config, tail, shared)
+    return config.method.build(config, Tail(counts, prior, head_scale=head_scale), shared)

@@ -222,7 +222,6 @@ class ExpectedCost(Loss):
     sum_c t_c w_c l_c."""
 
     def cost(self, logits: shapes.Logits, labels: shapes.Labels) -> shapes.Cost:
-        """What each photo costs."""
         raise NotImplementedError
 
     def costs(self, logits: shapes.Logits) -> shapes.Costs:

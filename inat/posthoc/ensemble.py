@@ -45,7 +45,6 @@ class FitPhotos:
         return f"{len(self.ids)} photos ({first.meta.split} of {first.path} ...)"
 
     def facts(self) -> EnsembleFit:
-        """For meta.json."""
         return EnsembleFit(
             predictions=[str(member.prediction.path) for member in self.members],
             n_photos=len(self.ids),
@@ -259,11 +258,7 @@ def _fill(rows: np.ndarray, how: str, members: list[Member], chosen: Fit) -> Non
 
 
 def _meta(
-    how: str,
-    members: list[Member],
-    chosen: Fit,
-    photos: FitPhotos | None,
-    choices: dict[str, str],
+    how: str, members: list[Member], chosen: Fit, photos: FitPhotos | None, choices: dict[str, str]
 ) -> PredictionMeta:
     first = members[0].prediction.meta
     inherited = {

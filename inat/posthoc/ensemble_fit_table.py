@@ -39,11 +39,9 @@ class FitTable:
 
     @property
     def is_true(self) -> Bool[np.ndarray, "photos listed"]:
-        """Where the true class stands."""
         return self.shortlist == self.labels[:, None]
 
     def select(self, rows: Int64[np.ndarray, "some"]) -> "FitTable":
-        """The table of some of the photos."""
         return replace(
             self,
             labels=self.labels[rows],
@@ -94,8 +92,7 @@ def read_fit_table(how: str, members: Sequence[Member]) -> FitTable:
     chunks = list(members[0].prediction.chunks(CHUNK_BYTES))
 
     def read(chunk: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        logits = [member.logits(chunk) for member in members]
-        return _shorten(how, logits, labels[chunk])
+        return _shorten(how, [member.logits(chunk) for member in members], labels[chunk])
 
     found = []
     with progress_bar("fit", len(labels), "photos") as bar:

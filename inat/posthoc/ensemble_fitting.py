@@ -54,8 +54,7 @@ def fit_temperatures(table: FitTable) -> list[float]:
         return [1.0] * len(table.values)
     found = []
     for values, log_z in zip(table.values, table.log_z, strict=True):
-        true = values[table.is_true][:, None]
-        losses = log_z - true / TEMPERATURES
+        losses = log_z - values[table.is_true][:, None] / TEMPERATURES
         means = [table.class_mean(losses[:, place]) for place in range(len(TEMPERATURES))]
         found.append(float(TEMPERATURES[np.argmin(means)]))
     return found
@@ -120,7 +119,6 @@ def cross_fitted(table: FitTable, weights: Sequence[float] | None, search: str) 
 
 
 def ensemble_hits(table: FitTable, chosen: Fit) -> Bool[np.ndarray, "photos"]:
-    """Top-1 hits of the ensemble."""
     return table.hits(np.tensordot(chosen.weights, table.parts(chosen.temperatures), 1))
 
 

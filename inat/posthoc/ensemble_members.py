@@ -22,8 +22,6 @@ RANK_DEPTH = 100
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A prediction as an ensemble sees it."""
-
     prediction: PredictionFile
     rows: Int64[np.ndarray, "images"] | None  # of the ensemble's photos; None: the same order
     shift: Float32[np.ndarray, "classes"]  # that moves its logits to the uniform prior
@@ -76,7 +74,6 @@ def align(
 
 
 def _refuse_another_truth(member: Member, first: Member) -> None:
-    """Stops where two members do not agree about their photos and species."""
     path, other = member.prediction.path, first.prediction.path
     competitions = [m.prediction.meta.competition for m in (member, first)]
     if competitions[0] != competitions[1]:

@@ -63,7 +63,6 @@ class LabelShift:
         return self.gain > 0 and self.shift > 2 * self.spread
 
     def warnings(self, n_photos: int) -> list[str]:
-        """What speaks against the estimate."""
         said = []
         if not self.converged:
             said.append(f"EM still moves after {self.n_iterations} steps; the estimate is rough")
@@ -158,8 +157,6 @@ def likelihood_ratios(
 
 
 class EmResult(NamedTuple):
-    """Where EM came to rest."""
-
     priors: Float64[np.ndarray, "classes columns"]  # a column an estimate
     n_iterations: int  # of the slowest
     converged: bool  # whether each one's last step moved less than the tolerance
@@ -210,8 +207,7 @@ def log_likelihood(
     ratios: Ratios, priors: Float64[np.ndarray, "classes columns"]
 ) -> Float64[np.ndarray, "images columns"]:
     """log p(x) of each photo under each prior, over that under the source prior."""
-    tiny = np.finfo(np.float64).tiny
-    return np.log(np.maximum(ratios @ priors, tiny))
+    return np.log(np.maximum(ratios @ priors, np.finfo(np.float64).tiny))
 
 
 def fit_power(

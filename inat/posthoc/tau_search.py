@@ -37,11 +37,9 @@ class TauChoice:
 
     @property
     def how(self) -> str:
-        """What it was chosen by."""
         return f"mean class accuracy on the {len(self.photos):,} photos of {self.photos.path}"
 
     def notes(self) -> list[str]:
-        """Sentences for a person."""
         lines = [
             f"tau {self.tau:g} of {GRID[0]:g} to {GRID[-1]:g} has the best {self.how}: "
             f"{self.scores.max():.3f} (tau 0: {self.scores[0]:.3f}; {self.gain.points()}, "

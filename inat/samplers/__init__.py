@@ -43,13 +43,11 @@ class DeferredSampler(Sampler):
         self.counts, self.epoch_size = first.counts, first.epoch_size
 
     def draw(self, n_draws: int, rng: np.random.Generator, progress: float) -> shapes.Draws:
-        """The draws of one or the other."""
         sampler = self._then if progress >= self._begins else self._first
         return sampler.draw(n_draws, rng, progress)
 
     @property
     def prior(self) -> None:
-        """None: it changes."""
         return
 
 

@@ -22,7 +22,6 @@ class IndependentSampler(Sampler):
         self._present = np.flatnonzero(self.counts)
 
     def prior_at(self, progress: float) -> shapes.Prior:
-        """Probability that a draw is of each species at that point of the training."""
         raise NotImplementedError
 
     def draw(self, n_draws: int, rng: np.random.Generator, progress: float) -> shapes.Draws:

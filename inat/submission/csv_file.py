@@ -26,15 +26,9 @@ from inat.submission.rows import Wanted, read_rows
 
 @dataclass(frozen=True)
 class Score:
-    """What Kaggle would show; None where the solution has no such row.
+    """What Kaggle would show; None where the solution has no such row."""
 
-    Attributes:
-        metric: top-3 error and the like, which are better the smaller, or macro F1.
-        public: score of the Public rows.
-        private: score of the Private rows.
-    """
-
-    metric: str
+    metric: str  # top-3 error and the like, where smaller is better, or macro F1
     public: float | None
     private: float | None
 
@@ -47,10 +41,7 @@ class Score:
 
 
 def write_submission(
-    prediction: Path | str | PredictionFile,
-    out: Path | str,
-    *,
-    competition: str | None = None,
+    prediction: Path | str | PredictionFile, out: Path | str, *, competition: str | None = None
 ) -> Path:
     """Writes a prediction as the competition's CSV, and a manifest next to it.
 
@@ -90,25 +81,18 @@ def write_submission(
                 handle.write(f"{image_id},{' '.join(map(str, row))}\n")
         # Before the CSV takes its place: a kill in between leaves a manifest without a CSV, or one
         # of another CSV, which `refuse_other_bytes` finds; never a CSV without a manifest.
-        facts = provenance(out.name, sha256(partial), prediction, spec)
-        update_manifest(out, **facts)
+        update_manifest(out, **provenance(out.name, sha256(partial), prediction, spec))
     return out
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A submission with which nothing is wrong.
-
-    Attributes:
-        csv: the file.
-        n_rows: its rows.
-    """
+    """A submission with which nothing is wrong."""
 
     csv: Path
     n_rows: int
 
     def lines(self) -> list[str]:
-        """The result, for a terminal."""
         return [f"{self.csv}: {self.n_rows:,} rows, nothing wrong"]
 
 

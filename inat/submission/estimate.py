@@ -18,30 +18,20 @@ from inat.predictions.same_model import differences
 
 @dataclass(frozen=True)
 class Estimate:
-    """The score to expect, in the competition's metric.
+    """The score to expect, in the competition's metric."""
 
-    Attributes:
-        metric: top-3 error, macro F1 ...
-        expected: the score on the photos at hand with its 95 % interval, found as `evaluate` does:
-            that of a test whose photos have the species mix of these photos.
-        balanced: the same as a mean over species: that of a test with as many photos of each; None
-            for macro F1, which is a mean over species already.
-        prediction: path of the prediction that was scored.
-        photos: how many photos it has.
-        role: what the model knew of them: unseen, held out (of train), chosen on (something was
-            chosen on them, so that the estimate flatters).
-        species_without_photo: how many species have none there.
-        made_otherwise: in what the prediction that was scored was made otherwise than the one that
-            is submitted: run, views, history of adjustments ...
-    """
-
-    metric: str
+    metric: str  # top-3 error, macro F1 ...
+    # On the photos at hand with its 95 % interval, found as `evaluate` does: that of a test whose
+    # photos have the species mix of these photos.
     expected: Interval
+    # The same as a mean over species: that of a test with as many photos of each; None for macro
+    # F1, which is a mean over species already.
     balanced: Interval | None
-    prediction: str
+    prediction: str  # path of the prediction that was scored
     photos: int
-    role: str
+    role: str  # unseen, held out (of train), chosen on (something was, so the estimate flatters)
     species_without_photo: int
+    # How the scored prediction differs from the submitted one: run, views, adjustments ...
     made_otherwise: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -108,8 +98,7 @@ def estimate_score(
                 f"no labelled prediction of the same making lies beside {prediction.path}; predict "
                 "val or holdout in the same way, or name one by --on"
             )
-        best = min(found, key=lambda one: (one[1].rank, -len(one[0])))
-        return _score(*best, spec)
+        return _score(*min(found, key=lambda one: (one[1].rank, -len(one[0]))), spec)
     source = read_prediction(on)
     role = _role(source, prediction)
     if role is None:

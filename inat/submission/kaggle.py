@@ -137,7 +137,6 @@ class _Sending:
             ) from None
 
     def uploads(self) -> list[dict[str, Any]]:
-        """The uploads to the competition, the last one last."""
         return [entry for entry in self._all_uploads() if entry["competition"] == self.slug]
 
     def _all_uploads(self) -> list[dict[str, Any]]:

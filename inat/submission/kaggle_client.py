@@ -80,7 +80,6 @@ def list_submissions(competition: str) -> list[Submission]:
 
 
 def get_submission(ref: int) -> Submission:
-    """One submission, as it is now."""
     return Submission(**ask("get", ANSWER_SECONDS, ref=ref))
 
 
@@ -110,7 +109,6 @@ def ask(call: str, seconds: float, **options: Any) -> Any:
 
 
 def run_child(call: str, seconds: float, options: dict[str, Any]) -> dict[str, Any]:
-    """What `kaggle_child` prints."""
     # -P: neither the folder of the child nor that of the user may hide the package kaggle.
     command = [sys.executable, "-P", str(CHILD), json.dumps({"call": call, **options})]
     try:
@@ -119,8 +117,7 @@ def run_child(call: str, seconds: float, options: dict[str, Any]) -> dict[str, A
         late = isinstance(error, subprocess.TimeoutExpired)
         why = f"no answer within {seconds:g} s" if late else "the kaggle client ended early"
         raise KaggleFault(f"{why}; try again later", passing=True, in_doubt=True) from None
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return json.loads(done.stdout)
 
 
 def error_of(kind: str, said: str, status: int) -> InatError:

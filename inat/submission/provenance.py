@@ -63,7 +63,6 @@ def _member(origin: Origin, ensemble: PredictionFile) -> dict[str, Any]:
 
 
 def _hashes(prediction: PredictionFile) -> dict[str, str]:
-    """SHA-256 of each file of a prediction."""
     names = [*FILES, CHOSEN_ON] if len(prediction.chosen_keys) else FILES
     return {name: sha256(prediction.path / name) for name in sorted(names)}
 

@@ -107,8 +107,7 @@ def _read_one_by_one(
             _check_guesses(guesses, spec, is_category, line, faults)
     missing = sorted(ids - rows.keys(), key=int)
     if missing:
-        kind = f"{len(missing)} of {len(ids)} {wanted.photos} have no row"
-        faults.add(kind, None, missing[0])
+        faults.add(f"{len(missing)} of {len(ids)} {wanted.photos} have no row", None, missing[0])
     if faults.found:
         raise FaultsFound(f"{path}: " + faults.text())
     numbers = [[image_id, *guesses[: spec.n_scored]] for image_id, guesses in rows.items()]

@@ -191,8 +191,7 @@ def _blade(photo: Any, rng: np.random.Generator, tone: Any, wide: float) -> None
     spine = start + (end - start) * along + across * (rng.uniform(-0.3, 0.3) * along * (1 - along))
     normal = across / max(float(np.linalg.norm(across)), 1.0)
     half = normal * (wide * max(width, height) * 0.5 * np.sin(np.pi * along**0.7) ** 0.6 + 0.5)
-    outline = np.concatenate([spine + half, (spine - half)[::-1]])
-    _fill(photo, outline, tone)
+    _fill(photo, np.concatenate([spine + half, (spine - half)[::-1]]), tone)
     _line(photo, spine, tone * 0.8, 1)
 
 
@@ -223,8 +222,7 @@ def _draw(creature: Creature, seed: int, index: int, side: int) -> tuple[Pixels,
     canvas = np.empty((side, side, 3), dtype=np.uint8)
     canvas[:] = tones.base
     alpha = np.zeros((side, side), dtype=np.uint8)
-    opening = float(stream(seed, _POSE, index).normal(0, 7))
-    for lobe in _PLANS[creature.plan](look, opening):
+    for lobe in _PLANS[creature.plan](look, float(stream(seed, _POSE, index).normal(0, 7))):
         _paint_lobe(canvas, alpha, skin, lobe, look, tones)
     _paint_body(canvas, alpha, creature.plan, look, tones)
     return canvas, alpha
@@ -312,7 +310,6 @@ def _finned(look: Look, opening: float) -> Iterator[Lobe]:
 
 
 def _fish(look: Look) -> Lobe:
-    """The body that carries the fins."""
     width, length = look["lobe_width"] * 0.95, look["lobe_length"] + 0.75
     shape = (look["lobe_skew"] * 0.8, look["lobe_blunt"] * 0.9)
     return Lobe((0.0, -0.88), 180, length, width, *shape)

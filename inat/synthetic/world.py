@@ -121,7 +121,6 @@ class World:
     n_photo_files: int
 
     def lines(self) -> list[str]:
-        """The counts, for a terminal."""
         return [
             f"{self.root}: {self.n_species:,} species, {self.n_train:,} train, "
             f"{self.n_val:,} val, {self.n_test:,} test, {self.n_photo_files:,} photo files"
