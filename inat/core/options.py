@@ -129,10 +129,9 @@ class Part:
     def make(cls, options: Any, shared: Mapping[str, Any], **known: Any) -> Self:
         """Calls the constructor with what it names: something `known`, something that all parts
         share (or all of that, as `**shared`), or an option."""
+        given = {**vars(options), **shared, **known}
         names = list(inspect.signature(cls.__init__).parameters)[1:]
-        given = {**shared, **known}
-        own = {name: given[name] if name in given else getattr(options, name)
-               for name in names if name != "shared"}  # fmt: skip
+        own = {name: given[name] for name in names if name != "shared"}
         return cls(**({**shared, **own} if "shared" in names else own))
 
 
@@ -163,16 +162,13 @@ def joined_options(package: str, kind: type[Part], *, first: str) -> Any:
             importlib.import_module(f"{package}.{found.name}")
     own = dict.fromkeys(part.Options for part in kind.parts.values())
     bases = [one for one in own if not any(issubclass(c, one) and c is not one for c in own)]
-    # With types in place of their names, which the parser of flags would not find.
-    fields: dict[str, Any] = {
-        given.name: (given.name, hints[given.name], field(default=given.default))
-        for hints, one in ((get_type_hints(one, include_extras=True), one) for one in bases)
-        for given in dataclasses.fields(one)
-    }
     words = "; ".join(f"{name}: {part.summary}" for name, part in kind.parts.items()) + "."
     name = field(default=first, metadata={"help": words})
-    fields["name"] = ("name", Literal[tuple(kind.parts)], name)
     return dataclasses.make_dataclass(
-        kind.Options.__name__, fields.values(), bases=tuple(bases), frozen=True, kw_only=True,
+        kind.Options.__name__,
+        [("name", Literal[tuple(kind.parts)], name)],
+        bases=tuple(bases),
+        frozen=True,
+        kw_only=True,
         namespace={"__module__": package},
-    )  # fmt: skip
+    )

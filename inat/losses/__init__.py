@@ -17,15 +17,14 @@ from inat.losses.class_weights import class_weights
 
 if TYPE_CHECKING:
     from inat.losses.base import LossConfig as LossConfig
+
+    def __getattr__(name: str) -> Any: ...  # a type checker does not see the classes added below
 else:
     LossConfig = joined_options(__name__, Loss, first="ce")
+    # Not imports, which each new file would have to extend.
+    globals().update({loss.__name__: loss for loss in Loss.parts.values()})
 
 LOSSES = Loss.parts
-globals().update({loss.__name__: loss for loss in LOSSES.values()})
-
-
-def __getattr__(name: str) -> Any:  # for type checkers, which do not see the losses here
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def build_loss(

@@ -18,15 +18,14 @@ from inat.samplers.base import Sampler, Shared, shapes
 
 if TYPE_CHECKING:
     from inat.samplers.base import SamplerConfig as SamplerConfig
+
+    def __getattr__(name: str) -> Any: ...  # a type checker does not see the classes added below
 else:
     SamplerConfig = joined_options(__name__, Sampler, first="instance")
+    # Not imports, which each new file would have to extend.
+    globals().update({sampler.__name__: sampler for sampler in Sampler.parts.values()})
 
 SAMPLERS = Sampler.parts
-globals().update({sampler.__name__: sampler for sampler in SAMPLERS.values()})
-
-
-def __getattr__(name: str) -> Any:  # for type checkers, which do not see the samplers here
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class DeferredSampler(Sampler):
