@@ -98,7 +98,6 @@ class _Unpacking:
         self._n_files += 1
 
     def finish(self) -> int:
-        """The number of files, where nothing lacks."""
         if self._lacking:
             names = " and no ".join(sorted(self._lacking))
             raise WorldError(f"{self._path}: holds no {names}; {FETCH_AGAIN}")

@@ -26,13 +26,13 @@ COMMANDS = (
     Command("data download", "inat.acquire.download:download"),
     Command("data synth", "inat.synthetic.world:synth", n_positional=0),
     Command("data import", "inat.acquire.import_folders:import_folders", n_positional=0),
-    Command("data describe", "inat.cli.verbs:describe", "inat.dataset.profile:describe"),
+    Command("data describe", "inat.cli.verbs:describe", ("inat.dataset.profile:describe",)),
     Command("data pack", "inat.acquire.pack:pack_photos"),
     Command("data verify", "inat.acquire.verify:verify"),
     Command(
         "train",
         "inat.cli.verbs:train",
-        *("inat.training.verbs:train", "inat.training.folds:train_folds"),
+        ("inat.training.verbs:train", "inat.training.folds:train_folds"),
         only_python=("overrides",),
     ),
     Command("stage-two", "inat.stage_two.verbs:train_stage_two", parameters=DATA_ROOT),
@@ -40,7 +40,7 @@ COMMANDS = (
     Command(
         "predict",
         "inat.cli.verbs:predict",
-        *("inat.predictions.verbs:predict", "inat.predictions.verbs:predict_photos"),
+        ("inat.predictions.verbs:predict", "inat.predictions.verbs:predict_photos"),
         parameters=DATA_ROOT,
         only_python=("k",),
     ),
@@ -53,14 +53,16 @@ COMMANDS = (
     Command(
         "evaluate",
         "inat.cli.verbs:evaluate",
-        *("inat.evaluation.evaluate:evaluate", "inat.evaluation.report:write_report"),
+        ("inat.evaluation.evaluate:evaluate", "inat.evaluation.report:write_report"),
         parameters=DATA_ROOT,
         only_python=("evaluations", "path"),
     ),
-    Command("compare", "inat.cli.verbs:compare", "inat.evaluation.compare:compare", n_positional=2),
-    Command("runs", "inat.cli.verbs:runs", "inat.runs.listing:list_runs"),
     Command(
-        "submission write", "inat.cli.verbs:write", "inat.submission.csv_file:write_submission"
+        "compare", "inat.cli.verbs:compare", ("inat.evaluation.compare:compare",), n_positional=2
+    ),
+    Command("runs", "inat.cli.verbs:runs", ("inat.runs.listing:list_runs",)),
+    Command(
+        "submission write", "inat.cli.verbs:write", ("inat.submission.csv_file:write_submission",)
     ),
     Command("submission check", "inat.submission.csv_file:check_submission", parameters=DATA_ROOT),
     Command("submission score", "inat.submission.csv_file:score_submission"),

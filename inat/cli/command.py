@@ -4,6 +4,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -15,32 +16,17 @@ PACKAGE = Path(__file__).parents[1]
 DATA_ROOT = {"root": Parameter(name="--data.root")}
 
 
+@dataclass(frozen=True)
 class Command:
-    """A verb of the command line.
+    """A verb of the command line."""
 
-    Args:
-        function: "module:function", imported when the verb is used.
-        extends: functions whose options, with their help, the function takes as `**options`.
-        n_positional: parameters given without a flag; all others have one.
-        parameters: spellings that differ from the rule, --name-of-the-parameter.
-        only_python: parameters that the command line does not have.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        function: str,
-        *extends: str,
-        n_positional: int = 1,
-        parameters: Mapping[str, Parameter] | None = None,
-        only_python: Sequence[str] = (),
-    ) -> None:
-        self.name = name
-        self.function = function
-        self.extends = extends
-        self.n_positional = n_positional
-        self.parameters = parameters or {}
-        self.only_python = only_python
+    name: str
+    function: str  # "module:function", imported when the verb is used
+    extends: tuple[str, ...] = ()  # functions whose options, with their help, are its `**options`
+    n_positional: int = 1  # parameters given without a flag; all others have one
+    # Spellings that differ from the rule, --name-of-the-parameter.
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    only_python: tuple[str, ...] = ()  # parameters that the command line does not have
 
     def summary(self) -> str:
         """The first line of the function's docstring, read without importing it."""

@@ -496,11 +496,7 @@ class Config(Options):
         return (Stage.of(replace(self, stages=()) if self.stages else self), *self.stages)
 
     def stage(self, number: int) -> Stage:
-        """A stage of the training, counted from 1.
-
-        Raises:
-            InputError: the training has no such stage.
-        """
+        """A stage of the training, counted from 1; an InputError if there is none."""
         if not 1 <= number <= len(self.all_stages):
             raise InputError(
                 f"the checkpoint is of stage {number}, and the config has {len(self.all_stages)}; "
@@ -510,11 +506,8 @@ class Config(Options):
 
     @classmethod
     def typed(cls, tree: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """`tree` with each value in the type of its field; stages stay as they are written.
-
-        Raises:
-            InputError: an unknown key, or a value of the wrong type.
-        """
+        """`tree` with each value in the type of its field; stages stay as they are written. An
+        InputError for an unknown key or a value of the wrong type."""
         stages = tree.get("stages")
         if not isinstance(stages, list | tuple | None):
             raise InputError(f"{source}: stages is a list; begin each stage with '- epochs: N'")
@@ -523,12 +516,8 @@ class Config(Options):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], source: str) -> Self:
-        """The config that nested plain values describe.
-
-        Raises:
-            InputError: an unknown key, a value of the wrong type, or fields that contradict each
-                other; the text names `source`, the field and what would be right.
-        """
+        """The config that nested plain values describe; an InputError for an unknown key, a wrong
+        type or fields that contradict each other names `source`, the field and the remedy."""
         values = cls.typed(tree, source)
         try:
             parts = {name: hint(**values.pop(name, {})) for name, hint in sections(cls).items()}
@@ -575,11 +564,7 @@ class Config(Options):
 
 
 def parse_holdout(text: str) -> float | tuple[int, int] | None:
-    """Reads a `data.holdout`: None, a share, or (fold counted from 1, number of folds).
-
-    Raises:
-        InputError: it is none of the three forms.
-    """
+    """Reads a `data.holdout`: None, a share, or (fold counted from 1, number of folds)."""
     if text == "none":
         return None
     if match := re.fullmatch(r"fold:(\d+)/(\d+)", text):

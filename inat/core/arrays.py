@@ -41,11 +41,7 @@ SIMPLE = (*TYPES["texts"], pa.null())
 
 def read_array(path: Path, remedy: str, *dtypes: type, ndim: int) -> np.memmap:
     """Maps a .npy file; nothing is unpickled, and no memory is taken that the file does not fill.
-    An axis has at most MOST_ROWS elements. `remedy` ends the messages.
-
-    Raises:
-        InputError: it is missing, cut off, no array, or one of another kind.
-    """
+    An axis has at most MOST_ROWS elements. An InputError ends with `remedy`."""
     try:
         # Not numpy.load, which also opens zip files, and believes a header about the size. Of an
         # overflow in a hostile shape NumPy only warns.
@@ -73,11 +69,8 @@ def read_table(
     path: Path, remedy: str, columns: Mapping[str, str], n_rows: int | None = None
 ) -> pd.DataFrame:
     """Reads a Parquet file, if it has no more rows than `n_rows` (or MOST_ROWS); `columns` are
-    those that there must be, and what each holds: integers or text.
-
-    Raises:
-        InputError: it is missing, cut off, not a table, or lacks a column or values.
-    """
+    those that there must be, and what each holds: integers or text. An InputError ends with
+    `remedy`."""
     try:
         # Not pandas.read_parquet: it follows what the file says of pandas, and to it a folder
         # `a=1` above the file is a column.
@@ -136,12 +129,8 @@ def positions(
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Reads a CSV with this header as text; each row has its line number as its index.
-
-    Raises:
-        FileNotFoundError: it is missing.
-        InputError: not a CSV, another header, a row of another length, over MOST_CSV_ROWS rows.
-    """
+    """Reads a CSV of at most MOST_CSV_ROWS rows with this header as text, indexed by line number; a
+    FileNotFoundError if it is missing, an InputError if it is anything else."""
     header = ",".join(columns)
     lines: list[int] = []
     rows: list[list[str]] = []

@@ -68,15 +68,12 @@ class UnfitFile(InputError):
 
 
 def open_file(path: Path | str, most: int | None = None) -> BufferedReader:
-    """Opens a file for reading that a stranger may have made; links are followed.
+    """Opens a file for reading that a stranger may have made; links are followed. UnfitFile if it
+    is not a file or larger than `most` bytes, else the errors of `open`.
 
     A pipe, a device, a socket or a folder is refused before it is opened, for opening it may wait
     for ever and reading it may never end. What opens a path by itself (NumPy, Arrow, torch) is
     called while this holds the file.
-
-    Raises:
-        UnfitFile: it is none of the kind, or larger than `most` bytes.
-        OSError: as `open`, for a file that is missing say.
     """
     _refuse_unfit(path, os.stat(path), most)  # noqa: PTH116
     handle = os.open(path, OPEN_FLAGS)

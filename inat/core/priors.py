@@ -95,11 +95,8 @@ def log_softmax(logits: Float[np.ndarray, "images classes"]) -> Float[np.ndarray
 
 
 def read_prior(path: Path, category_ids: Int64[np.ndarray, "classes"]) -> Prior:
-    """Reads a prior from a CSV `category_id,prior` and scales it to sum to 1.
-
-    Raises:
-        InputError: a missing column, an unknown, missing or duplicate category, a bad number.
-    """
+    """Reads a prior from a CSV `category_id,prior` and scales it to sum to 1; an InputError for an
+    unknown, missing or duplicate category, or a bad number."""
     try:
         table = read_csv(path, ["category_id", "prior"])
     except FileNotFoundError:

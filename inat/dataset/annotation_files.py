@@ -112,8 +112,6 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Places:
-    """What a locations file says."""
-
     ids: Int64[np.ndarray, "places"]  # of the images, each once
     # lat, lon and, where the file has it, date_c; NaN where unknown
     numbers: dict[str, Float64[np.ndarray, "places"]]

@@ -76,8 +76,6 @@ class Known(IntEnum):
 
 @dataclass(frozen=True)
 class Dates:
-    """A column of dates."""
-
     moments: np.ndarray  # datetime64[us], UTC; NaT where the day is not known
     known: Int8[np.ndarray, "dates"]  # a `Known` of each
 
@@ -101,11 +99,8 @@ def parse_dates(values: Sequence[Any], source: str) -> Dates:
     Read are ISO 8601 (with / and . too), EXIF's 2018:05:04, day and month before the year, English
     and German names of months, and YYYYMMDD, all with a time or without. Whether the day or the
     month comes first is decided for the whole column, by the dates that allow only one order; dots
-    mean day first. Of an interval of at most 31 days the middle is taken.
-
-    Raises:
-        InputError: a number that is no date; days and months in an order that no date decides, or
-            that dates contradict; a date before 1800 or in the future.
+    mean day first. Of an interval of at most 31 days the middle is taken. An InputError for an
+    order that no date decides or that dates contradict, and a date before 1800 or in the future.
     """
     texts = pa.array([value if type(value) is str else None for value in values], pa.string())
     texts = pc.replace_substring_regex(texts, r"^(\d{4}):(\d\d):(\d\d) ", r"\1-\2-\3 ")  # EXIF's

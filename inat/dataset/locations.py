@@ -11,12 +11,9 @@ LIMITS = {"lon": (-180, 180), "lat": (-90, 90), "date_c": (0, 1)}
 
 
 def places_of(photos: Split) -> Float32[np.ndarray, "photos 3"]:
-    """Longitude / 180, latitude / 90 and date of each photo, from -1 to 1; NaN where unknown. The
-    date is the elapsed share of its year in UTC. A photo that lacks one coordinate has no place.
-
-    Raises:
-        InputError: the split has no locations, or one that is not on the globe.
-    """
+    """Longitude / 180, latitude / 90 and date (elapsed share of the year in UTC) of each photo,
+    from -1 to 1; NaN where unknown. A photo that lacks one coordinate has no place. An InputError
+    if the split has no locations, or one that is not on the globe."""
     table = photos.locations
     if table is None:
         files = find_competition(photos.competition).locations_files

@@ -51,11 +51,8 @@ class Taxonomy:
         return place, unknown
 
     def rank_groups(self, rank: str) -> tuple[Int64[np.ndarray, "classes"], int]:
-        """The group of every label at `rank`, and the number of groups.
-
-        Two groups of one name below different parents are two groups: a group is keyed by its
-        whole lineage.
-        """
+        """The group of every label at `rank`, keyed by its whole lineage (two groups of one name
+        below different parents are two), and the number of groups."""
         groups = np.zeros(len(self), np.int64)
         for column in RANKS[: RANKS.index(rank) + 1]:
             own, names = pd.factorize(self.table[column])

@@ -1,8 +1,6 @@
 """Compares two predictions of the same photos, photo by photo, and says so in a sentence."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import takewhile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from inat.core.errors import InputError
 from inat.core.files import write_json
 from inat.core.intervals import Interval, gain_interval
 from inat.core.metrics import class_means, mean_of, shot_bands
-from inat.evaluation.evaluate import Evaluation, evaluate, refuse_other_edges
+from inat.evaluation.evaluate import Evaluation, evaluate, plain_json, refuse_other_edges
 from inat.evaluation.seen_photos import refuse_seen_photos
 from inat.predictions.file import PredictionFile, read_prediction, refuse_other_photos
 
@@ -63,26 +61,42 @@ class Comparison:
     n_species_lost: int  # species of which it has fewer right
 
     def sentence(self) -> str:
-        """What can be said of the difference, to be quoted."""
-        return comparison_sentence(self.first, self.second, self.top1, self.bands)
+        """Whether the second prediction is better (`Difference.is_seen`), and in which bands."""
+        one, other = short_names(self.first, self.second)
+        p_value, gain = self.top1.p_value, self.top1.gain
+        test = "McNemar p < 0.0001" if p_value < 1e-4 else f"McNemar p = {p_value:.2g}"
+        if self.top1.is_seen:
+            overall = (
+                f"{other} is {_moved(gain, one)} points of top-1, 95 % interval {_size(gain)} "
+                f"({test})"
+            )
+        else:
+            overall = (
+                f"no difference between {other} and {one} can be seen (top-1 {gain.points()}, "
+                f"{test})"
+            )
+        present = {band: found for band, found in self.bands.items() if found is not None}
+        moved = [
+            f"in the {band} band {other} is {_moved(found.gain)} points ({_size(found.gain)})"
+            for band, found in present.items()
+            if found.is_seen
+        ]
+        alike = [band for band, found in present.items() if not found.is_seen]
+        if alike:
+            # many band; many and medium bands; many, medium and few bands
+            listed = f"{', '.join(alike[:-1])} and {alike[-1]} bands"
+            listed = listed if len(alike) > 1 else f"{alike[0]} band"
+            moved.append(f"in the {listed} no difference can be seen")
+        return "; ".join([overall, *moved])
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON has it: the attributes of this class, and the sentence."""
-        return {
-            "format": FORMAT,
-            "first": str(self.first),
-            "second": str(self.second),
-            "sentence": self.sentence(),
-            "n_images": self.n_images,
-            "top1": asdict(self.top1),
-            "mean_class_accuracy": asdict(self.mean_class_accuracy),
-            "bands": {band: found and asdict(found) for band, found in self.bands.items()},
-            "band_edges": list(self.band_edges),
-            "gained": self.gained.to_dict("records"),
-            "lost": self.lost.to_dict("records"),
-            "n_species_gained": self.n_species_gained,
-            "n_species_lost": self.n_species_lost,
+        plain = {
+            name: value.to_dict("records") if isinstance(value, pd.DataFrame) else plain_json(value)
+            for name, value in vars(self).items()
         }
+        paths = {"first": str(self.first), "second": str(self.second)}
+        return {"format": FORMAT, **paths, "sentence": self.sentence(), **plain, **paths}
 
     def save(self, path: Path) -> None:
         write_json(path, self.to_dict())
@@ -237,37 +251,6 @@ def mcnemar(n_gained: int, n_lost: int) -> float:
     return float(binomtest(n_gained, n).pvalue) if n else 1.0
 
 
-def comparison_sentence(
-    first: Path, second: Path, top1: Difference, bands: Mapping[str, Difference | None]
-) -> str:
-    """Says whether the second prediction is better (`Difference.is_seen`), and in which shot
-    bands."""
-    one, other = short_names(first, second)
-    p_value = "p < 0.0001" if top1.p_value < 1e-4 else f"p = {top1.p_value:.2g}"
-    overall = (
-        f"{other} is {_moved(top1.gain, one)} points of top-1, 95 % interval {_size(top1.gain)} "
-        f"(McNemar {p_value})"
-    )
-    if not top1.is_seen:
-        overall = (
-            f"no difference between {other} and {one} can be seen (top-1 {top1.gain.points()}, "
-            f"McNemar {p_value})"
-        )
-    present = {band: found for band, found in bands.items() if found is not None}
-    moved = [
-        f"in the {band} band {other} is {_moved(found.gain)} points ({_size(found.gain)})"
-        for band, found in present.items()
-        if found.is_seen
-    ]
-    alike = [band for band, found in present.items() if not found.is_seen]
-    if alike:
-        # many band; many and medium bands; many, medium and few bands
-        listed = f"{', '.join(alike[:-1])} and {alike[-1]} bands"
-        listed = listed if len(alike) > 1 else f"{alike[0]} band"
-        moved.append(f"in the {listed} no difference can be seen")
-    return "; ".join([overall, *moved])
-
-
 def _moved(gain: Interval, than: str = "") -> str:
     """better than A by 1.3, or worse by 0.4."""
     word = "better" if gain.value > 0 else "worse"
@@ -282,16 +265,11 @@ def _size(gain: Interval) -> str:
 
 def short_names(first: Path, second: Path) -> tuple[str, str]:
     """What tells two paths apart: runs/a/predictions/val and runs/b/predictions/val are a and b."""
-    lead = _n_common(first.parts, second.parts)
-    one, other = first.parts[lead:], second.parts[lead:]
-    trail = _n_common(one[::-1], other[::-1])
-    one, other = one[: len(one) - trail], other[: len(other) - trail]
+    one, other = first.parts, second.parts
+    while one and other and one[0] == other[0]:
+        one, other = one[1:], other[1:]
+    while one and other and one[-1] == other[-1]:
+        one, other = one[:-1], other[:-1]
     if not one or not other:  # one path is the other, or lies in it
         return str(first), str(second)
     return str(Path(*one)), str(Path(*other))
-
-
-def _n_common(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts two paths share from their start."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -107,7 +107,7 @@ class Evaluation:
         id, photos by image id.
         """
         plain = {
-            name: _plain(value)
+            name: plain_json(value)
             for name, value in vars(self).items()
             if name not in ("prediction", "per_class", "outcomes")
         }
@@ -128,12 +128,12 @@ class Evaluation:
             csv_cells(self.per_class).to_csv(partial, index=False)
 
 
-def _plain(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """Dataclasses, tuples and keys that are numbers as JSON has them."""
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain_json(each) for each in value]
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 

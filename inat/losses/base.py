@@ -74,8 +74,8 @@ class LossConfig(PartOptions):
 
 
 class Shared(TypedDict, total=False):
-    """Arguments that most losses share: class weights, float64 `[classes]`; the share of the
-    training after which they count; the probability mass that is spread over all species."""
+    """Class weights, float64 `[classes]`; the share of the training after which they count; the
+    probability mass that is spread over all species."""
 
     class_weights: shapes.Prior | None
     weights_begin: float
@@ -255,8 +255,7 @@ def as_soft(targets: shapes.Targets, logits: shapes.Logits) -> shapes.Costs:
 
 
 def positive(prior: shapes.PerClass | None, name: str) -> shapes.PerClass:
-    """The prior or counts that the loss `name` takes off; an InputError if there are none or a
-    0."""
+    """The prior or counts that the loss `name` takes off; an InputError for none or a 0."""
     if prior is None:
         raise InputError(
             f"loss {name}: the draws change during training and have no one prior to take "

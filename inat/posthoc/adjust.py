@@ -166,7 +166,6 @@ def _write(prediction: PredictionFile, out: Path, move: Move) -> None:
 
 
 def _tau_move(prior: Prior, tau: float) -> Move:
-    """Away from the prior that the logits carry."""
     if not 0 <= tau <= 10:
         raise InputError(f"--tau {tau:g} is not within 0 and 10; 1 takes the whole prior off")
     return Move(tau_shift(prior, tau), temper(prior, 1 - tau), Adjustment(tau=tau))
@@ -178,7 +177,6 @@ def _searched_move(
     fit: PredictionFile | None,
     from_prior: Path | str | None,
 ) -> Move:
-    """Away from the prior, as far as suits photos that were held out."""
     fit_prior = prior
     if fit is not None:
         fit_prior = carried_prior(fit, from_prior)
@@ -241,7 +239,6 @@ def _named_prior(prediction: PredictionFile, name: Path | str) -> Prior:
 def _estimated_move(
     prediction: PredictionFile, held_out: PredictionFile | None, from_prior: Path | str | None
 ) -> Move:
-    """To the prior that the photos' own predictions speak for."""
     n_photos = len(prediction)
     if n_photos < 2:
         raise InputError(

@@ -101,8 +101,8 @@ SEARCHES: dict[str, Callable[[FitTable, Parts], Weights]] = {"greedy": greedy, "
 
 
 def cross_fitted(table: FitTable, weights: Sequence[float] | None, search: str) -> Gain:
-    """The gain over the best member, each fifth of a species' photos scored with the
-    temperatures and weights that were chosen on the other four."""
+    """The gain over the best member, each fifth of a species' photos scored by choices on the other
+    four."""
     hits = np.zeros(len(table.labels), bool)
     folds = stratified_folds(table.labels, N_FOLDS)
     for fold in range(N_FOLDS):

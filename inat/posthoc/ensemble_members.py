@@ -48,12 +48,9 @@ class Member:
 def align(
     predictions: Sequence[PredictionFile], from_prior: Path | str | None = None
 ) -> list[Member]:
-    """The predictions as members, photos in the first one's order.
-
-    Raises:
-        InputError: other photos, labels, species, competition or training photos in two of them;
-            a geo prior; a prior that is not known.
-    """
+    """The predictions as members, photos in the first one's order; an InputError if two differ in
+    photos, labels, species, competition or training photos, one is a geo prior's, or a prior is not
+    known."""
     for prediction in predictions:
         if prediction.meta.is_log_presence:
             raise InputError(

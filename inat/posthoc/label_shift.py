@@ -263,8 +263,8 @@ def strongest_within_error(gains: Float64[np.ndarray, "images strengths"]) -> in
 def resampled_priors(
     ratios: Ratios, prior: Prior, base: Prior, pseudo_counts: float, *, seed: int = 0
 ) -> Float64[np.ndarray, "classes resamples"]:
-    """The estimates that `N_RESAMPLES` bootstrap samples of the photos give; EM starts at `prior`,
-    and each sample has its own `fit_power`."""
+    """The EM estimates, from `prior`, of `N_RESAMPLES` bootstrap samples, each with its own
+    `fit_power`."""
     n_images = ratios.shape[0]
     rng = np.random.default_rng(seed)
     shares = np.full(n_images, 1 / n_images)

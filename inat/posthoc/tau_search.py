@@ -23,8 +23,6 @@ run on all of their photos, differ by less."""
 
 @dataclass(frozen=True, eq=False)
 class TauChoice:
-    """A tau and what it was chosen on."""
-
     tau: float  # the first of the best of GRID
     scores: Float64[np.ndarray, "taus"]  # mean class accuracy, over the species that have photos
     gain: Interval  # over tau 0, on the same photos: the fewer they are, the more optimistic

@@ -59,8 +59,8 @@ class SamplerConfig(PartOptions):
 
 
 class Shared(TypedDict, total=False):
-    """Arguments that all samplers share: the number of species, with or without photos (unset: up
-    to the last label); draws of an epoch (unset: the number of photos); the seed."""
+    """Number of species (unset: up to the last label), draws of an epoch (unset: photos), the
+    seed."""
 
     n_classes: int
     epoch_size: int | None
@@ -69,19 +69,12 @@ class Shared(TypedDict, total=False):
 
 class Sampler(Part):
     """Draws photos of a labeled list, and iterates over the draws of one epoch, that of
-    `set_epoch`, as torch's `DataLoader` asks.
-
-    Attributes:
-        changes: whether the share of each species changes during training.
-        counts: photos of each species.
-        epoch_size: draws of an epoch.
-        epochs: of the training; None where the draws do not depend on it.
-    """
+    `set_epoch`, as torch's `DataLoader` asks."""
 
     parts: ClassVar[dict[str, type[Sampler]]] = {}
-    changes: ClassVar[bool] = False
+    changes: ClassVar[bool] = False  # whether the species' shares change during training
     Options = SamplerConfig
-    epochs: int | None = None
+    epochs: int | None = None  # of the training; None where the draws do not depend on it
 
     def __init__(
         self,
@@ -102,7 +95,7 @@ class Sampler(Part):
 
     @property
     def prior(self) -> shapes.Prior | None:
-        """Probability that a draw is of each species; sums to 1. None where that changes during
+        """Probability that a draw is of each species; sums to 1. None where it changes during
         training."""
         raise NotImplementedError
 

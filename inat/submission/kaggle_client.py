@@ -41,8 +41,6 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Submission:
-    """A submission as Kaggle lists it."""
-
     ref: int  # Kaggle's number for it
     date: str  # UTC, ISO 8601; "" where Kaggle tells none
     file_name: str  # without folders

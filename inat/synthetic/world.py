@@ -38,8 +38,6 @@ NULL_SHARE = 0.03  # of the photos lack their place, their date or all of it, as
 
 @dataclass(frozen=True)
 class Profile:
-    """How large a world is."""
-
     n_species: int
     n_supercategories: int  # at most the 14 of SUPERCATEGORIES
     longest_side: int  # pixels of a photo's longest side
