@@ -111,10 +111,8 @@ def _declared(options: Any) -> dict[str, list[Any]]:
 
 class Part:
     """A loss or a sampler: each subclass with a `name` is listed under it in its kind's `parts`.
-
     `summary` is its text in `inat train --help`; `Options` the dataclass of its options, which the
-    constructor takes by the same names.
-    """
+    constructor takes by the same names."""
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
@@ -164,7 +162,7 @@ def joined_options(package: str, kind: type[Part], *, first: str) -> Any:
     bases = [one for one in own if not any(issubclass(c, one) and c is not one for c in own)]
     words = "; ".join(f"{name}: {part.summary}" for name, part in kind.parts.items()) + "."
     name = field(default=first, metadata={"help": words})
-    return dataclasses.make_dataclass(
+    made: Any = dataclasses.make_dataclass(
         kind.Options.__name__,
         [("name", Literal[tuple(kind.parts)], name)],
         bases=tuple(bases),
@@ -172,3 +170,6 @@ def joined_options(package: str, kind: type[Part], *, first: str) -> Any:
         kw_only=True,
         namespace={"__module__": package},
     )
+    # The parser of flags reads these, and could not resolve names of the modules of the parts.
+    made.__init__.__annotations__ = get_type_hints(made, include_extras=True)
+    return made
