@@ -33,8 +33,8 @@ class Stage(str):
 
     @classmethod
     def over(cls, before: Config, changes: Any, name: str) -> Stage:
-        """Lays the `changes` of the stage `name`, YAML or what was read from it, over the config
-        before. An InputError names stage and field."""
+        """The stage `name` that lays `changes`, YAML or what was read from it, over the config
+        before."""
         from inat.config.strict_yaml import parse_yaml  # yaml costs 20 ms, which --help can save
 
         text = changes if isinstance(changes, str) else stage_text(changes)

@@ -101,11 +101,8 @@ class GroupAccuracy:
 def decile_accuracies(
     outcomes: Outcomes, train_counts: Int64[np.ndarray, "classes"]
 ) -> list[GroupAccuracy]:
-    """Accuracies of ten groups of equally many species, from the fewest training photos on.
-
-    Species of equal count go by category id, a remainder to the first deciles; fewer than ten
-    species make fewer groups.
-    """
+    """Accuracies of ten groups of equally many species (fewer below ten), from the fewest training
+    photos on; equal counts go by category id, a remainder to the first deciles."""
     order = np.argsort(train_counts, kind="stable")
     parts = [part for part in np.array_split(order, 10) if len(part)]
     members = [np.isin(np.arange(len(order)), part) for part in parts]

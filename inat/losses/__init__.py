@@ -38,14 +38,10 @@ def build_loss(
     """The loss that a config names.
 
     Args:
-        prior: class prior to take off; None where the draws have no one prior.
+        prior: class prior to take off, above 0; None where the draws have no one prior.
         counts: training photos of each species.
         head_scale: what the classifier multiplies its cosines by; ldam's margins grow with it.
-        epochs: of the training; class weights that begin later need it.
-
-    Raises:
-        InputError: a prior of 0 where its logarithm is needed, class weights that begin in a
-            training of unknown length.
+        epochs: of the training; class weights that begin later need it, else an InputError.
     """
     if config.after is not None and epochs is None:
         raise InputError(

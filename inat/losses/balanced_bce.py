@@ -15,7 +15,6 @@ class BalancedBCELoss(Loss):
 
     Args:
         prior: pi, float64 `[classes]`, positive and below 1.
-        shared: label smoothing (`Shared`).
     """
 
     name = "balanced_bce"

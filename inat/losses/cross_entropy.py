@@ -47,7 +47,6 @@ class LogitAdjustedLoss(CrossEntropyLoss):
     Args:
         prior: pi, float64 `[classes]`, positive.
         tau: strength of the adjustment.
-        shared: label smoothing (`Shared`).
     """
 
     name = "logit_adjusted"
@@ -100,7 +99,6 @@ class BalancedSoftmaxLoss(LogitAdjustedLoss):
 
     Args:
         class_counts: photos of each species, int64 `[classes]`, or a prior; positive.
-        shared: label smoothing (`Shared`).
     """
 
     name = "balanced_softmax"

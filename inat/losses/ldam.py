@@ -21,7 +21,6 @@ class LDAMLoss(ExpectedCost):
         class_counts: photos of each species, int64 `[classes]`.
         max_margin: margin of the rarest species, as a cosine.
         scale: what the logits are cosines times of.
-        shared: class weights, from the start or later, and label smoothing (`Shared`).
     """
 
     name = "ldam"

@@ -24,7 +24,6 @@ class VectorScalingLoss(LogitAdjustedLoss):
         class_counts: n, photos of each species, int64 `[classes]`, positive.
         tau: strength of the shifts.
         scaling: the power gamma.
-        shared: label smoothing (`Shared`).
     """
 
     name = "vector_scaling"

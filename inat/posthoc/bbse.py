@@ -60,11 +60,9 @@ def confusion_matrix(
 def explained_shares(
     confusion: Any, prior: Prior, n_held: int
 ) -> tuple[Float64[np.ndarray, "classes"], Float64[np.ndarray, "classes"]]:
-    """C w under `prior`, summed over the classes j that are held out, and its sampling variance.
-
-    Of n_j held-out photos of class j the share c_ij is predicted i; the variance of c_ij is
-    estimated by c_ij (1 - c_ij) / (n_j - 1), and by c_ij where there is one photo.
-    """
+    """C w under `prior`, summed over the held-out classes j, and its sampling variance: of n_j
+    held-out photos the share c_ij is predicted i, with variance c_ij (1 - c_ij) / (n_j - 1); c_ij
+    for one photo."""
     from scipy.sparse import diags_array  # here: slow to import
 
     held: Float64[np.ndarray, classes] = np.asarray(confusion.sum(axis=0)).ravel()

@@ -32,10 +32,6 @@ def add_log_presence(
     Presence is taken for the likelihood of place and date, so that `logits_prior` stays. It is more
     than that: a geo prior draws more photos of a common species, and answers higher for it. How
     much of a prior it brings on these photos is measured (`presence_power`), printed and recorded.
-
-    Raises:
-        InputError: `geo` is not a geo prior's, or is of other photos or species; `prediction` or a
-            member of it has one already; `out` exists.
     """
     geo = read_prediction(geo)
     refuse_place(out, [prediction, geo], "adjust", overwrite=overwrite)

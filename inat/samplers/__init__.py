@@ -29,11 +29,8 @@ SAMPLERS = Sampler.parts
 
 
 class DeferredSampler(Sampler):
-    """Instance draws at first; those of `then` after the share `begins` of the training.
-
-    The epochs stay as long as those it begins with. A sampler's progress counts from the training's
-    start.
-    """
+    """Instance draws at first; those of `then` after the share `begins` of the training. The epochs
+    stay as long as the first ones; a sampler's progress counts from the training's start."""
 
     changes = True
 
@@ -57,11 +54,8 @@ def build_sampler(
     epochs: int | None = None,
 ) -> Sampler:
     """The sampler that a config or a name (with default options) asks for, over photos with these
-    labels; a sampler of these photos is given back.
-
-    Args:
-        n_classes: number of species, with or without photos.
-        epochs: of the training; needed where the draws change during it.
+    labels; a sampler of these photos is given back. `epochs` of the training are needed where the
+    draws change during it.
 
     Raises:
         InputError: an unknown name, a sampler of other photos, photos without a label, draws that

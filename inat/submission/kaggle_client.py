@@ -98,8 +98,8 @@ def submit(path: Path, message: str, competition: str) -> int:
 
 
 def ask(call: str, seconds: float, **options: Any) -> Any:
-    """The unmodified client's answer to one call, in a process that ends with it; a KaggleFault if
-    it was refused or lost on the way, an InputError without usable credentials."""
+    """The unmodified client's answer to one call; a KaggleFault if it was refused or lost on the
+    way."""
     answer = run_child(call, seconds, options)
     if "fault" in answer:
         raise error_of(answer["fault"], without_secrets(one_line(answer["said"])), answer["status"])

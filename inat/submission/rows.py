@@ -32,11 +32,8 @@ class Wanted:
 
 def read_rows(path: Path, spec: Competition, wanted: Wanted) -> Int64[np.ndarray, "rows columns"]:
     """The rows of a CSV or CSV.gz in their order: the photo's id, then the guesses that count.
-
-    Raises:
-        FaultsFound: header, ids or guesses are wrong; the text names the first lines of each kind.
-        InputError: the file cannot be read.
-    """
+    FaultsFound names the first lines of each kind of fault; an InputError if the file cannot be
+    read."""
     content = _content(path)
     rows = _plain_rows(content, spec)
     if rows is None or not _are_right(rows, spec, wanted):

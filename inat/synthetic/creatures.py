@@ -76,8 +76,6 @@ _SIDES = ((4, 3), (4, 3), (3, 2), (3, 4), (1, 1))  # width : height of the photo
 
 
 class Size(NamedTuple):
-    """A photo's pixels."""
-
     width: int
     height: int
 
