@@ -548,8 +548,8 @@ class Config(Options):
 
     @property
     def digest_without_holdout(self) -> str:
-        """Twelve hexadecimal digits that fold runs share with a run that holds out another part,
-        or nothing."""
+        """The digest that the runs of folds share with one that holds out another part, or
+        nothing."""
         return self._digest_without((*MAY_DIFFER, "data.holdout"))
 
     def _digest_without(self, left_out: Iterable[str]) -> str:

@@ -33,8 +33,7 @@ class Stage(str):
 
     @classmethod
     def over(cls, before: Config, changes: Any, name: str) -> Stage:
-        """The stage `name` that lays `changes`, YAML or what was read from it, over the config
-        before."""
+        """The stage that lays `changes`, YAML or what was read from it, over the config before."""
         from inat.config.strict_yaml import parse_yaml  # yaml costs 20 ms, which --help can save
 
         text = changes if isinstance(changes, str) else stage_text(changes)

@@ -177,8 +177,7 @@ SPECIES = {"category_id": "whole numbers", "name": "texts", "train_count": "whol
 
 
 def read_species(path: Path, remedy: str, n_classes: int | None = None) -> pd.DataFrame:
-    """The species table of a run or prediction; missing parts of the lineage are "". Errors as from
-    `read_table`."""
+    """The species table of a run or prediction; a missing rank is "". Errors as `read_table`."""
     table = read_table(path, remedy, SPECIES, n_classes)
     for name in table.columns.difference([*SPECIES]):
         if not all(isinstance(value, str) for value in table[name]):

@@ -95,8 +95,7 @@ class PackedFile(BufferedReader):
     _n_single = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """gzip.BadGzipFile after MOST_SINGLE reads of one byte; zipfile.BadZipFile above
-        MOST_AT_ONCE."""
+        """BadGzipFile after MOST_SINGLE reads of one byte; BadZipFile above MOST_AT_ONCE."""
         self._n_single = self._n_single + 1 if size == 1 else 0
         if self._n_single > MOST_SINGLE:
             raise gzip.BadGzipFile(f"more than {MOST_SINGLE:,} bytes of padding")
@@ -349,8 +348,7 @@ def leads_out(path: Path | str, top: Path | str) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits; UnfitFile if it is larger than any file of the
-    kit."""
+    """64 hexadecimal digits; UnfitFile if the file is larger than any of the kit's."""
     with open_file(path, LARGEST_HASHED) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -437,8 +435,7 @@ def disk_remedies(place: Path | str, kept: str) -> Iterator[None]:
 
 
 def system_sentence(error: OSError, place: str = "") -> str:
-    """What the system refused, of which file (`place` where the error names none), and what helps:
-    in one sentence."""
+    """What the system refused, of which file (else `place`), and what helps, in one sentence."""
     place = str(error.filename or place)
     named = f"{place}: " if place else ""
     told = named + (error.strerror or one_line(error))

@@ -128,8 +128,7 @@ def _read(path: Path, key: str) -> pa.Table | None:
 
 
 def _stamp(key: str, table: pa.Table) -> bytes:
-    """The key and a hash of the content, one chunk per column: Parquet itself misses a changed
-    number."""
+    """The key and a hash of the content, one chunk per column: Parquet misses a changed number."""
     content = xxhash.xxh3_128()
     for field, column in zip(table.schema, table.columns, strict=True):
         content.update(f"{field.name} {field.type} {len(column)}\n".encode())

@@ -213,8 +213,7 @@ def as_utf8(path: Path, content: bytes) -> bytes:
 
 
 def read_document(path: Path, content: bytes) -> Any:
-    """A JSON file as Python objects; NaN and Infinity, which json.dump and pandas write, are
-    null."""
+    """A JSON file as Python objects; NaN and Infinity, which json.dump writes, are null."""
     content = as_utf8(path, content)
     try:
         return json.loads(content, parse_constant=lambda name: None)

@@ -243,8 +243,7 @@ def paired_difference(
 
 
 def mcnemar(n_gained: int, n_lost: int) -> float:
-    """The p-value of McNemar's exact test, from the photos that only one of two models has right; 1
-    for none."""
+    """The p-value of McNemar's exact test, of photos that only one model has right; 1 for none."""
     from scipy.stats import binomtest  # here: slow to import
 
     n = n_gained + n_lost

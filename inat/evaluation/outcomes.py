@@ -41,8 +41,7 @@ class Outcomes:
 
 
 def look_at(prediction: PredictionFile, labels: Int64[np.ndarray, "images"]) -> Outcomes:
-    """The outcomes of a prediction, whose logits are read in chunks; an InputError if one is not
-    finite."""
+    """The outcomes of a prediction, read in chunks; an InputError if a logit is not finite."""
     guesses, confidence, true_probability = [], [], []
     for rows in prediction.chunks():
         logits = prediction.read(rows)

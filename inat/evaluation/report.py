@@ -106,8 +106,7 @@ def _render(evaluations: Sequence[Evaluation], titles: Sequence[str], photos: Sh
 
 
 def _page_data(evaluations: Sequence[Evaluation], titles: Sequence[str]) -> dict[str, Any]:
-    """What all evaluations share, then what each has of its own, named as in metrics.json; species
-    in label order, `ranks` those of the lineage that the data set gives, from the kingdom down."""
+    """What all evaluations share, then what each has of its own, named as in metrics.json."""
     table = evaluations[0].per_class
     return {
         "band_edges": evaluations[0].band_edges,

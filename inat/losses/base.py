@@ -74,8 +74,8 @@ class LossConfig(PartOptions):
 
 
 class Shared(TypedDict, total=False):
-    """Class weights, float64 `[classes]`; the share of the training after which they count; the
-    probability mass that is spread over all species."""
+    """Class weights, float64 `[classes]`; the share of the training after which they count (DRW,
+    Cao et al. 2019, sec. 3.3); the probability mass that is spread over all species."""
 
     class_weights: shapes.Prior | None
     weights_begin: float
@@ -94,13 +94,12 @@ class Tail:
 
 
 class Loss(Part, Module):
-    """A loss. `takes_class_weights` is false where it corrects for the tail itself; `head` is the
-    `model.head` that it needs, None for any."""
+    """A loss of logits and targets, known by its `name`."""
 
     parts: ClassVar[dict[str, type[Loss]]] = {}
-    takes_soft_targets: ClassVar[bool] = True
-    takes_class_weights: ClassVar[bool] = False
-    head: ClassVar[str | None] = None
+    takes_soft_targets: ClassVar[bool] = True  # of mixup, CutMix and label smoothing
+    takes_class_weights: ClassVar[bool] = False  # no: it corrects for the tail itself
+    head: ClassVar[str | None] = None  # the `model.head` that it needs; None: any
     Options = LossConfig
 
     weights: torch.Tensor | None
@@ -190,8 +189,7 @@ class Loss(Part, Module):
     # What is asked during training.
 
     def set_progress(self, progress: float) -> None:
-        """Sets epoch / epochs before every epoch; deferred class weights (DRW, Cao et al. 2019,
-        sec. 3.3) begin by it."""
+        """Takes epoch / epochs before every epoch, by which class weights may begin."""
         self.is_weighted = self.weights is not None and progress >= self._weights_begin
 
     def weights_for(self, logits: shapes.Logits) -> torch.Tensor | None:

@@ -46,9 +46,8 @@ def check_calibration_photos(prediction: PredictionFile, held_out: PredictionFil
 def calibration_logits(
     prediction: PredictionFile, held_out: PredictionFile
 ) -> Float[np.ndarray, "held classes"]:
-    """The logits to calibrate on, at the class prior that the prediction's carry. Out-of-fold
-    logits carry the mean of the folds' priors, where one fold has its own and an ensemble of them
-    the uniform one: then this is a copy in memory."""
+    """The logits to calibrate on, at the class prior that the prediction's carry: out-of-fold
+    logits carry the mean of the folds' priors, and are then copied."""
     carried, wanted = held_out.logits_prior, prediction.logits_prior
     if carried is None or wanted is None or np.allclose(carried, wanted, rtol=1e-6):
         return held_out.logits

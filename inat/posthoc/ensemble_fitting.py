@@ -101,8 +101,7 @@ SEARCHES: dict[str, Callable[[FitTable, Parts], Weights]] = {"greedy": greedy, "
 
 
 def cross_fitted(table: FitTable, weights: Sequence[float] | None, search: str) -> Gain:
-    """The gain over the best member, each fifth of a species' photos scored by choices on the other
-    four."""
+    """The gain over the best member; each fifth of the photos is scored by choices on the rest."""
     hits = np.zeros(len(table.labels), bool)
     folds = stratified_folds(table.labels, N_FOLDS)
     for fold in range(N_FOLDS):

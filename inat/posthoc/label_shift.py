@@ -41,18 +41,17 @@ Ratios: TypeAlias = Any
 
 @dataclass(frozen=True, eq=False)
 class LabelShift:
-    """An estimated prior with the evidence for it: `gain` over no shift on photos that it was not
-    made from, in nats of log-likelihood per photo; `spread`, the total variation by which estimate
-    less source moves with the choice of the photos and of the held-out ones."""
+    """An estimated prior with the evidence for it."""
 
     prior: Prior  # the estimate, EM's
     source: Prior  # that the calibrated logits carry
     calibration: Calibration
     pseudo_counts: float  # of the smoothing, photos a class; 0: plain EM
-    gain: float
+    gain: float  # over no shift, on photos it was not made from: nats of log-likelihood per photo
     n_iterations: int
     converged: bool
     shift: float  # total variation between estimate and source
+    # Total variation of estimate less source with the choice of photos and of held-out ones.
     spread: float
     check: BbseCheck | None  # None without held-out photos
 

@@ -93,8 +93,7 @@ def hits_of_taus(photos: PredictionFile, prior: Prior) -> Bool[np.ndarray, "taus
 def refuse_other_model(
     prediction: PredictionFile, prior: Prior, fit: PredictionFile, fit_prior: Prior
 ) -> None:
-    """Refuses to choose for one model what would suit another, of other species or another
-    prior."""
+    """Refuses to choose tau on predictions of other species or another prior."""
     if prediction.category_ids.tolist() != fit.category_ids.tolist():
         raise InputError(
             f"{fit.path}: its species are not those of {prediction.path}; "

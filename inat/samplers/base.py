@@ -59,8 +59,7 @@ class SamplerConfig(PartOptions):
 
 
 class Shared(TypedDict, total=False):
-    """Number of species (unset: up to the last label), draws of an epoch (unset: photos), the
-    seed."""
+    """Species (unset: up to the last label), draws of an epoch (unset: photos), seed."""
 
     n_classes: int
     epoch_size: int | None
@@ -95,8 +94,7 @@ class Sampler(Part):
 
     @property
     def prior(self) -> shapes.Prior | None:
-        """Probability that a draw is of each species; sums to 1. None where it changes during
-        training."""
+        """Probability of each species in a draw; None where it changes during training."""
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:

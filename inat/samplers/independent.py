@@ -12,8 +12,7 @@ from inat.samplers.base import Sampler, SamplerConfig, Shared, shapes
 
 
 class IndependentSampler(Sampler):
-    """Independent draws, with replacement: a species by a prior, then one of its photos
-    uniformly."""
+    """Draws with replacement: a species by a prior, then one of its photos uniformly."""
 
     def __init__(self, labels: shapes.Labels, **shared: Unpack[Shared]) -> None:
         super().__init__(labels, **shared)

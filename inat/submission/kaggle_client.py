@@ -98,8 +98,7 @@ def submit(path: Path, message: str, competition: str) -> int:
 
 
 def ask(call: str, seconds: float, **options: Any) -> Any:
-    """The unmodified client's answer to one call; a KaggleFault if it was refused or lost on the
-    way."""
+    """The unmodified client's answer to one call; a KaggleFault if it was refused or lost."""
     answer = run_child(call, seconds, options)
     if "fault" in answer:
         raise error_of(answer["fault"], without_secrets(one_line(answer["said"])), answer["status"])
