@@ -641,7 +641,8 @@ def test_a_closed_terminal_leaves_a_checkpoint_and_under_nohup_nothing_stops(
         reader = threading.Thread(target=_drained, args=(master,), daemon=True)
         reader.start()
         deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and not (run / "metrics.jsonl").is_file():
+        while training.poll() is None and not (run / "metrics.jsonl").is_file():
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         assert training.poll() is None
         os.close(master)
