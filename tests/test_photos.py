@@ -558,14 +558,14 @@ def test_a_crop_is_never_enlarged_where_the_photo_has_the_pixels(
 ) -> None:
     height, width = 203, 301  # odd: the scaled pictures are rounded up
     content = jpeg(smooth(height, width))
-    resize = photos.interpolate
+    resize = torch.nn.functional.interpolate
     sources: list[tuple[int, int]] = []
 
     def spy(images: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         sources.append(tuple(images.shape[2:]))
         return resize(images, *arguments, **options)
 
-    monkeypatch.setattr(photos, "interpolate", spy)
+    monkeypatch.setattr(torch.nn.functional, "interpolate", spy)
     rng = np.random.default_rng(0)
     for _ in range(300):
         size = int(rng.integers(4, 60)) * 2
