@@ -46,6 +46,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
 # --- arithmetic ------------------------------------------------------------------------------
 
 
+def test_numbers_of_numpy_are_taken_and_written_as_others(
+    prediction: PredictionFile, tmp_path: Path
+) -> None:
+    for out, tau in (("numpy", np.linspace(0, 1, 3)[1]), ("plain", 0.5)):
+        adjust(prediction.path, tmp_path / out, tau=tau)
+    assert files_of(tmp_path / "numpy") == files_of(tmp_path / "plain")
+
+
 @pytest.mark.parametrize("tau", [0.5, 1.0, 2.0])
 def test_tau_subtracts_tau_log_prior(
     prediction: PredictionFile, tmp_path: Path, tau: float

@@ -31,7 +31,15 @@ from inat.acquire.parts import (
 )
 from inat.core.competitions import Competition, find_competition
 from inat.core.errors import InputError
-from inat.core.files import atomic_file, locked, read_json, read_json_as, sha256, write_json
+from inat.core.files import (
+    atomic_file,
+    locked,
+    read_json,
+    read_json_as,
+    sha256,
+    to_plain,
+    write_json,
+)
 from inat.core.progress import Bar, progress_bar
 from inat.core.threads import in_order, stretches, usable_processors
 from inat.photos.decode import BadPhoto, Box, decode_factor, decode_whole, read_header, shrink
@@ -329,7 +337,7 @@ class _Writer:
                 n_reduced += sum(photo.reduced for photo in batch)
                 bar.advance(len(batch))
         facts = _ShardFacts(_described(path, n_photos), first, n_reduced, **found)
-        self._write_json(_facts_path(path).name, msgspec.to_builtins(facts))
+        self._write_json(_facts_path(path).name, to_plain(facts))
 
     def _finish(self, n_shards: int, number: int, n_parts: int) -> None:
         paths = [self.folder / shard_name(shard) for shard in range(n_shards)]

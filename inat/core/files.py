@@ -314,6 +314,11 @@ def write_json(path: Path, content: Any, *, indent: bool = True) -> None:
     write_bytes(path, orjson.dumps(content, option=options) + b"\n")
 
 
+def to_plain(facts: Any) -> Any:
+    """A struct as dicts and lists for `write_json`; NumPy's numbers, as callers pass them, too."""
+    return msgspec.to_builtins(facts, enc_hook=lambda value: value.tolist())
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file; an InputError if it is missing, not JSON (cut off, say), or not a file."""
     try:

@@ -11,7 +11,7 @@ from msgspec import field
 from msgspec.structs import replace
 
 from inat.core.errors import InputError
-from inat.core.files import read_json, write_json
+from inat.core.files import read_json, to_plain, write_json
 from inat.core.intervals import Interval
 
 FORMAT = 1
@@ -180,4 +180,4 @@ def read_meta(path: Path) -> PredictionMeta:
 
 
 def write_meta(path: Path, meta: PredictionMeta) -> None:
-    write_json(path, {"format": FORMAT, **msgspec.to_builtins(meta)})
+    write_json(path, {"format": FORMAT, **to_plain(meta)})

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -21,7 +20,7 @@ from msgspec.structs import replace
 
 from inat.config.schema import ViewMean
 from inat.core.errors import InputError, WorldError
-from inat.core.files import disk_remedies, locked
+from inat.core.files import disk_remedies, locked, to_plain
 from inat.core.priors import count_prior
 from inat.core.progress import first_few, progress_bar, say
 from inat.dataset.locations import have_place, places_of
@@ -174,7 +173,7 @@ class Job:
         """Of all that a logit depends on to its last bit, but for the processor."""
         photos = self.photos
         decides = {
-            **msgspec.to_builtins(replace(meta, run="")),  # a path may be spelled in several ways
+            **to_plain(replace(meta, run="")),  # a path may be spelled in several ways
             "ids": hashlib.sha256(photos.image_ids.tobytes()).hexdigest(),
             "keys": hashlib.sha256(photos.keys.tobytes()).hexdigest(),
             "files": hashlib.sha256("\n".join(photos.file_names.to_pylist()).encode()).hexdigest(),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from inat.core.files import (
     open_file,
     read_file,
     read_json,
+    to_plain,
     write_checksums,
     write_json,
 )
@@ -184,5 +184,5 @@ def write_trained_run(
     # safetensors stores rows as they lie in memory, and channels_last weights lie otherwise.
     tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     safetensors.torch.save_file(tensors, last / "model.safetensors")
-    write_json(last / "state.json", msgspec.to_builtins(state))
+    write_json(last / "state.json", to_plain(state))
     write_checksums(last)

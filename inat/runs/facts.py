@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from inat.core.errors import InputError
-from inat.core.files import parse_json, read_file, write_json
+from inat.core.files import parse_json, read_file, to_plain, write_json
 
 MOST_PIXELS = 4096
 """Of a side that a network was trained at."""
@@ -97,7 +97,7 @@ class CheckpointFacts(msgspec.Struct):
 
 
 def write_run_facts(folder: Path, facts: RunFacts) -> None:
-    write_json(folder / "model.json", msgspec.to_builtins(facts))
+    write_json(folder / "model.json", to_plain(facts))
 
 
 def read_checkpoint_facts(path: Path, content: bytes | None = None) -> CheckpointFacts:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inat.core.arrays import read_array
 from inat.core.errors import InputError, WorldError
-from inat.core.files import atomic_folder, read_json_as, reserve, write_json
+from inat.core.files import atomic_folder, read_json_as, reserve, to_plain, write_json
 from inat.core.progress import Bar, progress_bar, say
 from inat.dataset.split import Split
 from inat.loader.loader import Loader
@@ -137,7 +137,7 @@ def _extract(extractor: FeatureExtractor, photos: Split, path: Path, meta: _Meta
         meta.bad_ids, meta.bad_photos = list(bad), list(bad.values())
         meta.recovered_photos = [str(event) for event in loader.recovered_photos]
         meta.slow_photos = [str(event) for event in loader.slow_photos]
-        write_json(partial / "meta.json", msgspec.to_builtins(meta))
+        write_json(partial / "meta.json", to_plain(meta))
 
 
 def _fill_center(

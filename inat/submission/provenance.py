@@ -5,11 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from inat.core.competitions import Competition
 from inat.core.errors import InputError
-from inat.core.files import sha256
+from inat.core.files import sha256, to_plain
 from inat.core.priors import is_uniform
 from inat.predictions.file import CHOSEN_ON, FILES, PredictionFile, read_prediction
 from inat.predictions.meta import Origin
@@ -25,7 +23,7 @@ def provenance(
     name: str, digest: str, prediction: PredictionFile, spec: Competition
 ) -> dict[str, Any]:
     """What the manifest states of a CSV of that name and SHA-256, and of what it was made of."""
-    meta, prior = msgspec.to_builtins(prediction.meta), prediction.logits_prior
+    meta, prior = to_plain(prediction.meta), prediction.logits_prior
     carried = {"kind": "unknown"}
     if prior is not None:
         carried["kind"] = "uniform" if is_uniform(prior) else "not uniform"
@@ -59,7 +57,7 @@ def _member(origin: Origin, ensemble: PredictionFile) -> dict[str, Any]:
             files = _hashes(member)
     except (InputError, OSError):
         pass
-    return {**msgspec.to_builtins(origin), "files": files}
+    return {**to_plain(origin), "files": files}
 
 
 def _hashes(prediction: PredictionFile) -> dict[str, str]:
