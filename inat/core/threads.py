@@ -4,11 +4,13 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,6 +80,9 @@ def in_order(
     if workers == 0:
         yield from map(function, items)
         return
+    # Here: this module is imported at every start of the command line, before anything else.
+    from concurrent.futures import ThreadPoolExecutor
+
     pool = ThreadPoolExecutor(workers, "inat-photos")
     waiting: deque[Future[Result]] = deque()
     try:
